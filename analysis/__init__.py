@@ -1,0 +1,1 @@
+"""Records -> statistics -> Pareto fronts -> tables, plots and an HTML report. Needs neither torch nor ray."""

@@ -1,0 +1,83 @@
+"""Paired comparisons of the candidates with a baseline, on the same samples.
+
+Shape legend: S samples of one benchmark, C candidates, E budgets, K = C*E columns.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import (
+    FloatArray,
+    Resampling,
+    average_bootstraps,
+    bca_interval,
+    bootstrap_means,
+    holm,
+    sign_flip_p_values,
+)
+from analysis.scores import AVERAGE, Scores
+from analysis.summary import benchmark_seed, flatten_cells
+
+COMPARISON_COLUMNS = ("baseline", "candidate", "benchmark", "epsilon", "difference", "low", "high", "p", "p_holm", "n")
+"""Columns of comparisons.csv."""
+
+
+def compare(scores: Scores, baseline: str, resampling: Resampling = Resampling()) -> pd.DataFrame:
+    """Compares every candidate with a baseline on the samples that both scored.
+
+    Args:
+        scores: the scores.
+        baseline: name of the candidate to compare with.
+        resampling: draws, seed and level.
+
+    Returns:
+        Rows (baseline, candidate, benchmark or AVERAGE, epsilon) with ``difference`` (candidate minus baseline), its
+        BCa interval ``low, high``, the sign-flip test's ``p``, ``p_holm`` and ``n`` pairs. A Holm family is the
+        candidates at one benchmark and budget.
+
+    Raises:
+        UserError: if the baseline is unknown.
+    """
+    base, _ = scores.cell(baseline, scores.epsilons[0])
+    others = [c for c in range(len(scores.candidates)) if c != base]
+    if not others:
+        return pd.DataFrame(columns=list(COMPARISON_COLUMNS))
+    strata = {
+        name: flatten_cells(scores.values[name][:, others, :] - scores.values[name][:, [base], :])
+        for name in scores.benchmarks
+    }
+    tables = [_compare_scope(scores, name, {name: strata[name]}, baseline, others, resampling) for name in strata]
+    tables.append(_compare_scope(scores, AVERAGE, strata, baseline, others, resampling))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _compare_scope(
+    scores: Scores,
+    scope: str,
+    strata: Mapping[str, FloatArray],
+    baseline: str,
+    others: list[int],
+    resampling: Resampling,
+) -> pd.DataFrame:
+    parts = [bootstrap_means(part, resampling.draws, benchmark_seed(resampling, name)) for name, part in strata.items()]
+    bootstrap = average_bootstraps(parts)
+    low_K, high_K = bca_interval(bootstrap, resampling.level)
+    p_K = sign_flip_p_values(list(strata.values()), resampling.draws, benchmark_seed(resampling, "sign flips of " + scope))
+    shape = (len(others), len(scores.epsilons))
+    table = pd.DataFrame(
+        {
+            "baseline": baseline,
+            "candidate": [scores.candidates[c] for c in others for _ in scores.epsilons],
+            "benchmark": scope,
+            "epsilon": [epsilon for _ in others for epsilon in scores.epsilons],
+            "difference": bootstrap.mean_K,
+            "low": low_K,
+            "high": high_K,
+            "p": p_K,
+            "p_holm": np.apply_along_axis(holm, 0, p_K.reshape(shape)).ravel(),
+            "n": bootstrap.n_K,
+        }
+    )
+    return table[list(COMPARISON_COLUMNS)]

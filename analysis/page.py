@@ -1,0 +1,162 @@
+"""The report as one self-contained HTML page: template.html filled with the findings, Vega and all data inline."""
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import pandas as pd
+import vl_convert
+
+from analysis.evidence import attack_flags
+from analysis.findings import Findings, answer, confidence
+from analysis.gallery import Exhibit, magnification
+from analysis.scores import AVERAGE
+
+
+def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequence[Exhibit]) -> str:
+    """Renders the report.
+
+    Args:
+        findings: from ``findings.analyse``.
+        charts: Altair charts by the id of the element they go to (``pareto``, ``curves``).
+        exhibits: from ``gallery.build_gallery``.
+
+    Returns:
+        An HTML page that loads nothing from the network. Text of models and data sets is escaped. The same findings
+        give the same page.
+    """
+    manifest = findings.results.manifest
+    return _template().render(
+        manifest=manifest,
+        findings=findings,
+        answer=answer(findings),
+        confidence=confidence(findings),
+        epsilon=findings.epsilon,
+        level=findings.resampling.level,
+        vega=_vega_bundle(),
+        charts={name: _inline_json(chart_spec(chart)) for name, chart in charts.items()},
+        front=_records(findings.front.sort_values("robust", ascending=False, na_position="last")),
+        results=_results_table(findings),
+        comparisons=_comparisons_table(findings),
+        exhibits=exhibits,
+        factor=magnification(findings.epsilon),
+        evidence=_records(findings.evidence),
+        flags=attack_flags(findings.evidence),
+        errors=_error_counts(findings),
+        runs=_runs(findings),
+        average=AVERAGE,
+    )
+
+
+def chart_spec(chart: Any) -> dict[str, Any]:
+    """Converts a chart to Vega-Lite without the schema's URL, which nothing needs to fetch."""
+    spec: dict[str, Any] = chart.to_dict()
+    spec.pop("$schema", None)
+    return spec
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty)
+    return environment.from_string(resources.files("analysis").joinpath("template.html").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _vega_bundle() -> str:
+    """Returns Vega, Vega-Lite and Vega-Embed as one script, safe to stand inside a script element."""
+    bundle: str = vl_convert.javascript_bundle()
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _inline_json(value: Any) -> str:
+    """Serialises to JSON that cannot end the script element around it, whatever text it holds."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _results_table(findings: Findings) -> dict[str, Any]:
+    """Means by benchmark and budget, a row per candidate; ``best`` marks the best of each column."""
+    benchmarks = [*findings.scores.benchmarks, AVERAGE] if len(findings.scores.benchmarks) > 1 else [
+        *findings.scores.benchmarks
+    ]  # fmt: skip
+    summary = findings.summary
+    best = summary.groupby(["benchmark", "epsilon"])["mean"].max().to_dict()
+    cells = {(row["candidate"], row["benchmark"], row["epsilon"]): row for row in _records(summary)}
+    on_front = dict(zip(findings.front["candidate"], findings.front["on_front"], strict=True))
+    rows = []
+    for candidate in findings.scores.candidates:
+        row = [
+            {**cells[candidate, name, epsilon], "best": cells[candidate, name, epsilon]["mean"] == best[name, epsilon]}
+            for name in benchmarks
+            for epsilon in findings.scores.epsilons
+        ]
+        rows.append({"candidate": candidate, "on_front": on_front[candidate], "cells": row})
+    return {"benchmarks": benchmarks, "epsilons": findings.scores.epsilons, "rows": rows}
+
+
+def _comparisons_table(findings: Findings) -> list[dict[str, Any]]:
+    """Comparisons at the headline budget and on clean images, averaged over the benchmarks."""
+    table = findings.comparisons
+    if table.empty:
+        return []
+    rows = table[(table["benchmark"] == AVERAGE) & table["epsilon"].isin({0.0, findings.epsilon})]
+    return _records(rows.sort_values(["epsilon", "difference"], ascending=[False, False]))
+
+
+def _error_counts(findings: Findings) -> list[dict[str, Any]]:
+    """Cells with errors, or with fewer records than the sweep has samples."""
+    summary = findings.summary[findings.summary["benchmark"] != AVERAGE].copy()
+    summary["missing"] = (findings.results.manifest.samples - summary["n"] - summary["errors"]).clip(lower=0)
+    reasons = findings.results.records.dropna(subset=["error"]).groupby(["candidate", "benchmark", "epsilon"])["error"]
+    first = {key: str(group.iloc[0]) for key, group in reasons}
+    rows = _records(summary[(summary["errors"] > 0) | (summary["missing"] > 0)])
+    return [{**row, "reason": first.get((row["candidate"], row["benchmark"], row["epsilon"]), "")} for row in rows]
+
+
+def _runs(findings: Findings) -> list[dict[str, Any]]:
+    """What each candidate's records took: per candidate, seconds computed in this sweep and seconds reused."""
+    entries = findings.results.manifest.records
+    runs = []
+    for candidate in findings.scores.candidates:
+        own = [entry for entry in entries if entry.candidate == candidate]
+        runs.append(
+            {
+                "candidate": candidate,
+                "artifacts": len(own),
+                "reused": sum(entry.reused for entry in own),
+                "seconds": sum(entry.seconds for entry in own),
+            }
+        )
+    return runs
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}%}"
+
+
+def _p_value(value: float) -> str:
+    return "–" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, default=str)

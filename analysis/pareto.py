@@ -1,0 +1,73 @@
+"""The trade-off between clean and robust score: which candidates no other candidate beats in both.
+
+Shape legend: B bootstrap draws, C candidates, E budgets; the last axis of points is (clean, robust).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.bootstrap import Bootstrap, FloatArray
+from analysis.scores import AVERAGE, Scores
+from rllava.errors import UserError
+
+
+def non_dominated(points_BC2: FloatArray) -> npt.NDArray[np.bool_]:
+    """Marks the points that no other point dominates (as good in both coordinates and better in one; larger is better).
+
+    Args:
+        points_BC2: sets of points; a point with a NaN neither is on the front nor dominates.
+
+    Returns:
+        ``front_BC``; equal points are on the front together.
+    """
+    better_BCC = np.all(points_BC2[:, :, None, :] >= points_BC2[:, None, :, :], axis=-1)
+    strictly_BCC = np.any(points_BC2[:, :, None, :] > points_BC2[:, None, :, :], axis=-1)
+    dominated_BC = np.any(better_BCC & strictly_BCC, axis=1)
+    return np.asarray(~dominated_BC & np.isfinite(points_BC2).all(axis=-1))
+
+
+def pareto_front(
+    scores: Scores,
+    bootstraps: Mapping[str, Bootstrap],
+    summary: pd.DataFrame,
+    epsilon: float,
+    benchmark: str = AVERAGE,
+) -> pd.DataFrame:
+    """Places every candidate by its clean and its robust score.
+
+    Args:
+        scores: the scores.
+        bootstraps: from ``statistics.bootstrap_scores``; a draw uses the same samples for all candidates.
+        summary: from ``statistics.summarise``.
+        epsilon: budget of the robust score, in 1/255.
+        benchmark: a benchmark, or AVERAGE.
+
+    Returns:
+        One row per candidate: ``candidate``; ``clean`` and ``robust`` with ``_low`` and ``_high``; ``retained`` (robust
+        over clean); ``on_front``; and ``front_probability``, the share of draws in which it is on the front.
+
+    Raises:
+        UserError: if the budget was not run, or there are no clean records (budget 0).
+    """
+    if 0.0 not in scores.epsilons:
+        raise UserError("records: no clean answers (ε = 0); add 0 to the sweep's budgets for a Pareto front")
+    _, e = scores.cell(scores.candidates[0], epsilon)
+    clean = scores.epsilons.index(0.0)
+    shape = (len(scores.candidates), len(scores.epsilons))
+    draws_BC2 = bootstraps[benchmark].draws_BK.reshape(-1, *shape)[:, :, [clean, e]]
+    means_1C2 = bootstraps[benchmark].mean_K.reshape(1, *shape)[:, :, [clean, e]]
+    rows = summary[summary["benchmark"] == benchmark]
+    at_zero = rows[rows["epsilon"] == 0.0].set_index("candidate").loc[list(scores.candidates)]
+    at_epsilon = rows[rows["epsilon"] == epsilon].set_index("candidate").loc[list(scores.candidates)]
+    front = {"candidate": list(scores.candidates)}
+    table = pd.DataFrame(front)
+    for name, part in (("clean", at_zero), ("robust", at_epsilon)):
+        for column, suffix in (("mean", ""), ("low", "_low"), ("high", "_high")):
+            table[name + suffix] = part[column].to_numpy()
+    table["retained"] = at_epsilon["retained"].to_numpy()
+    table["on_front"] = non_dominated(means_1C2)[0]
+    table["front_probability"] = non_dominated(draws_BC2).mean(axis=0)
+    return table

@@ -1,0 +1,274 @@
+"""The two figures as Altair charts: the Pareto front, and the scores over the budget.
+
+A click on a candidate in a legend highlights it (shift-click for several). The report's HTML, the PNG and the SVG are
+all rendered from these charts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis.findings import Findings
+from analysis.scores import AVERAGE
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#7F7F00", "#444444")
+"""Okabe and Ito's colours, told apart under the common colour-vision deficiencies, then four darker ones."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+"""Shapes repeat after eight and colours after ten, so the first forty candidates differ in the pair."""
+
+HIGHLIGHT = "highlight"
+"""Name of the selection that both charts share."""
+
+_FONT = "Liberation Sans, Helvetica Neue, Helvetica, Arial, sans-serif"
+_WIDTH, _HEIGHT = 680, 440
+
+
+def pareto_chart(findings: Findings) -> alt.LayerChart:
+    """Draws clean against robust score: a point per candidate, its intervals both ways, and the front.
+
+    Args:
+        findings: from ``findings.analyse``.
+
+    Returns:
+        The chart; filled points are on the front, hollow ones are dominated.
+    """
+    table = findings.front.dropna(subset=["clean", "robust"])
+    for name in ("clean", "robust"):
+        table = table.assign(**{f"{name}_{end}": table[f"{name}_{end}"].fillna(table[name]) for end in ("low", "high")})
+    x_domain, y_domain = _domain(table, "clean"), _domain(table, "robust")
+    x = alt.X("clean:Q", title=_clean_title(findings), scale=alt.Scale(domain=x_domain, nice=False))
+    y = alt.Y("robust:Q", title=_robust_title(findings), scale=alt.Scale(domain=y_domain, nice=False))
+    highlight = alt.selection_point(name=HIGHLIGHT, fields=["candidate"], bind="legend")
+    opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.12))
+    base = alt.Chart(_with_labels(table, x_domain, y_domain)).encode(color=_color(findings))
+    bars = base.mark_rule(strokeWidth=1.4, strokeCap="round").encode(
+        opacity=alt.when(highlight).then(alt.value(0.55)).otherwise(alt.value(0.06))
+    )
+    points = base.mark_point(size=130, strokeWidth=2, opacity=1).encode(
+        x,
+        y,
+        shape=_shape(findings),
+        fill=alt.when("datum.on_front").then(_color(findings)).otherwise(alt.value("white")),
+        opacity=opacity,
+        tooltip=_pareto_tooltip(findings),
+    )
+    labels = [
+        base.mark_text(
+            align="center",
+            baseline="middle",
+            fontSize=12.5,
+            fontWeight=600,
+            dx=alt.expr("datum.dx"),
+            dy=alt.expr("datum.dy"),
+            **halo,
+        ).encode(x, y, text="candidate:N", opacity=opacity, **({"color": alt.value("white")} if halo else {}))
+        for halo in ({"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}, {})
+    ]
+    layers = [
+        *_front_layers(table, x_domain[0], y_domain[0], x, y),
+        bars.encode(alt.X("clean_low:Q"), y, x2="clean_high:Q"),
+        bars.encode(x, alt.Y("robust_low:Q"), y2="robust_high:Q"),
+        *labels,
+        points.add_params(highlight),
+    ]
+    chart = alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT, title=_pareto_heading(findings))
+    return _themed(chart)
+
+
+def curves_chart(findings: Findings) -> alt.ConcatChart:
+    """Draws the score over the budget: a panel per benchmark and one for their average, with confidence bands.
+
+    Args:
+        findings: from ``findings.analyse``.
+
+    Returns:
+        The chart, at most three panels in a row.
+    """
+    names = list(findings.scores.benchmarks)
+    panels = [*names, AVERAGE] if len(names) > 1 else names
+    columns = 2 if len(panels) in (2, 4) else 3
+    highlight = alt.selection_point(name=HIGHLIGHT, fields=["candidate"], bind="legend")
+    charts = [_curve_panel(findings, name, highlight, columns) for name in panels]
+    chart = (
+        alt.concat(*charts, columns=columns, spacing=28)
+        .resolve_scale(color="shared", shape="shared")
+        .add_params(highlight)
+        .properties(title=alt.TitleParams("Score over the attack's budget", subtitle=_interval_text(findings), offset=16))
+    )
+    return _themed(chart)
+
+
+def _curve_panel(findings: Findings, name: str, highlight: alt.Parameter, columns: int) -> alt.LayerChart:
+    budgets = list(findings.scores.epsilons)
+    table = findings.summary[(findings.summary["benchmark"] == name) & findings.summary["mean"].notna()]
+    x = alt.X(
+        "epsilon:Q",
+        title="Budget ε (L∞, 1/255)",
+        axis=alt.Axis(values=budgets, grid=False, format="~g", labelOverlap=True),
+        scale=alt.Scale(domain=[min(budgets), max(max(budgets), min(budgets) + 1)], nice=False, padding=8),
+    )
+    top = float(np.nanmax([1.0, *table["high"].fillna(table["mean"])]))
+    y_scale = alt.Scale(domain=[0, top * 1.04], nice=False)
+    y = alt.Y("mean:Q", title="Score (% or CIDEr × 100)", scale=y_scale)
+    line_opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.1))
+    band_opacity = alt.when(highlight).then(alt.value(0.13)).otherwise(alt.value(0.02))
+    base = alt.Chart(table).encode(x=x, color=_color(findings))
+    band = base.mark_area().encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q", opacity=band_opacity)
+    line = base.mark_line(strokeWidth=2.2).encode(y=y, opacity=line_opacity)
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(
+        y=y, shape=_shape(findings), opacity=line_opacity, tooltip=_curve_tooltip()
+    )
+    title = f"Average of {len(findings.scores.benchmarks)} benchmarks" if name == AVERAGE else name
+    return alt.layer(band, line, points).properties(
+        width=330 if columns == 2 else 255, height=250, title=alt.TitleParams(title, fontSize=13, anchor="start")
+    )
+
+
+def _front_layers(table: pd.DataFrame, left: float, bottom: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """Draws the staircase through the front, down to the axes, and shades what it dominates."""
+    front = table[table["on_front"]].sort_values("clean")
+    if front.empty:
+        return []
+    stairs = pd.DataFrame(
+        {
+            "clean": [left, *front["clean"], front["clean"].iloc[-1]],
+            "robust": [front["robust"].iloc[0], *front["robust"], bottom],
+            "bottom": bottom,
+        }
+    )
+    base = alt.Chart(stairs)
+    shade = base.mark_area(interpolate="step-before", color="#64748b", opacity=0.07).encode(x, y, y2="bottom:Q")
+    line = base.mark_line(interpolate="step-before", color="#475569", strokeWidth=1.6, strokeDash=[5, 4]).encode(x, y)
+    return [shade, line]
+
+
+def _with_labels(table: pd.DataFrame, x_domain: Sequence[float], y_domain: Sequence[float]) -> pd.DataFrame:
+    """Adds ``dx`` and ``dy`` (pixels): each name beside its point, where it covers the fewest points and names."""
+    xs = (table["clean"] - x_domain[0]) / (x_domain[1] - x_domain[0]) * _WIDTH
+    ys = (y_domain[1] - table["robust"]) / (y_domain[1] - y_domain[0]) * _HEIGHT
+    boxes = [(x - 9, y - 9, x + 9, y + 9) for x, y in zip(xs, ys, strict=True)]
+    offsets = []
+    for x, y, name in zip(xs, ys, table["candidate"], strict=True):
+        half = len(name) * 3.6 + 2
+        options = [(dx * (half + 13), dy) for dx, dy in ((1, -12), (-1, -12), (1, 12), (-1, 12))]
+        options += [(0, -20), (0, 20), (half + 14, -28), (-half - 14, -28), (half + 14, 28), (-half - 14, 28)]
+        rated = []
+        for rank, (dx, dy) in enumerate(options):
+            box = (x + dx - half, y + dy - 8, x + dx + half, y + dy + 8)
+            outside = max(0.0, -box[0]) + max(0.0, box[2] - _WIDTH) + max(0.0, -box[1]) + max(0.0, box[3] - _HEIGHT)
+            rated.append((sum(_overlap(box, other) for other in boxes) + 50 * outside + rank, dx, dy, box))
+        _, dx, dy, box = min(rated)
+        boxes.append(box)
+        offsets.append((dx, dy))
+    return table.assign(dx=[dx for dx, _ in offsets], dy=[dy for _, dy in offsets])
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _domain(table: pd.DataFrame, name: str) -> list[float]:
+    """Limits of an axis: all intervals with a margin of 8 %, and never below 0."""
+    if table.empty:
+        return [0.0, 100.0]
+    low, high = float(table[f"{name}_low"].min()), float(table[f"{name}_high"].max())
+    margin = max((high - low) * 0.08, 1.0)
+    return [max(0.0, low - margin) if low >= 0 else low - margin, high + margin]
+
+
+def _color(findings: Findings) -> alt.Color:
+    return alt.Color("candidate:N", title="Candidate", scale=_scale(findings, PALETTE), legend=_legend())
+
+
+def _shape(findings: Findings) -> alt.Shape:
+    return alt.Shape("candidate:N", title="Candidate", scale=_scale(findings, SHAPES), legend=_legend())
+
+
+def _scale(findings: Findings, values: Sequence[str]) -> alt.Scale:
+    names = findings.scores.candidates
+    return alt.Scale(domain=list(names), range=[values[index % len(values)] for index in range(len(names))])
+
+
+def _legend() -> alt.Legend:
+    return alt.Legend(symbolLimit=0, labelLimit=260, symbolSize=110, symbolStrokeWidth=2, symbolOpacity=1)
+
+
+def _pareto_tooltip(findings: Findings) -> list[alt.Tooltip]:
+    fields = [alt.Tooltip("candidate:N", title="Candidate")]
+    for name, title in (("clean", "Clean"), ("robust", f"Robust, ε = {findings.epsilon:g}/255")):
+        fields.append(alt.Tooltip(f"{name}:Q", title=title, format=".1f"))
+        fields.append(alt.Tooltip(f"{name}_low:Q", title="  interval from", format=".1f"))
+        fields.append(alt.Tooltip(f"{name}_high:Q", title="  to", format=".1f"))
+    fields.append(alt.Tooltip("retained:Q", title="Retained", format=".0%"))
+    fields.append(alt.Tooltip("front_probability:Q", title="Probability of being on the front", format=".0%"))
+    return fields
+
+
+def _curve_tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("candidate:N", title="Candidate"),
+        alt.Tooltip("epsilon:Q", title="Budget (1/255)", format="~g"),
+        alt.Tooltip("mean:Q", title="Mean", format=".1f"),
+        alt.Tooltip("low:Q", title="  interval from", format=".1f"),
+        alt.Tooltip("high:Q", title="  to", format=".1f"),
+        alt.Tooltip("retained:Q", title="Retained", format=".0%"),
+        alt.Tooltip("n:Q", title="Scores"),
+        alt.Tooltip("errors:Q", title="Errors"),
+    ]
+
+
+def _pareto_heading(findings: Findings) -> alt.TitleParams:
+    return alt.TitleParams(
+        "Robustness against accuracy",
+        subtitle=f"Filled: on the Pareto front; hollow: dominated. {_interval_text(findings)}",
+        offset=14,
+    )
+
+
+def _interval_text(findings: Findings) -> str:
+    return (
+        f"{findings.resampling.level:.0%} bootstrap intervals, {findings.results.manifest.samples} samples per benchmark, "
+        f"protocol {findings.results.manifest.protocol}"
+    )
+
+
+def _clean_title(findings: Findings) -> str:
+    return f"Clean score, {_scope_text(findings)}"
+
+
+def _robust_title(findings: Findings) -> str:
+    return f"Robust score at ε = {findings.epsilon:g}/255, {_scope_text(findings)}"
+
+
+def _scope_text(findings: Findings) -> str:
+    names = findings.scores.benchmarks
+    return f"mean of {len(names)} benchmarks" if len(names) > 1 else names[0]
+
+
+def _themed(chart: Any) -> Any:
+    return (
+        chart.configure(font=_FONT, background="white", padding=12)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelFontSize=12,
+            titleFontSize=13,
+            titleFontWeight=500,
+            titlePadding=10,
+            labelColor="#334155",
+            titleColor="#0f172a",
+            gridColor="#e8ecf1",
+            domainColor="#94a3b8",
+            tickColor="#94a3b8",
+            tickCount=6,
+        )
+        .configure_legend(labelFontSize=12.5, titleFontSize=12.5, titleColor="#0f172a", rowPadding=5)
+        .configure_title(
+            fontSize=17, subtitleFontSize=12.5, subtitleColor="#475569", color="#0f172a", anchor="start", subtitlePadding=5
+        )
+    )

@@ -1,0 +1,163 @@
+"""Writes a sweep's report: an HTML page, figures and CSV tables under ``<storage>/reports/<sweep>/``.
+
+Run as ``python -m analysis.report --storage results --sweep encoder_ablation``.
+"""
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import tyro
+
+from analysis.bootstrap import Resampling
+from analysis.findings import Findings, analyse, answer
+from analysis.gallery import build_gallery
+from analysis.loading import load_sweep
+from analysis.page import render_page
+from analysis.plots import curves_chart, pareto_chart
+from analysis.tables import summary_csv, table_csv
+from rllava.errors import UserError
+from rllava.filesystem import open_filesystem
+
+_PIXELS_PER_INCH = 220  # of the PNGs; a figure of 900 points is then about 2750 pixels wide
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Where a report's files are: paths or URLs, in the form in which the storage was named."""
+
+    index: str
+    summary: str
+    comparisons: str
+    evidence: str
+    pareto: str
+    curves: str
+    pareto_svg: str
+    curves_svg: str
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes the report of a finished sweep.
+
+    Attributes:
+        storage: path or s3:// URL of the results folder.
+        sweep: name of the sweep.
+        epsilon: budget of the headline numbers, in 1/255 (default: 8 where it was run, else the largest).
+        baseline: candidate to compare with (default: the best on average at that budget).
+        draws: bootstrap draws, and sign flips of the paired tests.
+        seed: seed of the resampling.
+    """
+
+    storage: str
+    sweep: str = "encoder_ablation"
+    epsilon: float | None = None
+    baseline: str | None = None
+    draws: int = 10_000
+    seed: int = 0
+
+
+def write_report(
+    storage: str,
+    sweep: str = "encoder_ablation",
+    epsilon: float | None = None,
+    baseline: str | None = None,
+    resampling: Resampling = Resampling(),
+) -> ReportPaths:
+    """Analyses a sweep and writes its report. Writing it again gives the same files, byte for byte.
+
+    Args:
+        storage: path or ``s3://`` URL of the results folder.
+        sweep: name of the sweep.
+        epsilon: budget of the headline numbers, in 1/255; by default 8 where it was run, else the largest.
+        baseline: candidate to compare with; by default the best on average at that budget.
+        resampling: draws, seed and level of the intervals and tests.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: if the results are missing or damaged, or the budget or baseline is unknown.
+    """
+    return write_findings(analyse(load_sweep(storage, sweep), epsilon, baseline, resampling))
+
+
+def write_findings(findings: Findings) -> ReportPaths:
+    """Writes the report of findings that are already computed, into the storage they come from."""
+    storage = findings.results.storage.rstrip("/")
+    folder = f"reports/{findings.results.manifest.sweep}"
+    filesystem, root = open_filesystem(storage)
+    exhibits = build_gallery(findings.results, findings.scores, findings.epsilon)
+    charts = {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}
+    files = {
+        "summary.csv": summary_csv(findings.summary),
+        "comparisons.csv": table_csv(findings.comparisons),
+        "evidence.csv": table_csv(findings.evidence),
+        **{f"{name}.png": render_png(chart) for name, chart in charts.items()},
+        **{f"{name}.svg": render_svg(chart) for name, chart in charts.items()},
+        "index.html": render_page(findings, charts, exhibits).encode(),
+    }
+    for name, data in files.items():
+        _write_whole(filesystem, f"{root}/{folder}/{name}", data)
+    names = ("index.html", "summary.csv", "comparisons.csv", "evidence.csv", "pareto.png", "curves.png", "pareto.svg")
+    return ReportPaths(*(f"{storage}/{folder}/{name}" for name in (*names, "curves.svg")))
+
+
+def render_png(chart: alt.TopLevelMixin) -> bytes:
+    """Renders a chart as PNG, without a browser."""
+    buffer = io.BytesIO()
+    chart.save(buffer, format="png", ppi=_PIXELS_PER_INCH)
+    return buffer.getvalue()
+
+
+def render_svg(chart: alt.TopLevelMixin) -> bytes:
+    """Renders a chart as SVG, without a browser."""
+    buffer = io.StringIO()
+    chart.save(buffer, format="svg")
+    return buffer.getvalue().encode()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: the arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 2 after a user's mistake, which is told in one line on stderr.
+    """
+    options = tyro.cli(ReportOptions, args=arguments, prog="python -m analysis.report")
+    try:
+        resampling = Resampling(draws=options.draws, seed=options.seed)
+        findings = analyse(load_sweep(options.storage, options.sweep), options.epsilon, options.baseline, resampling)
+        paths = write_findings(findings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(answer(findings))
+    print(paths.index)
+    return 0
+
+
+def _write_whole(filesystem: Any, path: str, data: bytes) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never a part: S3 puts objects whole."""
+    if "file" not in _protocols(filesystem):
+        filesystem.pipe_file(path, data)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{os.getpid()}.part"
+    with open(partial, "wb") as file:
+        file.write(data)
+    os.replace(partial, path)
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Table of mean scores with intervals, per benchmark and on average over the benchmarks.
+
+Shape legend: B bootstrap draws, S samples of one benchmark, C candidates, E budgets, K = C*E columns.
+"""
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import (
+    Bootstrap,
+    FloatArray,
+    Resampling,
+    average_bootstraps,
+    bca_interval,
+    bootstrap_means,
+    column_quantiles,
+)
+from analysis.scores import AVERAGE, Scores
+from rllava.errors import UserError
+
+SUMMARY_COLUMNS = ("candidate", "benchmark", "epsilon", "mean", "low", "high", "n")
+"""Columns of summary.csv."""
+
+
+def bootstrap_scores(scores: Scores, resampling: Resampling = Resampling()) -> dict[str, Bootstrap]:
+    """Bootstraps the mean score of every candidate and budget, per benchmark and on average.
+
+    In a draw, all candidates and budgets see the same samples, so differences, ratios and fronts can be taken draw by
+    draw. Benchmarks are resampled independently.
+
+    Args:
+        scores: the scores.
+        resampling: draws and seed.
+
+    Returns:
+        Per benchmark, and for AVERAGE, a bootstrap whose columns are candidate x budget (K = C*E, budgets fastest).
+    """
+    parts = {
+        name: bootstrap_means(flatten_cells(scores.values[name]), resampling.draws, benchmark_seed(resampling, name))
+        for name in scores.benchmarks
+    }
+    if not parts:
+        raise UserError("no records: there is nothing to analyse; run the sweep first")
+    return {**parts, AVERAGE: average_bootstraps(list(parts.values()))}
+
+
+def summarise(scores: Scores, bootstraps: Mapping[str, Bootstrap], resampling: Resampling = Resampling()) -> pd.DataFrame:
+    """Tabulates the means, per benchmark and on average over the benchmarks.
+
+    Args:
+        scores: the scores.
+        bootstraps: from :func:`bootstrap_scores`.
+        resampling: level of the intervals.
+
+    Returns:
+        Rows (candidate, benchmark or AVERAGE, epsilon) with ``mean, low, high`` in the paper's units, ``n`` scores,
+        ``errors``, and ``retained, retained_low, retained_high``: the score as a share of the clean one (budget 0),
+        with its percentile interval.
+    """
+    cells = [(candidate, epsilon) for candidate in scores.candidates for epsilon in scores.epsilons]
+    tables = []
+    for benchmark, bootstrap in bootstraps.items():
+        low_K, high_K = bca_interval(bootstrap, resampling.level)
+        retained_K, retained_low_K, retained_high_K = _retained(scores, bootstrap, resampling.level)
+        columns = {
+            "candidate": [candidate for candidate, _ in cells],
+            "benchmark": benchmark,
+            "epsilon": [epsilon for _, epsilon in cells],
+            "mean": bootstrap.mean_K,
+            "low": low_K,
+            "high": high_K,
+            "n": bootstrap.n_K,
+            "errors": _errors(scores, benchmark).ravel(),
+            "retained": retained_K,
+            "retained_low": retained_low_K,
+            "retained_high": retained_high_K,
+        }
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def best_candidate(scores: Scores, epsilon: float) -> str:
+    """Names the candidate with the best average score at a budget; the first one on ties or without any score."""
+    e = scores.epsilons.index(epsilon)
+    with np.errstate(invalid="ignore"):
+        means_C = np.mean([_means(scores.values[name][:, :, e]) for name in scores.benchmarks], axis=0)
+    return scores.candidates[int(np.argmax(np.nan_to_num(means_C, nan=-np.inf)))]
+
+
+def flatten_cells(values_SCE: FloatArray) -> FloatArray:
+    """Flattens scores to ``values_SK``: a column per candidate and budget, budgets fastest."""
+    samples, candidates, budgets = values_SCE.shape
+    return values_SCE.reshape(samples, candidates * budgets)
+
+
+def benchmark_seed(resampling: Resampling, name: str) -> tuple[int, int]:
+    """Gives each benchmark a random stream of its own, which does not depend on the benchmarks beside it."""
+    return resampling.seed, zlib.crc32(name.encode())
+
+
+def _retained(scores: Scores, bootstrap: Bootstrap, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Score over clean score, with its percentile interval; NaN without clean scores or where they are 0."""
+    shape = (len(scores.candidates), len(scores.epsilons))
+    if 0.0 not in scores.epsilons:
+        missing_K = np.full(shape[0] * shape[1], np.nan)
+        return missing_K, missing_K, missing_K
+    clean = scores.epsilons.index(0.0)
+    means_CE = bootstrap.mean_K.reshape(shape)
+    draws_BCE = bootstrap.draws_BK.reshape(-1, *shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share_CE = means_CE / means_CE[:, [clean]]
+        share_BK = (draws_BCE / draws_BCE[:, :, [clean]]).reshape(len(draws_BCE), -1)
+    share_K = np.where(np.isfinite(share_CE), share_CE, np.nan).ravel()
+    usable_K = np.isfinite(share_K) & np.isfinite(bootstrap.influence_SK).all(axis=0)
+    low_K = column_quantiles(share_BK, np.where(usable_K, (1 - level) / 2, np.nan))
+    high_K = column_quantiles(share_BK, np.where(usable_K, (1 + level) / 2, np.nan))
+    return share_K, low_K, high_K
+
+
+def _errors(scores: Scores, benchmark: str) -> FloatArray:
+    names = scores.benchmarks if benchmark == AVERAGE else (benchmark,)
+    return np.asarray(np.sum([scores.errors[name] for name in names], axis=0))
+
+
+def _means(values_SC: FloatArray) -> FloatArray:
+    present_SC = np.isfinite(values_SC)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(present_SC, values_SC, 0.0).sum(axis=0) / present_SC.sum(axis=0))

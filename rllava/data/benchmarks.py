@@ -1,0 +1,291 @@
+"""Benchmarks: a data set, a prompt and a metric, built once into Parquet shards and the metric's frozen state.
+
+A new benchmark is one source function in :data:`SOURCES` and one spec in :data:`BENCHMARKS`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
+from rllava.data.pairs import captions_of, labelled_images
+from rllava.data.sampling import check_unique, sample_list
+from rllava.data.shards import write_shards, write_whole
+from rllava.errors import UserError
+from rllava.metrics.metric import METRICS, Metric, MetricState, metric_from_json, metric_to_json
+from rllava.registry import Registry
+
+VQA_PROMPT = "<image>\n{question}\nAnswer the question using a single word or phrase."
+"""The paper's prompt for VQA (Robust-LLaVA ``open_flamingo/eval/models/llava.py``)."""
+
+CAPTION_PROMPT = "<image>\nProvide a short caption for this image."
+"""The paper's prompt for captioning (same file)."""
+
+ANNOTATORS = 10
+"""Answers per question in VQAv2; the VQA accuracy compares each with the others."""
+
+_COLUMNS: list[tuple[str, pa.DataType, str]] = [
+    ("row", pa.int64(), "position in the fixed sample list"),
+    ("sample_id", pa.string(), "unique within the benchmark"),
+    ("image", pa.binary(), "encoded bytes as in the source; may be damaged"),
+    ("prompt", pa.string(), "the user's turn, image marker included"),
+    ("references", pa.list_(pa.string()), "captions or annotators' answers; may be empty"),
+]
+
+BENCHMARK_SCHEMA = pa.schema(
+    [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
+    metadata={"rllava.schema": "benchmark-v1"},
+)
+"""Arrow schema of a benchmark's shards."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a source.
+
+    Attributes:
+        sample_id: unique within the source.
+        load_image: reads the encoded image; called once, when the sample's shard is written.
+        references: reference captions, or the annotators' answers; may be empty (the row then gets no score).
+        question: what replaces ``{question}`` in the prompt; empty for captioning.
+    """
+
+    sample_id: str
+    load_image: Callable[[], bytes]
+    references: tuple[str, ...]
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """Describes a benchmark.
+
+    Attributes:
+        name: its name in records.
+        source: name in :data:`SOURCES`.
+        split: passed to the source.
+        samples: length of the fixed sample list.
+        seed: of the sample list; the list depends only on source, split, samples and seed.
+        metric: name in ``rllava.metrics.metric.METRICS``.
+        prompt: the user's turn; ``{question}`` stands for the sample's question.
+        max_new_tokens: longest generated answer, in tokens.
+        drop_threshold: in the metric's units; see :meth:`drops`.
+        rows_per_shard: rows of every shard but the last.
+        version: raised when a source changes what it yields.
+    """
+
+    name: str
+    source: str
+    split: str
+    samples: int
+    seed: int
+    metric: str
+    prompt: str
+    max_new_tokens: int
+    drop_threshold: float
+    rows_per_shard: int = 25
+    version: int = 1
+
+    def drops(self, score: float) -> bool:
+        """Tells whether a sample is left out of later rounds, because nothing is left to attack.
+
+        Captioning: the score is below the threshold (10.0 for COCO); VQA: it is 0 (Robust-LLaVA
+        ``vlm_eval/run_evaluation.py``).
+
+        Args:
+            score: the sample's worst score so far.
+
+        Returns:
+            True if the sample is not attacked any more.
+        """
+        return score < self.drop_threshold or score == 0.0
+
+
+Source = Callable[[str], Sequence[Sample]]
+"""From a split to its samples, always in the same order; images are read later, one shard at a time."""
+
+SOURCES: Registry[Source] = Registry("benchmark source")
+BENCHMARKS: Registry[BenchmarkSpec] = Registry("benchmark")
+
+
+def build_benchmark(spec: BenchmarkSpec, filesystem: Any, folder: str) -> list[str]:
+    """Writes a benchmark's shards and, as ``metric.json``, its metric's frozen state.
+
+    A re-run writes the same bytes under the same names. A damaged or missing image and an empty list of references
+    do not stop a build: the row is kept, and the evaluation turns it into a row with an error.
+
+    Args:
+        spec: the benchmark.
+        filesystem: fsspec file system.
+        folder: path in it.
+
+    Returns:
+        Paths of the shards, in order.
+
+    Raises:
+        UserError: if the source or metric is unknown, the source has too few samples or doubled sample ids, or the
+            metric cannot be prepared from so few references.
+    """
+    metric = METRICS.get(spec.metric)
+    chosen = list_samples(spec)
+    state = metric.prepare([sample.references for sample in chosen])
+    paths = write_shards(_rows(spec, chosen), filesystem, folder, spec.rows_per_shard, BENCHMARK_SCHEMA)
+    write_whole(filesystem, f"{folder}/metric.json", metric_to_json(metric, state).encode())
+    return paths
+
+
+def list_samples(spec: BenchmarkSpec) -> list[Sample]:
+    """Draws a benchmark's fixed sample list.
+
+    Args:
+        spec: the benchmark.
+
+    Returns:
+        ``spec.samples`` samples, in the order of their rows.
+
+    Raises:
+        UserError: if the source is unknown, has too few samples or doubled sample ids.
+    """
+    samples = SOURCES.get(spec.source)(spec.split)
+    check_unique((sample.sample_id for sample in samples), spec.source)
+    return [samples[index] for index in sample_list(len(samples), spec.samples, spec.seed)]
+
+
+def read_metric(filesystem: Any, folder: str) -> tuple[Metric, MetricState]:
+    """Reads what :func:`build_benchmark` wrote about the metric.
+
+    Args:
+        filesystem: fsspec file system.
+        folder: the benchmark's path in it.
+
+    Returns:
+        The metric and its state, ready to score.
+
+    Raises:
+        UserError: if ``metric.json`` is missing or damaged; the message names the remedy.
+    """
+    path = f"{folder}/metric.json"
+    try:
+        return metric_from_json(filesystem.cat_file(path).decode())
+    except FileNotFoundError as error:
+        raise UserError(f"'{path}' does not exist; build the benchmark again") from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error}); build the benchmark again") from error
+
+
+def _rows(spec: BenchmarkSpec, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    for row, sample in enumerate(samples):
+        yield {
+            "row": row,
+            "sample_id": sample.sample_id,
+            "image": read_image(sample.load_image),
+            "prompt": spec.prompt.replace("{question}", sample.question),
+            "references": list(sample.references),
+        }
+
+
+def read_image(load_image: Callable[[], bytes]) -> bytes:
+    """Reads an image; one that cannot be read is an image of no bytes, which the evaluation reports as damaged.
+
+    Args:
+        load_image: reads the encoded image.
+
+    Returns:
+        Its bytes, or none.
+    """
+    try:
+        return load_image()
+    except OSError:
+        return b""
+
+
+def easy_vqa_samples(split: str) -> list[Sample]:
+    """Yields one question per image of easy-VQA, so that samples are independent.
+
+    74 % of the data set's questions are yes/no. So an image's question is drawn in two steps, each uniform: first the
+    kind (colour, shape, yes/no) among the kinds the image has, then a question of that kind. Both depend on the
+    image's id alone. A question's answer stands for ten annotators who agree: the right answer then scores 100, any
+    other 0.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+
+    Returns:
+        One sample per image, by number: 4000 or 1000.
+    """
+    return [_question_sample(image) for image in easy_images(split)]
+
+
+def _question_sample(image: EasyImage) -> Sample:
+    question = draw_question(image, "benchmark")
+    loader = functools.partial(bytes, image.png)
+    return Sample(image.sample_id, loader, (question.answer,) * ANNOTATORS, question.text)
+
+
+def draw_question(image: EasyImage, purpose: str) -> Question:
+    """Draws a question of an image: first its kind, then one of the kind, both uniformly.
+
+    Args:
+        image: the image.
+        purpose: another purpose draws another question.
+
+    Returns:
+        The question.
+    """
+    kinds = [kind for kind in KINDS if any(question.kind == kind for question in image.questions)]
+    kind = kinds[draw(f"{purpose}: kind of question, {image.sample_id}", len(kinds))]
+    candidates = [question for question in image.questions if question.kind == kind]
+    return candidates[draw(f"{purpose}: question, {image.sample_id}", len(candidates))]
+
+
+def easy_caption_samples(split: str) -> list[Sample]:
+    """Yields one sample per image of easy-VQA whose colour and shape are known, with three reference captions.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+
+    Returns:
+        One sample per image, by number: 3578 or 888.
+    """
+    return [
+        Sample(
+            image.sample_id, functools.partial(bytes, image.png), tuple(captions_of(image.sample_id, colour, shape, 3))
+        )
+        for image, colour, shape in labelled_images(split)
+    ]
+
+
+SOURCES.register("easy_vqa", easy_vqa_samples)
+SOURCES.register("easy_captions", easy_caption_samples)
+
+BENCHMARKS.register(
+    "easy_vqa",
+    BenchmarkSpec(
+        name="easy_vqa",
+        source="easy_vqa",
+        split="test",
+        samples=500,
+        seed=42,
+        metric="vqa_accuracy",
+        prompt=VQA_PROMPT,
+        max_new_tokens=5,
+        drop_threshold=0.0,
+    ),
+)
+BENCHMARKS.register(
+    "easy_captions",
+    BenchmarkSpec(
+        name="easy_captions",
+        source="easy_captions",
+        split="test",
+        samples=500,
+        seed=42,
+        metric="cider",
+        prompt=CAPTION_PROMPT,
+        max_new_tokens=20,
+        drop_threshold=10.0,
+    ),
+)

@@ -1,0 +1,182 @@
+"""Instruction data as Parquet shards: images with conversations in the JSON format of LLaVA's training data."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT, read_image
+from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
+from rllava.data.pairs import captions_of, labelled_images
+from rllava.data.sampling import check_unique, sample_list
+from rllava.data.shards import write_shards
+from rllava.registry import Registry
+
+_COLUMNS: list[tuple[str, pa.DataType, str]] = [
+    ("row", pa.int64(), "position in the seeded global shuffle"),
+    ("sample_id", pa.string(), "unique within the data"),
+    ("image", pa.binary(), "encoded bytes as in the source; may be damaged"),
+    ("conversations", pa.string(), 'JSON list of {"from": "human" or "gpt", "value": text}, turns in order'),
+]
+
+INSTRUCTION_SCHEMA = pa.schema(
+    [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
+    metadata={"rllava.schema": "instructions-v1"},
+)
+"""Arrow schema of instruction data; shard after shard, rows follow the global shuffle."""
+
+_DESCRIBE = (
+    "<image>\nDescribe the image concisely.",
+    "<image>\nProvide a brief description of the given image.",
+    "<image>\nWhat is in the photo?",
+    "<image>\nSummarize the visual content of the image.",
+)
+"""Human turns of stage 1; the training's plain format keeps only the image of them."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One conversation about one image.
+
+    Attributes:
+        sample_id: unique within the source.
+        load_image: reads the encoded image; called once, when the row's shard is written.
+        turns: (human, gpt) texts; the first human turn holds the image marker.
+    """
+
+    sample_id: str
+    load_image: Callable[[], bytes]
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class InstructionSpec:
+    """Describes instruction data.
+
+    Attributes:
+        name: its name.
+        source: name in :data:`INSTRUCTION_SOURCES`.
+        seed: of the global shuffle.
+        rows: how many rows are taken, from the start of the shuffle; all if None.
+        rows_per_shard: rows of every shard but the last.
+        version: raised when a source changes what it yields.
+    """
+
+    name: str
+    source: str
+    seed: int = 0
+    rows: int | None = None
+    rows_per_shard: int = 1024
+    version: int = 1
+
+
+InstructionSource = Callable[[], Sequence[Instruction]]
+"""Yields all conversations, always in the same order; images are read later, one shard at a time."""
+
+INSTRUCTION_SOURCES: Registry[InstructionSource] = Registry("instruction source")
+INSTRUCTIONS: Registry[InstructionSpec] = Registry("instruction data")
+
+
+def build_instructions(spec: InstructionSpec, filesystem: Any, folder: str) -> list[str]:
+    """Writes instruction data as shards; a re-run writes the same bytes under the same names.
+
+    Args:
+        spec: the data.
+        filesystem: fsspec file system.
+        folder: path in it.
+
+    Returns:
+        Paths of the shards, in order.
+
+    Raises:
+        UserError: if the source is unknown, has fewer rows than asked for, or has doubled sample ids.
+    """
+    rows = _rows(list_instructions(spec))
+    return write_shards(rows, filesystem, folder, spec.rows_per_shard, INSTRUCTION_SCHEMA)
+
+
+def list_instructions(spec: InstructionSpec) -> list[Instruction]:
+    """Shuffles a source and takes the spec's rows.
+
+    Args:
+        spec: the data.
+
+    Returns:
+        The conversations in the order of their rows.
+
+    Raises:
+        UserError: if the source is unknown, has fewer rows than asked for, or has doubled sample ids.
+    """
+    source = INSTRUCTION_SOURCES.get(spec.source)()
+    check_unique((instruction.sample_id for instruction in source), spec.source)
+    rows = len(source) if spec.rows is None else spec.rows
+    return [source[index] for index in sample_list(len(source), rows, spec.seed)]
+
+
+def _rows(instructions: Sequence[Instruction]) -> Iterator[dict[str, Any]]:
+    for row, instruction in enumerate(instructions):
+        turns = []
+        for human, gpt in instruction.turns:
+            turns += [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+        yield {
+            "row": row,
+            "sample_id": instruction.sample_id,
+            "image": read_image(instruction.load_image),
+            "conversations": json.dumps(turns, ensure_ascii=False),
+        }
+
+
+def easy_align_instructions() -> list[Instruction]:
+    """Yields stage 1's image-caption pairs: three captions, each a row, of every labelled train image of easy-VQA.
+
+    Returns:
+        10 734 conversations, by image.
+    """
+    return [
+        _instruction(image, f"caption-{index}", _DESCRIBE[draw(f"{image.sample_id} {index}", len(_DESCRIBE))], caption)
+        for image, colour, shape in labelled_images("train")
+        for index, caption in enumerate(captions_of(image.sample_id, colour, shape, 3))
+    ]
+
+
+def easy_instruct_instructions() -> list[Instruction]:
+    """Yields stage 2's mix from the train images of easy-VQA, each a row with one question.
+
+    Of every image: all colour and shape questions, one yes/no question answered yes and one answered no (of 7.1 in
+    the data set, which would drown the others), and one caption. Prompts are those of the evaluation.
+
+    Returns:
+        21 550 conversations, by image.
+    """
+    instructions = []
+    for image in easy_images("train"):
+        for index, question in enumerate(_instruct_questions(image)):
+            human = VQA_PROMPT.replace("{question}", question.text)
+            instructions.append(_instruction(image, f"question-{index}", human, question.answer))
+        if image.colour is not None and image.shape is not None:
+            caption = captions_of(image.sample_id, image.colour, image.shape, 1)[0]
+            instructions.append(_instruction(image, "caption", CAPTION_PROMPT, caption))
+    return instructions
+
+
+def _instruct_questions(image: EasyImage) -> list[Question]:
+    chosen = [question for question in image.questions if question.kind != "yes/no"]
+    for answer in ("yes", "no"):
+        candidates = [question for question in image.questions if question.answer == answer]
+        if candidates:
+            chosen.append(candidates[draw(f"instruct: {answer}, {image.sample_id}", len(candidates))])
+    return chosen
+
+
+def _instruction(image: EasyImage, name: str, human: str, gpt: str) -> Instruction:
+    return Instruction(f"{image.sample_id}/{name}", functools.partial(bytes, image.png), ((human, gpt),))
+
+
+INSTRUCTION_SOURCES.register("easy_align", easy_align_instructions)
+INSTRUCTION_SOURCES.register("easy_instruct", easy_instruct_instructions)
+
+INSTRUCTIONS.register("easy_align", InstructionSpec(name="easy_align", source="easy_align"))
+INSTRUCTIONS.register("easy_instruct", InstructionSpec(name="easy_instruct", source="easy_instruct"))

@@ -1,0 +1,80 @@
+"""Vision encoders: a registry, and one file per family.
+
+A new encoder is one small file in this folder (or one call of :func:`register` in any installed package that announces
+itself under the entry-point group ``rllava.encoders``): it names a builder and the weights. See the README.
+"""
+
+import importlib
+import importlib.metadata
+import pkgutil
+from functools import cache
+
+from rllava.encoders.base import Encoder, EncoderSpec, build_encoder, check_weights
+from rllava.registry import Registry
+from rllava.torchvision_shim import declare_missing_operators
+
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "build_encoder",
+    "check_weights",
+    "encoder_names",
+    "encoder_spec",
+    "register",
+]
+
+declare_missing_operators()  # before any family imports timm or transformers
+
+_ENCODERS: Registry[EncoderSpec] = Registry("encoder")
+
+
+def register(spec: EncoderSpec) -> EncoderSpec:
+    """Adds an encoder under its name.
+
+    Args:
+        spec: to add.
+
+    Returns:
+        The spec.
+
+    Raises:
+        ValueError: if the name is taken, or contains one of the characters that combine candidates.
+    """
+    if any(character in spec.name for character in "+@/ "):
+        raise ValueError(f"encoder name '{spec.name}': '+', '@', '/' and spaces have a meaning in candidate names")
+    return _ENCODERS.register(spec.name, spec)
+
+
+def encoder_spec(name: str) -> EncoderSpec:
+    """The registered encoder of that name.
+
+    Args:
+        name: as registered.
+
+    Returns:
+        Its spec.
+
+    Raises:
+        UserError: if there is none; the message names near matches.
+    """
+    _discover()
+    return _ENCODERS.get(name)
+
+
+def encoder_names() -> list[str]:
+    """All registered names, sorted.
+
+    Returns:
+        The names.
+    """
+    _discover()
+    return list(_ENCODERS)
+
+
+@cache
+def _discover() -> None:
+    """Imports every file of this folder, and every announced package; each registers its encoders."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}").__dict__.get("register_encoders", lambda _: None)(register)
+    for entry_point in importlib.metadata.entry_points(group="rllava.encoders"):
+        entry_point.load()(register)

@@ -1,0 +1,1 @@
+"""The attack worker, and its Ray Data pipeline."""

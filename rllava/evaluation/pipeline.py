@@ -1,0 +1,281 @@
+"""Streams the shards of benchmarks through a pool of attack workers (Ray Data) and completes the records.
+
+A unit of work is one shard of one benchmark. Its rows are read and decoded in CPU tasks; an attack worker loads the
+model once, answers the clean images once, and writes one part per budget under a fixed name. A part that is there is
+never computed again, so a killed worker's successor, or a second run, does only what is missing.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from rllava.data.benchmarks import read_metric
+from rllava.data.shards import list_shards, read_shard
+from rllava.evaluation.worker import AttackWorker, Sample, decode_shard, evaluate_shard
+from rllava.model.assemble import load_llava
+from rllava.specs import EvalSpec
+from rllava.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """What the attack workers of one candidate need to know. All specs share model and encoders.
+
+    Attributes:
+        storage: URL.
+        model_path: of the trained LLaVA in the storage.
+        specs: evaluations, complete ones left out.
+        paths: of their records artifacts, in the same order.
+        data: benchmark name to the folder of its shards.
+    """
+
+    storage: str
+    model_path: str
+    specs: tuple[EvalSpec, ...]
+    paths: tuple[str, ...]
+    data: Mapping[str, str]
+
+    def part(self, place: int, shard: int) -> str:
+        """Path of a part.
+
+        Args:
+            place: of the spec.
+            shard: number.
+
+        Returns:
+            The path.
+        """
+        return f"{self.paths[place]}/part-{shard:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class PoolArguments:
+    """Resources of the two kinds of Ray work, as arguments of ``map_batches`` and ``read_*``.
+
+    Attributes:
+        attack: of the pool of attack workers.
+        data: of the tasks that read and decode.
+    """
+
+    attack: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """One part was written, or found.
+
+    Attributes:
+        benchmark: its name.
+        epsilon: budget in 1/255.
+        shard: number.
+        rows: records in it.
+        mean: of their scores; NaN if none has one.
+    """
+
+    benchmark: str
+    epsilon: float
+    shard: int
+    rows: int
+    mean: float
+
+
+def units(job: EvalJob) -> list[dict[str, Any]]:
+    """The shards that some budget still lacks.
+
+    Args:
+        job: what to do.
+
+    Returns:
+        Per shard: benchmark, path, number.
+    """
+    store = Store(job.storage)
+    written = {path for folder in job.paths for path in list_shards(store.filesystem, folder)}
+    work = []
+    for name, folder in job.data.items():
+        places = [place for place, spec in enumerate(job.specs) if spec.benchmark.name == name]
+        for number, path in enumerate(list_shards(store.filesystem, folder)):
+            if any(job.part(place, number) not in written for place in places):
+                work.append({"benchmark": name, "path": path, "shard": number})
+    return work
+
+
+def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
+    """Attacks what is missing and completes the records artifacts.
+
+    Args:
+        job: what to do; the leases of its artifacts are held by the caller.
+        pool: resources.
+
+    Yields:
+        Each part as it is written.
+    """
+    work = units(job)
+    if work:
+        context = ray.data.DataContext.get_current()
+        # Inside a trial, tasks would otherwise be squeezed into the trial's placement group.
+        context.scheduling_strategy = "DEFAULT"
+        context.enable_progress_bars = False
+        dataset = ray.data.from_items(work, override_num_blocks=len(work))
+        dataset = dataset.map(load_unit, fn_kwargs={"job": job}, **pool.data)
+        dataset = dataset.map_batches(
+            ShardAttacker,
+            fn_constructor_kwargs={"job": job},
+            batch_size=1,
+            **{"compute": ray.data.ActorPoolStrategy(size=1), **pool.attack},
+        )
+        for row in dataset.iter_rows():
+            yield PartDone(row["benchmark"], float(row["epsilon"]), int(row["shard"]), int(row["rows"]), float(row["mean"]))
+    store = Store(job.storage)
+    for place, spec in enumerate(job.specs):
+        artifact = store.artifact("records", spec.name, spec)
+        assert artifact.path == job.paths[place]
+        complete(store, artifact, spec, job.data[spec.benchmark.name])
+
+
+def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str) -> None:
+    """Marks a records artifact as complete, after a last look that every part is there.
+
+    Args:
+        store: results folder.
+        artifact: of the records.
+        spec: of the evaluation.
+        data_folder: shards of the benchmark.
+    """
+    shards, parts = list_shards(store.filesystem, data_folder), list_shards(store.filesystem, artifact.path)
+    assert len(parts) == len(shards), f"{artifact.relative}: {len(parts)} of {len(shards)} parts"
+    store.finish(artifact, spec, {"parts": len(parts)})
+
+
+def load_unit(item: dict[str, Any], job: EvalJob) -> dict[str, Any]:
+    """Reads and decodes a shard (in a CPU task).
+
+    Args:
+        item: a unit of work.
+        job: what to do.
+
+    Returns:
+        The unit with its samples as one serialised table.
+    """
+    table = read_shard(Store(job.storage).filesystem, item["path"])
+    samples = decode_shard(table, job.specs[0].encoders[0].image_size)
+    return {"benchmark": item["benchmark"], "shard": item["shard"], "samples": pack(samples)}
+
+
+class ShardAttacker:
+    """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time.
+
+    Args:
+        job: what to do.
+    """
+
+    def __init__(self, job: EvalJob) -> None:
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self.job = job
+        self.store = Store(job.storage)
+        spec = job.specs[0]
+        llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders)
+        self.worker = AttackWorker(llava, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """Attacks one shard at every budget that lacks it.
+
+        Args:
+            batch: one unit as :func:`load_unit` returned it.
+
+        Yields:
+            One row per part.
+        """
+        name, shard = str(batch["benchmark"][0]), int(batch["shard"][0])
+        places = [
+            place
+            for place, spec in enumerate(self.job.specs)
+            if spec.benchmark.name == name and not self.store.exists(self.job.part(place, shard))
+        ]
+        if not places:
+            return
+        metric, state = read_metric(self.store.filesystem, self.job.data[name])
+        specs = [self.job.specs[place] for place in places]
+        shards = evaluate_shard(self.worker, unpack(bytes(batch["samples"][0])), specs, metric, state)
+        for place, (spec, table) in zip(places, shards, strict=True):
+            self.store.write(self.job.part(place, shard), parquet_bytes(table))
+            scores = [score for score in table.column("score").to_pylist() if score is not None]
+            yield {
+                "benchmark": [name],
+                "epsilon": [spec.epsilon],
+                "shard": [shard],
+                "rows": [table.num_rows],
+                "mean": [float(np.mean(scores)) if scores else float("nan")],
+            }
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file in memory; the same bytes for the same rows.
+
+    Args:
+        table: rows.
+
+    Returns:
+        The file.
+    """
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def pack(samples: Sequence[Sample]) -> bytes:
+    """Samples as one Arrow stream, so that Ray ships a single buffer of 8-bit pixels.
+
+    Args:
+        samples: of a shard.
+
+    Returns:
+        An Arrow IPC stream.
+    """
+    table = pa.table(
+        {
+            "sample_id": [sample.sample_id for sample in samples],
+            "prompt": [sample.prompt for sample in samples],
+            "references": pa.array([list(sample.references) for sample in samples], pa.list_(pa.string())),
+            "pixels": pa.array(
+                [None if sample.pixels_HWC is None else sample.pixels_HWC.tobytes() for sample in samples], pa.binary()
+            ),
+            "side": [0 if sample.pixels_HWC is None else sample.pixels_HWC.shape[0] for sample in samples],
+            "error": pa.array([sample.error for sample in samples], pa.string()),
+        }
+    )
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def unpack(stream: bytes) -> list[Sample]:
+    """What :func:`pack` packed.
+
+    Args:
+        stream: an Arrow IPC stream.
+
+    Returns:
+        The samples.
+    """
+    return [
+        Sample(
+            row["sample_id"],
+            row["prompt"],
+            tuple(row["references"]),
+            None
+            if row["pixels"] is None
+            else np.frombuffer(row["pixels"], np.uint8).reshape(row["side"], row["side"], 3).copy(),
+            row["error"],
+        )
+        for row in pa.ipc.open_stream(stream).read_all().to_pylist()
+    ]

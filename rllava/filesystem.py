@@ -1,0 +1,35 @@
+"""Local paths and s3:// URLs behind one file-system object (fsspec)."""
+
+import os
+from typing import Any
+
+import fsspec
+
+from rllava.errors import UserError
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Resolves a storage URL.
+
+    Credentials and the endpoint of S3 come from the usual AWS variables (``AWS_ACCESS_KEY_ID``,
+    ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ...).
+
+    Args:
+        url: a local path, ``file://...`` or ``s3://bucket/prefix``.
+
+    Returns:
+        The fsspec file system and the absolute path within it, without trailing slash.
+
+    Raises:
+        UserError: if the URL's scheme is unknown or its file system is not installed.
+    """
+    scheme = url.split("://", 1)[0] if "://" in url else "file"
+    if scheme == "file":
+        path = url.split("://", 1)[-1]
+        return fsspec.filesystem("file", auto_mkdir=True), os.path.abspath(os.path.expanduser(path))
+    try:
+        # Listings are never cached: other processes write beside us.
+        filesystem = fsspec.filesystem(scheme, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"storage '{url}': no file system for '{scheme}://' ({error}); use a path or s3://") from error
+    return filesystem, url.split("://", 1)[1].rstrip("/")

@@ -1,0 +1,1 @@
+"""Scores of generated text: CIDEr and VQA accuracy, per sample, in the units of the paper's tables."""

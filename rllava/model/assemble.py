@@ -1,0 +1,120 @@
+"""Builds, saves and loads LLaVAs from specs.
+
+A trained LLaVA in storage:
+
+    stage1/projectors.safetensors        what feature alignment learnt
+    stage2/projectors.safetensors        and instruction tuning
+    stage2/language_model/               Hugging Face folder with tokenizer
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rllava.encoders import Encoder, EncoderSpec, build_encoder
+from rllava.errors import UserError
+from rllava.model.language import LanguageModelSpec, load_language_model
+from rllava.model.llava import Connector, Llava, build_projector
+from rllava.specs import ModelSpec
+
+PROJECTORS = "projectors.safetensors"
+
+
+def build_connector(spec: ModelSpec) -> tuple[Connector, Any]:
+    """The trainable part before any training: fresh projectors, pretrained language model.
+
+    Args:
+        spec: of the model; its seed and each encoder's place decide the projectors' initial weights.
+
+    Returns:
+        Connector (float32, CPU) and tokenizer.
+    """
+    language_model, tokenizer = load_language_model(spec.language_model)
+    width = language_model.config.hidden_size
+    projectors = []
+    for place, encoder in enumerate(spec.encoders):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed * 1000 + place)
+            projectors.append(build_projector(spec.projector, encoder.width, width))
+    return Connector(projectors, language_model), tokenizer
+
+
+def save_projectors(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes the projectors of a connector's state.
+
+    Args:
+        state: of a :class:`Connector`; other keys are left out.
+        folder: made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {key: value.float().contiguous() for key, value in state.items() if key.startswith("projectors.")}
+    save_file(wanted, folder / PROJECTORS)
+
+
+def load_projectors(connector: Connector, folder: Path) -> None:
+    """Reads what :func:`save_projectors` wrote.
+
+    Args:
+        connector: to load into.
+        folder: of a stage.
+
+    Raises:
+        UserError: if the file is missing, damaged or of another shape.
+    """
+    path = folder / PROJECTORS
+    try:
+        state = {key.removeprefix("projectors."): value for key, value in load_file(path).items()}
+        connector.projectors.load_state_dict(state)
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"projectors {path}: {reason}; delete this model's folder and run again") from error
+
+
+def save_stage2(connector: Connector, state: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
+    """Writes projectors and language model.
+
+    Args:
+        connector: gives the language model's configuration.
+        state: full weights, as gathered from all workers.
+        tokenizer: of the language model.
+        folder: made if need be.
+    """
+    save_projectors(state, folder)
+    prefix = "language_model."
+    language_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    connector.language_model.save_pretrained(folder / "language_model", state_dict=language_state)
+    tokenizer.save_pretrained(folder / "language_model")
+
+
+def load_llava(
+    spec: ModelSpec, filesystem: Any, path: str, encoders: Sequence[EncoderSpec], conversation: str | None = None
+) -> Llava:
+    """Loads a trained LLaVA, with its own encoders or with others plugged in.
+
+    Args:
+        spec: it was trained by.
+        filesystem: fsspec file system of the storage.
+        path: of the model artifact in it.
+        encoders: to use; ``spec.encoders`` or stand-ins of the same widths and token counts.
+        conversation: template for questions; None: stage 2's.
+
+    Returns:
+        The model, frozen, in evaluation mode, float32, on the CPU.
+    """
+    with tempfile.TemporaryDirectory(prefix="rllava-model-") as folder:
+        filesystem.get(f"{path}/stage2/", f"{folder}/stage2/", recursive=True)
+        stage2 = Path(folder) / "stage2"
+        language_model, tokenizer = load_language_model(
+            LanguageModelSpec(spec.language_model.name, str(stage2 / "language_model"))
+        )
+        width = language_model.config.hidden_size
+        projectors = [build_projector(spec.projector, encoder.width, width) for encoder in spec.encoders]
+        connector = Connector(projectors, language_model)
+        load_projectors(connector, stage2)
+    built: list[Encoder] = [build_encoder(encoder) for encoder in encoders]
+    llava = Llava(built, connector, tokenizer, conversation or spec.stage2.conversation)
+    return llava.requires_grad_(False).eval()

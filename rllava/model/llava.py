@@ -1,0 +1,241 @@
+"""The LLaVA: encoders, one projector each, a language model; token-interleaved when there are several encoders.
+
+Shapes: B batch, C channel, H/W image, P visual tokens of an image (all encoders together), D width of the language
+model, T sequence, L labelled tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllava.encoders.base import Encoder
+from rllava.errors import UserError
+from rllava.model.conversation import IGNORE, IMAGE_TOKEN, Tokens
+
+
+def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
+    """The map from visual tokens to the language model's embeddings.
+
+    Args:
+        kind: ``mlp2x_gelu`` (LLaVA 1.5) or ``linear`` (LLaVA 1).
+        visual_width: of the encoder.
+        width: of the language model.
+
+    Returns:
+        The projector, freshly initialised.
+
+    Raises:
+        UserError: if the kind is unknown.
+    """
+    if kind == "mlp2x_gelu":
+        return nn.Sequential(nn.Linear(visual_width, width), nn.GELU(), nn.Linear(width, width))
+    if kind == "linear":
+        return nn.Linear(visual_width, width)
+    raise UserError(f"unknown projector '{kind}'; known: linear, mlp2x_gelu")
+
+
+def check_ensemble(encoders: Sequence[Encoder]) -> None:
+    """Refuses encoders whose tokens cannot be interleaved.
+
+    Args:
+        encoders: of one model.
+
+    Raises:
+        UserError: if token counts or image sizes differ.
+    """
+    specs = [encoder.spec for encoder in encoders]
+    for field in ("tokens", "image_size"):
+        if len({getattr(spec, field) for spec in specs}) > 1:
+            described = ", ".join(f"{spec.name} {getattr(spec, field)}" for spec in specs)
+            raise UserError(f"ensemble of encoders with different {field} ({described}); interleaving needs equal ones")
+
+
+class Connector(nn.Module):
+    """What training changes: the projectors and the language model. The frozen encoders stay outside.
+
+    Args:
+        projectors: one per encoder.
+        language_model: a transformers causal LM.
+    """
+
+    def __init__(self, projectors: Sequence[nn.Module], language_model: nn.Module) -> None:
+        super().__init__()
+        self.projectors = nn.ModuleList(projectors)
+        self.language_model = language_model
+
+    def visual_tokens(self, features: Sequence[Tensor]) -> Tensor:
+        """Projects each encoder's tokens and interleaves them: f1[0], f2[0], f1[1], f2[1], ...
+
+        Args:
+            features: per encoder, [B, P_e, D_e].
+
+        Returns:
+            [B, P, D].
+        """
+        projected = [projector(tokens) for projector, tokens in zip(self.projectors, features, strict=True)]
+        return torch.stack(projected, dim=2).flatten(1, 2)
+
+    def embed(self, visual_BPD: Tensor, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Token embeddings with each image marker replaced by the sample's visual tokens.
+
+        Args:
+            visual_BPD: visual tokens.
+            ids: token ids with at most one :data:`IMAGE_TOKEN` per sample.
+
+        Returns:
+            Per sample, [T_b, D].
+        """
+        table = self.language_model.get_input_embeddings()
+        device = visual_BPD.device
+        flat = torch.tensor([token for row in ids for token in row if token != IMAGE_TOKEN], device=device)
+        words = table(flat)
+        embedded, position = [], 0
+        for sample, row in enumerate(ids):
+            count = len(row) - row.count(IMAGE_TOKEN)
+            text_TD = words[position : position + count]
+            position += count
+            if IMAGE_TOKEN in row:
+                place = row.index(IMAGE_TOKEN)
+                text_TD = torch.cat([text_TD[:place], visual_BPD[sample].to(words.dtype), text_TD[place:]])
+            embedded.append(text_TD)
+        return embedded
+
+    def forward(self, features: Sequence[Tensor], tokens: Sequence[Tokens], max_length: int) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the labelled tokens, summed per sample.
+
+        Padding is on the right and the model is causal, so no token ever sees padding. Logits are computed at
+        labelled positions alone, in float32.
+
+        Args:
+            features: the encoders' tokens, per encoder [B, P_e, D_e].
+            tokens: ids and labels of the B conversations.
+            max_length: in tokens, visual ones included; longer sequences are cut.
+
+        Returns:
+            Summed loss and number of labelled tokens, both [B].
+        """
+        visual_BPD = self.visual_tokens(features)
+        embedded = self.embed(visual_BPD, [sample.ids for sample in tokens])
+        labels = [spliced_labels(sample, visual_BPD.shape[1]) for sample in tokens]
+        length = min(max(len(row) for row in labels), max_length)
+        inputs_BTD = torch.stack([_pad(row[:length], length) for row in embedded])
+        label_BT = torch.tensor(
+            [(row + [IGNORE] * length)[:length] for row in labels], device=visual_BPD.device
+        )
+        hidden_BTD = self.language_model.model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
+        shifted_BT = F.pad(label_BT[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
+        wanted_BT = shifted_BT != IGNORE
+        logits_NV = self.language_model.lm_head(hidden_BTD[wanted_BT]).float()
+        loss_N = F.cross_entropy(logits_NV, shifted_BT[wanted_BT], reduction="none")
+        loss_BT = torch.zeros(wanted_BT.shape, device=loss_N.device).masked_scatter(wanted_BT, loss_N)
+        return loss_BT.sum(1), wanted_BT.sum(1)
+
+
+def spliced_labels(sample: Tokens, visual_tokens: int) -> list[int]:
+    """Labels with :data:`IGNORE` for every visual token.
+
+    Args:
+        sample: ids and labels.
+        visual_tokens: per image (P).
+
+    Returns:
+        Labels of the sequence the language model sees.
+    """
+    labels: list[int] = []
+    for token, label in zip(sample.ids, sample.labels, strict=True):
+        labels += [IGNORE] * visual_tokens if token == IMAGE_TOKEN else [label]
+    return labels
+
+
+def _pad(row_TD: Tensor, length: int) -> Tensor:
+    return F.pad(row_TD, (0, 0, 0, length - row_TD.shape[0]))
+
+
+class Llava(nn.Module):
+    """A LLaVA with its tokenizer and conversation template.
+
+    Args:
+        encoders: frozen towers.
+        connector: projectors and language model.
+        tokenizer: fast tokenizer of the language model.
+        conversation: name of the template used for questions.
+
+    Raises:
+        UserError: if the encoders cannot be interleaved, or do not fit the projectors.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder], connector: Connector, tokenizer: Any, conversation: str) -> None:
+        super().__init__()
+        check_ensemble(encoders)
+        self.encoders = nn.ModuleList(encoders)
+        self.connector = connector
+        self.tokenizer = tokenizer
+        self.conversation = conversation
+        for encoder, projector in zip(encoders, connector.projectors, strict=True):
+            width = next(projector.parameters()).shape[1]
+            if width != encoder.spec.width:
+                raise UserError(
+                    f"encoder '{encoder.spec.name}' gives tokens of width {encoder.spec.width}, "
+                    f"but its projector takes {width}; only encoders of the same width can be swapped"
+                )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return cast(Encoder, self.encoders[0]).spec.image_size
+
+    def features(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """Tokens of every encoder.
+
+        Args:
+            pixels_BCHW: RGB in [0, 1].
+
+        Returns:
+            Per encoder, [B, P_e, D_e].
+        """
+        return [encoder(pixels_BCHW) for encoder in self.encoders]
+
+    def answer_loss(self, pixels_BCHW: Tensor, tokens: Sequence[Tokens]) -> Tensor:
+        """Mean cross-entropy over each sample's answer tokens and end token (protocol section 4.2).
+
+        Args:
+            pixels_BCHW: RGB in [0, 1].
+            tokens: prompt and answer per sample.
+
+        Returns:
+            loss_B, float32.
+        """
+        loss_B, count_B = self.connector(self.features(pixels_BCHW), tokens, max_length=1 << 30)
+        return loss_B / count_B.clamp(min=1)
+
+    @torch.no_grad()
+    def generate(self, pixels_BCHW: Tensor, prompts: Sequence[Tokens], max_new_tokens: int) -> list[str]:
+        """Greedy answers.
+
+        Args:
+            pixels_BCHW: RGB in [0, 1].
+            prompts: conversations that end where the answer begins.
+            max_new_tokens: at most so many tokens.
+
+        Returns:
+            One text per sample, without special tokens and outer blanks.
+        """
+        visual_BPD = self.connector.visual_tokens(self.features(pixels_BCHW))
+        embedded = self.connector.embed(visual_BPD, [prompt.ids for prompt in prompts])
+        length = max(row.shape[0] for row in embedded)
+        inputs_BTD = torch.stack([F.pad(row, (0, 0, length - row.shape[0], 0)) for row in embedded])
+        mask_BT = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in embedded])
+        ids_BT = self.connector.language_model.generate(
+            inputs_embeds=inputs_BTD,
+            attention_mask=mask_BT.to(inputs_BTD.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+        )
+        texts: list[str] = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+        return [text.strip() for text in texts]

@@ -1,0 +1,44 @@
+"""The record: one row of results, the contract between evaluation (which writes it) and analysis (which reads it).
+
+A record is one (candidate, benchmark, sample, protocol, epsilon). The clean answers are the records of epsilon 0.
+Scores are in the units of the paper's tables: VQA accuracy in percent, CIDEr times 100. Budgets and norms are in units
+of 1/255. This module needs pyarrow alone, so that a notebook can open results without the GPU stack.
+"""
+
+import pyarrow as pa
+
+_COLUMNS: list[tuple[str, pa.DataType, str]] = [
+    ("candidate", pa.string(), "a: end-to-end on encoder a; a+b: ensemble; b@a: b plugged into the LLaVA of a"),
+    ("benchmark", pa.string(), "data set + prompt + metric"),
+    ("sample_id", pa.string(), "unique within the benchmark"),
+    ("protocol", pa.string(), "name and version of the protocol, e.g. paper_ensemble-v1"),
+    ("epsilon", pa.float64(), "budget, L-inf, in 1/255"),
+    ("prompt", pa.string(), "the user's turn, image marker included"),
+    ("references", pa.list_(pa.string()), "reference captions or annotators' answers"),
+    ("clean_prediction", pa.string(), "answer to the clean image"),
+    ("prediction", pa.string(), "answer to the worst adversarial image (the clean one at epsilon 0)"),
+    ("clean_score", pa.float64(), "metric of clean_prediction"),
+    ("score", pa.float64(), "metric of prediction: the worst case over the protocol's rounds"),
+    ("prediction_8bit", pa.string(), "answer to the adversarial image rounded to 8 bits"),
+    ("score_8bit", pa.float64(), "metric of prediction_8bit"),
+    ("linf", pa.float64(), "largest absolute pixel change of the scored image, in 1/255; at most epsilon"),
+    ("steps", pa.int32(), "gradient steps over all rounds"),
+    ("rounds", pa.list_(pa.string()), "rounds that attacked this sample, in order"),
+    ("best_round", pa.string(), "round that gave the worst score; 'clean' where no attack lowered it"),
+    ("loss_clean", pa.float64(), "attack loss at the start of the best round (first round if none helped)"),
+    ("loss_best", pa.float64(), "largest attack loss of that round"),
+    ("loss_last_rise", pa.float64(), "rise of the best loss over that round's last tenth of steps"),
+    ("zero_gradient_share", pa.float64(), "share of exactly zero image gradients over all steps, in [0, 1]"),
+    ("clean_png", pa.binary(), "the encoder's clean input image, 8 bit (records of epsilon 0 only)"),
+    ("adversarial_png", pa.binary(), "the worst adversarial image rounded to 8 bits (attacked samples only)"),
+    ("error", pa.string(), "why there is no score (null where there is one)"),
+]
+
+RECORD_SCHEMA = pa.schema(
+    [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
+    metadata={"rllava.schema": "record-v1"},
+)
+"""Arrow schema of a records part; the description of each column is in its field's metadata."""
+
+KEY = ("candidate", "benchmark", "sample_id", "protocol", "epsilon")
+"""Columns that identify a record: no two records of a storage agree in all of them."""

@@ -1,0 +1,50 @@
+"""Registries that raise on duplicates and answer an unknown name with its near matches."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from rllava.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named entries of one kind.
+
+    Args:
+        kind: what an entry is called in messages, e.g. ``"encoder"``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str, entry: T) -> T:
+        """Adds ``entry`` under ``name`` and returns it.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"{self.kind} '{name}' is registered twice; give one of the two another name")
+        self._entries[name] = entry
+        return entry
+
+    def get(self, name: str) -> T:
+        """Returns the entry called ``name``.
+
+        Raises:
+            UserError: if there is none; the message names the near matches, or all entries.
+        """
+        if name not in self._entries:
+            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(self._entries))}"
+            raise UserError(f"unknown {self.kind} '{name}'; {hint}")
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries

@@ -1,0 +1,155 @@
+"""Specs: frozen descriptions of the steps of a sweep, and the fingerprints that name their artifacts.
+
+A fingerprint is a hash of everything that decides a result, inputs' specs included. Placement, logging and storage are
+not in a spec, so the same result has the same fingerprint on a laptop and on a cluster.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rllava.attacks.protocols import Protocol
+from rllava.data.benchmarks import BenchmarkSpec
+from rllava.data.instructions import InstructionSpec
+from rllava.encoders.base import EncoderSpec
+from rllava.model.language import LanguageModelSpec
+
+FORMAT = 1
+"""Part of every fingerprint; raised when the meaning of existing specs changes."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One training stage.
+
+    Attributes:
+        data: instruction data it learns from.
+        train_language_model: stage 1 trains the projectors alone, stage 2 the language model as well.
+        conversation: template, e.g. ``plain`` (stage 1) or ``vicuna_v1`` (stage 2).
+        steps: optimiser steps.
+        global_batch: samples per optimiser step, over all workers.
+        micro_batch: samples per forward pass of one worker; gradients accumulate up to the global batch.
+        learning_rate: peak.
+        warmup: share of the steps with rising learning rate; cosine to zero after it.
+        weight_decay: of AdamW.
+        clip: largest gradient norm; 0: none.
+        zero_stage: DeepSpeed ZeRO stage, 0 to 3.
+        precision: of weights and activations in training.
+        max_length: longest sequence in tokens, visual ones included; longer ones are cut.
+    """
+
+    data: InstructionSpec
+    train_language_model: bool
+    conversation: str
+    steps: int
+    global_batch: int
+    micro_batch: int
+    learning_rate: float
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    zero_stage: int = 2
+    precision: Precision = "fp32"
+    max_length: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage: expected 0, 1, 2 or 3, got {self.zero_stage}")
+        if self.steps < 1 or self.global_batch % self.micro_batch:
+            raise ValueError("steps must be at least 1 and global_batch a multiple of micro_batch")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A trained LLaVA: encoders, language model, both stages.
+
+    Attributes:
+        encoders: one, or several of equal token count (a token-interleaved ensemble).
+        language_model: pretrained language model.
+        stage1: feature alignment.
+        stage2: visual instruction tuning.
+        seed: of the projectors' initial weights.
+        projector: kind of projector, per encoder.
+    """
+
+    encoders: tuple[EncoderSpec, ...]
+    language_model: LanguageModelSpec
+    stage1: StageSpec
+    stage2: StageSpec
+    seed: int = 0
+    projector: str = "mlp2x_gelu"
+
+    @property
+    def name(self) -> str:
+        """Readable name: the encoders', joined by ``+``."""
+        return "+".join(encoder.name for encoder in self.encoders)
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """One cell of the grid: a candidate on a benchmark at a budget under a protocol.
+
+    Attributes:
+        candidate: its name in the records.
+        model: the LLaVA as trained.
+        encoders: what stands in for the trained encoders: the model's own (end-to-end) or others (plug-and-play).
+        benchmark: data, prompt, metric and sample list.
+        protocol: rounds of the attack.
+        epsilon: budget in 1/255; 0: clean.
+        batch_size: samples attacked together. Part of the fingerprint, as batched matrix products round differently.
+    """
+
+    candidate: str
+    model: ModelSpec
+    encoders: tuple[EncoderSpec, ...]
+    benchmark: BenchmarkSpec
+    protocol: Protocol
+    epsilon: float
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """Readable name of the records artifact."""
+        return f"{self.candidate}-{self.benchmark.name}-eps{self.epsilon:g}"
+
+
+def to_json(spec: Any) -> dict[str, Any]:
+    """A spec as plain JSON values.
+
+    Args:
+        spec: any spec dataclass.
+
+    Returns:
+        Nested dictionaries.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec), sort_keys=True))
+    return plain
+
+
+# What describes a spec to people but decides no result.
+_DESCRIPTIVE = {"training", "licence"}
+
+
+def fingerprint(spec: Any) -> str:
+    """Hash of everything in a spec that decides its result.
+
+    Args:
+        spec: any spec dataclass.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+
+    def essential(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: essential(entry) for key, entry in value.items() if key not in _DESCRIPTIVE}
+        if isinstance(value, list):
+            return [essential(entry) for entry in value]
+        return value
+
+    described = {"format": FORMAT, "type": type(spec).__name__, "spec": essential(to_json(spec))}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,312 @@
+"""Artifacts by fingerprint on any file system: what a step leaves, when it is complete, and who is working on it.
+
+    <storage>/rllava-storage.json            says that this folder is ours
+    <storage>/data/<name>-<fp>/              shards of a benchmark or of instruction data
+    <storage>/models/<name>-<fp>/            a trained LLaVA
+    <storage>/records/<name>-<fp>/           one part per shard
+    <storage>/reports/<sweep>/
+    <storage>/leases/<kind>-<name>-<fp>.json who works on an artifact
+
+The file ``COMPLETE`` is written last; an artifact without it is resumed or redone. Everything else may be lost at any
+moment. A lease keeps two drivers from doing the same work; it is an economy, not a lock: outputs are deterministic and
+written whole, so that even two drivers at the same step leave the same bytes.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pyarrow.fs
+
+from rllava.data.shards import write_whole
+from rllava.errors import UserError
+from rllava.filesystem import open_filesystem
+from rllava.specs import fingerprint, to_json
+
+Kind = Literal["data", "models", "records"]
+
+MARKER = "COMPLETE"
+_ROOT_MARKER = "rllava-storage.json"
+HEARTBEAT_S = 10.0
+LEASE_TTL_S = 60.0
+"""A lease whose holder was not heard of for so long is void. A holder on the same machine that died is noticed at once."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A place in storage for the result of one step.
+
+    Attributes:
+        kind: folder it lies in.
+        name: readable part.
+        fingerprint: of its spec.
+        path: within the file system.
+    """
+
+    kind: Kind
+    name: str
+    fingerprint: str
+    path: str
+
+    @property
+    def relative(self) -> str:
+        """Path below the storage's root."""
+        return f"{self.kind}/{self.name}-{self.fingerprint}"
+
+
+class Store:
+    """A results folder, local or on S3.
+
+    Args:
+        url: a path, ``file://`` or ``s3://bucket/prefix``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.filesystem, self.root = open_filesystem(url)
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return (Store, (self.url,))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the storage is a folder of this machine (or a shared mount)."""
+        return "file" in self.filesystem.protocol
+
+    def prepare(self) -> None:
+        """Makes sure that this is a results folder of ours and can be written, before anything expensive starts.
+
+        Raises:
+            UserError: if it cannot be written, its bucket is missing, or it holds something else.
+        """
+        marker = f"{self.root}/{_ROOT_MARKER}"
+        try:
+            if not self.is_local and not self.filesystem.exists(self.root.split("/", 1)[0]):
+                raise UserError(f"storage {self.url}: there is no such bucket; create it first")
+            if not self.filesystem.exists(marker):
+                entries = self.filesystem.ls(self.root, detail=False) if self.filesystem.exists(self.root) else []
+                if [entry for entry in entries if not os.path.basename(entry.rstrip("/")).startswith(".")]:
+                    raise UserError(
+                        f"storage {self.url}: the folder holds something else than rllava's results; "
+                        "choose an empty or new folder with --storage"
+                    )
+            self.write(marker, json.dumps({"format": 1}).encode())
+        except UserError:
+            raise
+        except Exception as error:  # botocore, OSError, permission errors: each file system has its own
+            reason = str(error).strip().split("\n", 1)[0]
+            raise UserError(f"storage {self.url} cannot be written ({type(error).__name__}: {reason})") from error
+
+    def artifact(self, kind: Kind, name: str, spec: Any) -> Artifact:
+        """Where the result of a spec lies.
+
+        Args:
+            kind: of artifact.
+            name: readable part; characters with a meaning in URLs are replaced.
+            spec: what is described.
+
+        Returns:
+            The artifact.
+        """
+        readable = name.replace("+", "_and_").replace("@", "_in_").replace("/", "_")
+        digest = fingerprint(spec)
+        return Artifact(kind, readable, digest, f"{self.root}/{kind}/{readable}-{digest}")
+
+    def is_complete(self, artifact: Artifact) -> bool:
+        """Whether its marker is there.
+
+        Args:
+            artifact: which.
+
+        Returns:
+            True if nothing is left to do.
+        """
+        return bool(self.filesystem.exists(f"{artifact.path}/{MARKER}"))
+
+    def finish(self, artifact: Artifact, spec: Any, facts: dict[str, Any]) -> None:
+        """Writes the spec, then the marker.
+
+        Args:
+            artifact: which.
+            spec: what it was made from.
+            facts: what is worth knowing about its making, e.g. seconds.
+        """
+        self.write(f"{artifact.path}/spec.json", json.dumps(to_json(spec), indent=1, sort_keys=True).encode())
+        self.write(f"{artifact.path}/{MARKER}", json.dumps(facts, indent=1, sort_keys=True).encode())
+
+    def facts(self, artifact: Artifact) -> dict[str, Any]:
+        """What :meth:`finish` noted.
+
+        Args:
+            artifact: a complete one.
+
+        Returns:
+            The facts.
+        """
+        facts: dict[str, Any] = json.loads(self.filesystem.cat_file(f"{artifact.path}/{MARKER}"))
+        return facts
+
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a file such that readers see all of it or the old one.
+
+        Args:
+            path: in the file system.
+            content: its bytes.
+        """
+        write_whole(self.filesystem, path, content)
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there.
+
+        Args:
+            path: in the file system.
+
+        Returns:
+            Whether it exists.
+        """
+        return bool(self.filesystem.exists(path))
+
+    def arrow_filesystem(self) -> pyarrow.fs.FileSystem:
+        """The same file system for pyarrow and Ray.
+
+        Returns:
+            A pyarrow file system; paths are those of the artifacts.
+        """
+        if self.is_local:
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+
+    @contextlib.contextmanager
+    def lease(self, artifact: Artifact, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Waits until nobody else works on an artifact, then holds its lease.
+
+        Args:
+            artifact: to work on. Look again whether it is complete once the lease is held.
+            waiting: called once with the holder's name when there is one.
+
+        Yields:
+            None, with the lease held.
+        """
+        path = f"{self.root}/leases/{artifact.kind}-{artifact.name}-{artifact.fingerprint}.json"
+        holder = _Holder.here()
+        told = False
+        while not self._take(path, holder):
+            if not told:
+                current = self._holder(path)
+                waiting(f"{current.host}:{current.pid}" if current else "another driver")
+                told = True
+            time.sleep(0.5 if self.is_local else 2.0)
+        stop = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(path, holder, stop), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            beat.join()
+            current = self._holder(path)
+            if current is not None and current.token == holder.token:
+                with contextlib.suppress(FileNotFoundError):
+                    self.filesystem.rm_file(path)
+
+    def _take(self, path: str, holder: "_Holder") -> bool:
+        current = self._holder(path)
+        if current is not None and current.is_alive():
+            return current.token == holder.token
+        if current is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.rm_file(path)
+        if not self._create(path, holder.to_json()):
+            return False
+        # Another waiter may have taken the old lease for void a moment later and removed ours: the last one stays.
+        time.sleep(0.2 if current is not None else 0.0)
+        settled = self._holder(path)
+        return settled is not None and settled.token == holder.token
+
+    def _create(self, path: str, content: bytes) -> bool:
+        """Creates a file unless it exists; atomic on local disks and on S3 (conditional put)."""
+        if self.is_local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                return False
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            return True
+        try:
+            self.filesystem.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _holder(self, path: str) -> "_Holder | None":
+        try:
+            return _Holder.of_json(self.filesystem.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            # Being written at this moment, or torn by a crash: void once it is old.
+            age = time.time() - self.filesystem.modified(path).timestamp() if self.exists(path) else 0.0
+            return _Holder("unknown", 0, 0.0, "", time.time() - age)
+
+    def _beat(self, path: str, holder: "_Holder", stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_S):
+            current = self._holder(path)
+            if current is None or current.token != holder.token:
+                return
+            with contextlib.suppress(Exception):  # a missed beat is no reason to lose the work
+                self.write(path, holder.to_json())
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lease, and when it was last heard of."""
+
+    host: str
+    pid: int
+    started: float
+    token: str
+    heard: float
+
+    @classmethod
+    def here(cls) -> "_Holder":
+        process = psutil.Process()
+        return cls(_host(), process.pid, process.create_time(), uuid.uuid4().hex, time.time())
+
+    @classmethod
+    def of_json(cls, content: bytes) -> "_Holder":
+        fields = json.loads(content)
+        if not isinstance(fields, dict):
+            raise ValueError("no lease")
+        return cls(**fields)
+
+    def to_json(self) -> bytes:
+        return json.dumps(
+            {"host": self.host, "pid": self.pid, "started": self.started, "token": self.token, "heard": time.time()}
+        ).encode()
+
+    def is_alive(self) -> bool:
+        if time.time() - self.heard > LEASE_TTL_S:
+            return False
+        if self.host != _host():
+            return True
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+
+
+def _host() -> str:
+    """This machine and boot: process ids mean nothing beyond them."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else int(psutil.boot_time() / 60)}"

@@ -1,0 +1,1 @@
+"""The DeepSpeed loop, and its Ray Train adapter."""

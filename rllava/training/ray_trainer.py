@@ -1,0 +1,265 @@
+"""Trains a LLaVA under Ray Train: both stages in one worker group, checkpoints through Ray, results into the store."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from rllava.data.ray_dataset import micro_batches
+from rllava.data.stream import MicroBatch, Stream
+from rllava.encoders import build_encoder
+from rllava.errors import UserError
+from rllava.model.assemble import PROJECTORS, build_connector, load_projectors, save_projectors, save_stage2
+from rllava.model.llava import check_ensemble
+from rllava.specs import ModelSpec, StageSpec
+from rllava.store import Artifact, Store
+from rllava.training.loop import Progress, checkpoint_workers, train_stage
+from rllava.training.places import DataPlace
+
+RUN_NAME = "ray-train"
+"""Folder of Ray Train's own state inside an unfinished model artifact; removed when the model is complete."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What the workers of one run need to know.
+
+    Attributes:
+        storage: URL.
+        path: of the model artifact.
+        spec: what to train.
+        data: of stage 1 and stage 2.
+        checkpoint_every: optimiser steps between checkpoints.
+        report_every: optimiser steps between progress reports.
+    """
+
+    storage: str
+    path: str
+    spec: ModelSpec
+    data: tuple[DataPlace, DataPlace]
+    checkpoint_every: int
+    report_every: int
+
+
+def check_workers(spec: ModelSpec, workers: int) -> None:
+    """Refuses a number of workers that cannot share the global batches evenly.
+
+    Args:
+        spec: of the model.
+        workers: of a training run.
+
+    Raises:
+        UserError: naming the batch sizes.
+    """
+    for number, stage in enumerate((spec.stage1, spec.stage2), start=1):
+        if stage.global_batch % (stage.micro_batch * workers):
+            raise UserError(
+                f"--workers {workers}: stage {number} has a global batch of {stage.global_batch} in portions of "
+                f"{stage.micro_batch}; the number of workers must divide {stage.global_batch // stage.micro_batch}"
+            )
+
+
+def train_model(
+    job: TrainJob,
+    artifact: Artifact,
+    scaling: ScalingConfig,
+    *,
+    callbacks: Sequence[Any] = (),
+    max_failures: int = 3,
+) -> dict[str, Any]:
+    """Trains both stages and completes the artifact. A run that was cut off goes on from its last checkpoint.
+
+    Args:
+        job: what to do.
+        artifact: to fill; its lease is held by the caller.
+        scaling: workers and their resources.
+        callbacks: of Ray Train, e.g. one that forwards metrics to Ray Tune.
+        max_failures: how often a lost worker group is restarted.
+
+    Returns:
+        The facts noted in the artifact's marker.
+    """
+    store = Store(job.storage)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=RUN_NAME,
+            storage_path=artifact.path,
+            storage_filesystem=store.arrow_filesystem(),
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+    )
+    started = time.time()
+    result = trainer.fit()
+    facts = {"workers": scaling.num_workers, "seconds": round(time.time() - started, 1), **(result.return_value or {})}
+    store.finish(artifact, job.spec, facts)
+    store.filesystem.rm(f"{artifact.path}/{RUN_NAME}", recursive=True)
+    return facts
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What every worker of the group runs.
+
+    Args:
+        config: ``{"job": TrainJob}``.
+
+    Returns:
+        Facts worth keeping.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    job: TrainJob = config["job"]
+    store = Store(job.storage)
+    stage1 = f"{job.path}/stage1/{PROJECTORS}"
+    with tempfile.TemporaryDirectory(prefix="rllava-train-") as name:
+        scratch = Path(name)
+        damaged = 0
+        if not agreed(store.exists(stage1)):
+            state, _, _, seen = run_stage(job, 1, scratch)
+            damaged += seen
+            if dist.get_rank() == 0:
+                save_projectors(state, scratch / "stage1")
+                store.write(stage1, (scratch / "stage1" / PROJECTORS).read_bytes())
+            dist.barrier()
+        (scratch / "stage1").mkdir(exist_ok=True)
+        (scratch / "stage1" / PROJECTORS).write_bytes(store.filesystem.cat_file(stage1))
+        state, connector, tokenizer, seen = run_stage(job, 2, scratch)
+        damaged += seen
+        if dist.get_rank() == 0:
+            save_stage2(connector, state, tokenizer, scratch / "stage2")
+            for file in sorted((scratch / "stage2").rglob("*")):
+                if file.is_file():
+                    store.write(f"{job.path}/{file.relative_to(scratch)}", file.read_bytes())
+        dist.barrier()
+        parameters = sum(p.numel() for p in connector.parameters())
+        encoder_parameters = sum(p.numel() for spec in job.spec.encoders for p in build_encoder(spec).parameters())
+        return {"parameters": parameters + encoder_parameters, "damaged": damaged}
+
+
+def agreed(value: bool) -> bool:
+    """Worker 0's view of something, on all workers.
+
+    Args:
+        value: this worker's view.
+
+    Returns:
+        Worker 0's.
+    """
+    views = [value]
+    dist.broadcast_object_list(views, src=0)
+    return views[0]
+
+
+def run_stage(job: TrainJob, number: int, scratch: Path) -> tuple[dict[str, torch.Tensor], Any, Any, int]:
+    """Runs one stage in this worker.
+
+    Args:
+        job: what to do.
+        number: 1 or 2.
+        scratch: local folder; holds stage 1's projectors when stage 2 starts.
+
+    Returns:
+        Weights (on worker 0), connector, tokenizer, and how many damaged images all workers met since the (re)start.
+    """
+    stage = job.spec.stage1 if number == 1 else job.spec.stage2
+    encoders = [build_encoder(spec) for spec in job.spec.encoders]
+    check_ensemble(encoders)
+    connector, tokenizer = build_connector(job.spec)
+    if number == 2:
+        load_projectors(connector, scratch / "stage1")
+    damaged = 0
+    step_facts = {"phase": "train", "stage": number, "steps": stage.steps}
+
+    def report(progress: Progress) -> None:
+        nonlocal damaged
+        damaged = progress.damaged
+        if progress.step % job.report_every == 0 or progress.step == stage.steps:
+            ray.train.report({**step_facts, "step": progress.step, "loss": progress.loss, "damaged": progress.damaged})
+
+    def save(write: Callable[[Path], None], progress: Progress) -> None:
+        with tempfile.TemporaryDirectory(prefix="rllava-checkpoint-") as folder:
+            write(Path(folder))
+            (Path(folder) / "stage.json").write_text(json.dumps({"stage": number}))
+            metrics = {**step_facts, "step": progress.step, "loss": progress.loss, "damaged": progress.damaged}
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    with tempfile.TemporaryDirectory(prefix="rllava-resume-") as resume:
+        state = train_stage(
+            stage,
+            encoders,
+            connector,
+            tokenizer,
+            lambda step: stage_batches(job, number, stage, step),
+            resume=fetch_checkpoint(number, Path(resume)),
+            checkpoint_every=job.checkpoint_every,
+            save=save,
+            report=report,
+        )
+    total = torch.tensor(damaged, device=ray.train.torch.get_device())
+    dist.all_reduce(total)
+    return state, connector, tokenizer, int(total)
+
+
+def stage_batches(job: TrainJob, number: int, stage: StageSpec, first_step: int) -> Iterator[MicroBatch]:
+    """This worker's portions of a stage, from a step on.
+
+    Args:
+        job: what to do.
+        number: 1 or 2.
+        stage: its spec.
+        first_step: optimiser step to start at.
+
+    Returns:
+        Portions in order.
+    """
+    place = job.data[number - 1]
+    stream = Stream(
+        storage=job.storage,
+        folder=place.folder,
+        rows=place.rows,
+        rows_per_shard=stage.data.rows_per_shard,
+        image_size=job.spec.encoders[0].image_size,
+        global_batch=stage.global_batch,
+        micro_batch=stage.micro_batch,
+        worker=dist.get_rank(),
+        workers=dist.get_world_size(),
+    )
+    return micro_batches(stream, first_step, stage.steps)
+
+
+def fetch_checkpoint(number: int, folder: Path) -> Path | None:
+    """The last checkpoint, if it is of this stage and of as many workers.
+
+    Args:
+        number: of the stage.
+        folder: to copy it to.
+
+    Returns:
+        The folder, or None to start the stage from its beginning.
+    """
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    checkpoint.to_directory(str(folder))
+    if json.loads((folder / "stage.json").read_text())["stage"] != number:
+        return None
+    if (written_by := checkpoint_workers(folder)) != dist.get_world_size():
+        # ZeRO's parts belong to their number of workers; the stage is short against losing the run's determinism.
+        print(f"checkpoint of {written_by} workers, now {dist.get_world_size()}: stage {number} starts anew", flush=True)
+        return None
+    return folder

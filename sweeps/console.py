@@ -1,0 +1,32 @@
+"""How scripts meet people: options from a dataclass, one line for a mistake, Ctrl-C without a traceback."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from rllava.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def run_script(main: Callable[[Options], None], options: type[Options], description: str | None) -> None:
+    """Parses the command line, runs, and ends the process.
+
+    Exit status: 0 done, 1 something failed, 2 a mistake in the arguments or in what they point to, 130 interrupted.
+
+    Args:
+        main: the script.
+        options: dataclass of its options; its docstring is their help.
+        description: of the script.
+    """
+    parsed = tyro.cli(options, description=description)
+    try:
+        main(parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

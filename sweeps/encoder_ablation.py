@@ -1,0 +1,124 @@
+"""Which vision encoder should a multi-modal LLM be built on, if it must survive adversarial images?
+
+Trains a LLaVA on each candidate's encoder (or finds it in storage), attacks it white-box at every budget, and writes
+records, statistics and a report with the robustness-accuracy trade-off under STORAGE/reports/encoder_ablation/.
+The same command again computes only what is missing.
+
+Candidates: a (LLaVA trained end-to-end on encoder a), a+b (token-interleaved ensemble), b@a (encoder b plugged into the
+LLaVA trained with a).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from rllava.attacks.protocols import PROTOCOLS
+from rllava.errors import UserError
+from sweeps.console import run_script
+from sweeps.plan import Plan, check_inputs
+from sweeps.presets import PRESETS, benchmark_spec, parse_candidate
+
+SWEEP = "encoder_ablation"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The encoder ablation; lists are given as ``--budgets 0 4 8``.
+
+    Attributes:
+        preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores) or smoke.
+        storage: results folder, a path or s3://bucket/prefix.
+        encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA).
+        benchmarks: benchmarks instead of the preset's.
+        budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
+        protocol: attack protocol instead of the preset's.
+        samples: samples per benchmark instead of the preset's.
+        workers: training workers per candidate (one GPU each where there are GPUs).
+        attack_workers: most attack workers per candidate.
+        trials: candidates at a time; by default as many as the machines serve.
+        gpus: GPUs per worker, a fraction lets attack workers share one; by default 1 where there are any.
+        memory: host memory to reserve per worker, in GiB; 0 reserves none.
+        address: Ray cluster to use, host:port or auto; by default the job's cluster, else a Ray of its own.
+    """
+
+    preset: str = "tiny"
+    storage: str = "results"
+    encoders: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    protocol: str | None = None
+    samples: int | None = None
+    workers: int = 1
+    attack_workers: int = 1
+    trials: int | None = None
+    gpus: float | None = None
+    memory: float = 0.0
+    address: str | None = None
+
+
+def make_plan(options: Options) -> Plan:
+    """Turns options into a plan, and refuses what cannot work.
+
+    Args:
+        options: from the command line.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: naming the option and the remedy.
+    """
+    preset = PRESETS.get(options.preset)
+    if options.samples is not None:
+        if options.samples < 2:
+            raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
+        preset = replace(preset, samples=options.samples)
+    budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or preset.budgets
+    candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
+    benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
+    protocol = PROTOCOLS.get(options.protocol or preset.protocol)
+    return Plan(SWEEP, options.storage, preset, candidates, benchmarks, budgets, protocol)
+
+
+def parse_budget(text: str) -> float:
+    """Reads a budget.
+
+    Args:
+        text: from the command line.
+
+    Returns:
+        The budget in units of 1/255.
+
+    Raises:
+        UserError: if it is no number in [0, 255].
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 255:
+        raise UserError(f"--budgets {text}: expected numbers from 0 to 255 (units of 1/255), e.g. --budgets 0 4 8")
+    return value
+
+
+def main(options: Options) -> None:
+    """Runs the ablation.
+
+    Args:
+        options: from the command line.
+    """
+    plan = make_plan(options)
+    check_inputs(plan)
+    # Ray and torch take seconds to import; a mistake above is told at once.
+    from sweeps.runner import Machines, run, shut_down
+
+    machines = Machines(
+        options.address, options.workers, options.attack_workers, options.trials, options.gpus, options.memory
+    )
+    try:
+        run(plan, machines)
+    finally:
+        shut_down()
+
+
+if __name__ == "__main__":
+    run_script(main, Options, __doc__)

@@ -1,0 +1,180 @@
+"""What a sweep consists of: candidates, benchmarks, budgets, and the artifacts they lead to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rllava.attacks.protocols import Protocol
+from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
+from rllava.data.instructions import InstructionSpec, build_instructions
+from rllava.data.shards import list_shards, read_shard
+from rllava.encoders import check_weights
+from rllava.errors import UserError
+from rllava.specs import EvalSpec, ModelSpec
+from rllava.store import Artifact, Store
+from rllava.training.places import DataPlace
+from sweeps.presets import Candidate, Preset, model_spec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid of candidates x benchmarks x budgets under one protocol, and where its results go.
+
+    Attributes:
+        sweep: name of the report folder.
+        storage: URL.
+        preset: recipe.
+        candidates: rows of the grid.
+        benchmarks: data, prompt, metric.
+        budgets: in 1/255.
+        protocol: rounds of the attack.
+    """
+
+    sweep: str
+    storage: str
+    preset: Preset
+    candidates: tuple[Candidate, ...]
+    benchmarks: tuple[BenchmarkSpec, ...]
+    budgets: tuple[float, ...]
+    protocol: Protocol
+
+    @cached_property
+    def store(self) -> Store:
+        """The results folder."""
+        return Store(self.storage)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = ("sweep", "storage", "preset", "candidates", "benchmarks", "budgets", "protocol")
+        return (Plan, tuple(getattr(self, field) for field in fields))
+
+    def candidate(self, name: str) -> Candidate:
+        """A candidate by name.
+
+        Args:
+            name: of one of them.
+
+        Returns:
+            The candidate.
+        """
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
+    def model(self, candidate: Candidate) -> tuple[ModelSpec, Artifact]:
+        """The LLaVA a candidate needs.
+
+        Args:
+            candidate: which.
+
+        Returns:
+            Its spec and artifact.
+        """
+        spec = model_spec(self.preset, candidate.trained)
+        return spec, self.store.artifact("models", spec.name, spec)
+
+    def evaluations(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
+        """A candidate's cells of the grid.
+
+        Args:
+            candidate: which.
+
+        Returns:
+            Specs with their artifacts, budgets rising within each benchmark.
+        """
+        model, _ = self.model(candidate)
+        specs = [
+            EvalSpec(
+                candidate.name, model, candidate.used, benchmark, self.protocol, epsilon, self.preset.batch_size
+            )
+            for benchmark in self.benchmarks
+            for epsilon in self.budgets
+        ]
+        return [(spec, self.store.artifact("records", spec.name, spec)) for spec in specs]
+
+    def instruction_specs(self) -> tuple[InstructionSpec, InstructionSpec]:
+        """Data of the two training stages."""
+        return self.preset.stage1.data, self.preset.stage2.data
+
+    def benchmark_folder(self, spec: BenchmarkSpec) -> str:
+        """Where a benchmark's shards lie.
+
+        Args:
+            spec: of the benchmark.
+
+        Returns:
+            Path in the storage.
+        """
+        return self.store.artifact("data", spec.name, spec).path
+
+    def data_places(self) -> tuple[DataPlace, DataPlace]:
+        """Where the training data lies; it must have been prepared."""
+        places = []
+        for spec in self.instruction_specs():
+            artifact = self.store.artifact("data", spec.name, spec)
+            places.append(DataPlace(artifact.path, int(self.store.facts(artifact)["rows"])))
+        return places[0], places[1]
+
+    def pending(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
+        """A candidate's cells that are not complete.
+
+        Args:
+            candidate: which.
+
+        Returns:
+            Specs with their artifacts.
+        """
+        return [(spec, artifact) for spec, artifact in self.evaluations(candidate) if not self.store.is_complete(artifact)]
+
+    def in_training_order(self) -> list[Candidate]:
+        """Candidates such that those which only plug into another's LLaVA come last."""
+        return sorted(self.candidates, key=lambda candidate: candidate.plugged)
+
+
+def check_inputs(plan: Plan) -> None:
+    """Looks at everything a sweep reads, before anything expensive starts.
+
+    Args:
+        plan: of the sweep.
+
+    Raises:
+        UserError: if a weights file is missing or has another hash.
+    """
+    for spec in {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values():
+        check_weights(spec)
+
+
+def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:
+    """Builds the data artifacts that are missing, and checks the shards of those that are there.
+
+    Args:
+        plan: of the sweep.
+        say: told what happens.
+
+    Raises:
+        UserError: if a shard is damaged (named), or a data set cannot be built.
+    """
+    for spec in dict.fromkeys(plan.instruction_specs()):
+        _prepare(plan.store, spec.name, spec, build_instructions, say)
+    for benchmark in plan.benchmarks:
+        _prepare(plan.store, benchmark.name, benchmark, build_benchmark, say)
+
+
+def _prepare(
+    store: Store, name: str, spec: Any, build: Callable[[Any, Any, str], Sequence[str]], say: Callable[[str], None]
+) -> None:
+    artifact = store.artifact("data", name, spec)
+    if not store.is_complete(artifact):
+        with store.lease(artifact, lambda holder: say(f"{name}: waiting for {holder}, which is preparing it")):
+            if not store.is_complete(artifact):
+                say(f"{name}: preparing shards")
+                shards = build(spec, store.filesystem, artifact.path)
+                rows = sum(read_shard(store.filesystem, shard, ["row"]).num_rows for shard in shards)
+                store.finish(artifact, spec, {"rows": rows, "shards": len(shards)})
+    # Checksums of every page: a damaged shard is named here, not hours later by a worker.
+    found = list_shards(store.filesystem, artifact.path)
+    rows = sum(read_shard(store.filesystem, shard).num_rows for shard in found)
+    expected = int(store.facts(artifact)["rows"])
+    if rows != expected:
+        raise UserError(
+            f"data {artifact.path}: {rows} rows in {len(found)} shards, expected {expected}; delete that folder and "
+            "run again, it is built anew"
+        )

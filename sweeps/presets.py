@@ -1,0 +1,184 @@
+"""Recipes: complete, typed descriptions of an ablation. A variant is ``dataclasses.replace`` of one of them."""
+
+from dataclasses import dataclass, replace
+
+from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
+from rllava.data.instructions import INSTRUCTIONS
+from rllava.encoders import EncoderSpec, encoder_spec
+from rllava.errors import UserError
+from rllava.model.language import TINY_LLAMA, LanguageModelSpec
+from rllava.registry import Registry
+from rllava.specs import ModelSpec, StageSpec
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything the encoder ablation needs but the storage and the machines.
+
+    Attributes:
+        name: of the preset.
+        about: one line.
+        candidates: names in the grammar of :func:`parse_candidate`.
+        benchmarks: names.
+        budgets: in 1/255.
+        protocol: name.
+        samples: per benchmark.
+        language_model: of every candidate.
+        stage1: feature alignment.
+        stage2: visual instruction tuning.
+        batch_size: samples attacked together.
+        rows_per_shard: samples per unit of work.
+        checkpoint_every: optimiser steps between training checkpoints.
+    """
+
+    name: str
+    about: str
+    candidates: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    budgets: tuple[float, ...]
+    protocol: str
+    samples: int
+    language_model: LanguageModelSpec
+    stage1: StageSpec
+    stage2: StageSpec
+    batch_size: int
+    rows_per_shard: int
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the ablation.
+
+    Attributes:
+        name: as given.
+        trained: encoders the LLaVA is trained with.
+        used: encoders it is evaluated with; the same (end-to-end), or others (plug-and-play).
+    """
+
+    name: str
+    trained: tuple[EncoderSpec, ...]
+    used: tuple[EncoderSpec, ...]
+
+    @property
+    def plugged(self) -> bool:
+        """Whether the encoders are not those of the training."""
+        return self.trained != self.used
+
+
+PRESETS: Registry[Preset] = Registry("preset")
+
+_TINY = Preset(
+    name="tiny",
+    about="the embedded data, encoders and language model: minutes on two CPU cores",
+    candidates=(
+        "tiny-clip",
+        "tiny-tecoa4",
+        "tiny-advxl",
+        "tiny-clip+tiny-advxl",
+        "tiny-fare4@tiny-clip",
+        "tiny-tecoa4@tiny-clip",
+    ),
+    benchmarks=("easy_vqa", "easy_captions"),
+    budgets=(0.0, 2.0, 4.0, 8.0, 16.0),
+    protocol="paper_ensemble_10steps",
+    samples=96,
+    language_model=TINY_LLAMA,
+    stage1=StageSpec(
+        data=INSTRUCTIONS.get("easy_align"),
+        train_language_model=False,
+        conversation="plain",
+        steps=60,
+        global_batch=64,
+        micro_batch=64,
+        learning_rate=2e-3,
+        zero_stage=2,
+    ),
+    stage2=StageSpec(
+        data=INSTRUCTIONS.get("easy_instruct"),
+        train_language_model=True,
+        conversation="vicuna_v1_short",
+        steps=240,
+        global_batch=64,
+        micro_batch=64,
+        learning_rate=2e-3,
+        zero_stage=2,
+    ),
+    batch_size=32,
+    rows_per_shard=32,
+    checkpoint_every=100,
+)
+PRESETS.register("tiny", _TINY)
+
+PRESETS.register(
+    "smoke",
+    replace(
+        _TINY,
+        name="smoke",
+        about="the same parts with hardly any training and attack steps: shows that everything runs, nothing else",
+        candidates=("tiny-clip", "tiny-fare4@tiny-clip"),
+        budgets=(0.0, 8.0),
+        protocol="paper_ensemble_3steps",
+        samples=8,
+        stage1=replace(_TINY.stage1, steps=4, global_batch=16, micro_batch=8),
+        stage2=replace(_TINY.stage2, steps=6, global_batch=16, micro_batch=8),
+        batch_size=4,
+        rows_per_shard=4,
+        checkpoint_every=2,
+    ),
+)
+
+
+def parse_candidate(text: str) -> Candidate:
+    """Reads a candidate's name.
+
+    ``a``: LLaVA trained end-to-end on encoder a. ``a+b``: on both, token-interleaved. ``b@a``: encoder b plugged into
+    the LLaVA trained with a; both sides may be ensembles.
+
+    Args:
+        text: the name.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        UserError: if it does not follow the grammar, names an unknown encoder, or its encoders do not fit together.
+    """
+    used_text, at, trained_text = text.partition("@")
+    if not used_text or (at and not trained_text) or "@" in trained_text:
+        raise UserError(f"candidate '{text}': write a (end-to-end), a+b (ensemble) or b@a (b plugged into a's LLaVA)")
+    used = tuple(encoder_spec(name) for name in used_text.split("+"))
+    trained = tuple(encoder_spec(name) for name in trained_text.split("+")) if at else used
+    for field, why in (("tokens", "token counts"), ("image_size", "image sizes")):
+        if len({getattr(spec, field) for spec in (*used, *trained)}) > 1:
+            described = ", ".join(f"{spec.name} {getattr(spec, field)}" for spec in (*used, *trained))
+            raise UserError(f"candidate '{text}': {why} differ ({described}); combine encoders of equal ones")
+    if [spec.width for spec in used] != [spec.width for spec in trained]:
+        raise UserError(f"candidate '{text}': {used_text} does not fit the projectors trained for {trained_text}")
+    return Candidate(text, trained, used)
+
+
+def model_spec(preset: Preset, encoders: tuple[EncoderSpec, ...]) -> ModelSpec:
+    """The LLaVA of a preset on given encoders.
+
+    Args:
+        preset: stages and language model.
+        encoders: to train with.
+
+    Returns:
+        Its spec.
+    """
+    return ModelSpec(encoders, preset.language_model, preset.stage1, preset.stage2)
+
+
+def benchmark_spec(preset: Preset, name: str) -> BenchmarkSpec:
+    """A benchmark with the preset's number of samples.
+
+    Args:
+        preset: samples and shard size.
+        name: of the benchmark.
+
+    Returns:
+        Its spec.
+    """
+    return replace(BENCHMARKS.get(name), samples=preset.samples, rows_per_shard=preset.rows_per_shard)

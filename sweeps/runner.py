@@ -1,0 +1,317 @@
+"""Runs a plan: Ray Tune over candidates, then manifest, statistics and report."""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray
+from ray import tune
+
+from analysis.report import write_report
+from analysis.tables import format_table
+from analysis.loading import load_sweep
+from cluster.connect import ClusterInfo, connect
+from cluster.placement import Placement, Request, check_fits, logical_cpus, place
+from rllava.errors import UserError
+from rllava.specs import to_json
+from rllava.training.ray_trainer import check_workers
+from sweeps.board import Board
+from sweeps.plan import Plan, prepare_data
+from sweeps.trial import run_trial
+
+PACKAGES = ("rllava", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a sweep may use.
+
+    Attributes:
+        address: of a running cluster; None: inside a job that cluster, else a local Ray.
+        workers: training workers per candidate.
+        attack_workers: most attack workers per candidate.
+        trials: candidates at a time; None: as many as the machines serve.
+        gpus: per worker; None: 1 where there are any.
+        memory_gib: host memory reserved per worker; 0: none.
+    """
+
+    address: str | None
+    workers: int
+    attack_workers: int
+    trials: int | None
+    gpus: float | None
+    memory_gib: float
+
+
+def run(plan: Plan, machines: Machines) -> str:
+    """Does what is missing of a plan and writes its report.
+
+    Args:
+        plan: of the sweep.
+        machines: to use.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: if the plan cannot be run as it is, here.
+    """
+    started = time.time()
+    plan.store.prepare()
+    check_workers_of(plan, machines)
+    board = Board([candidate.name for candidate in plan.candidates])
+    prepare_data(plan, board.say)
+    before = completed(plan)
+    missing = [c.name for c in plan.candidates if plan.pending(c) or not plan.store.is_complete(plan.model(c)[1])]
+    board.say(f"{plan.sweep}: {len(plan.candidates)} candidates, {len(missing)} with something to do; storage {plan.storage}")
+    machine: dict[str, Any] = {}
+    if missing:
+        info, placement, trials = find_machines(plan, machines, len(missing))
+        machine = describe_machine(info)
+        with board:
+            tune_over(plan, placement, trials, board)
+    manifest = write_manifest(plan, before, machine, started)
+    paths = write_report(plan.storage, plan.sweep)
+    print(format_table(load_sweep(plan.storage, plan.sweep)))
+    minutes, seconds = divmod(int(manifest["wall_seconds"]), 60)
+    print(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
+    print(f"report:  {paths.index}")
+    return str(paths.index)
+
+
+def check_workers_of(plan: Plan, machines: Machines) -> None:
+    """Refuses worker counts that training cannot use.
+
+    Args:
+        plan: of the sweep.
+        machines: asked for.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for option, value in (("--workers", machines.workers), ("--attack-workers", machines.attack_workers)):
+        if value < 1:
+            raise UserError(f"{option} {value}: expected at least 1")
+    if machines.trials is not None and machines.trials < 1:
+        raise UserError(f"--trials {machines.trials}: expected at least 1")
+    for candidate in plan.candidates:
+        check_workers(plan.model(candidate)[0], machines.workers)
+
+
+def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[ClusterInfo, Placement, int]:
+    """Connects to Ray and decides how many candidates run at a time.
+
+    Args:
+        plan: of the sweep.
+        machines: asked for.
+        missing: candidates with something to do.
+
+    Returns:
+        The cluster, the resources of each kind of work, and the number of concurrent trials.
+
+    Raises:
+        UserError: if the cluster cannot hold the request.
+    """
+    cores = os.cpu_count() or 1
+    trials = min(missing, machines.trials or max(1, cores // machines.workers))
+    info = connect(
+        machines.address,
+        cpus=logical_cpus(trials, machines.workers, machines.attack_workers),
+        busy_processes=trials * machines.workers,
+    )
+    if not info.is_local and not plan.store.is_local:
+        trials = min(missing, machines.trials or missing)
+    placement = place(
+        info,
+        machines.workers,
+        machines.gpus,
+        attack_workers=machines.attack_workers,
+        memory_per_worker=machines.memory_gib * 2**30,
+    )
+    if machines.trials is None and not info.is_local:
+        trials = concurrent_trials(missing, placement, info)
+    if len(info.nodes) > 1 and plan.store.is_local:
+        print(f"note: {plan.storage} must be a folder that all {len(info.nodes)} nodes share", file=sys.stderr)
+    check_fits(placement, Request(trials=trials), info)
+    return info, placement, trials
+
+
+def concurrent_trials(missing: int, placement: Placement, info: ClusterInfo) -> int:
+    """As many trials as training finds room for at a time, at least one.
+
+    Args:
+        missing: candidates with something to do.
+        placement: resources of a trial and its workers.
+        info: the cluster, with what it can grow to.
+
+    Returns:
+        Number of trials.
+    """
+    there = info.max_resources if info.max_resources is not None else {"CPU": info.cpus, "GPU": info.gpus}
+    room = missing
+    for resource in ("CPU", "GPU"):
+        needed = placement.trial.get(resource, 0.0) + max(
+            placement.train_workers * placement.train_worker.get(resource, 0.0),
+            placement.attack_worker.get(resource, 0.0) + placement.data_task.get(resource, 0.0),
+        )
+        if needed and resource in there:
+            room = min(room, int(there[resource] // needed))
+    return max(1, room)
+
+
+def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> None:
+    """One trial per candidate; Tune's own state is thrown away.
+
+    Args:
+        plan: of the sweep.
+        placement: resources.
+        trials: at a time.
+        board: shows progress.
+
+    Raises:
+        UserError: if a trial found a user's mistake.
+        RuntimeError: if a trial failed.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    scratch = tempfile.mkdtemp(prefix="rllava-tune-")
+    storage = {"storage_path": scratch}
+    if not plan.store.is_local:
+        storage = {
+            "storage_path": f"{plan.store.root}/ray",
+            "storage_filesystem": plan.store.arrow_filesystem(),
+        }
+    name = f"{plan.sweep}-{os.path.basename(scratch)}"
+    report_every = max(1, plan.preset.stage2.steps // 12)
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, plan=plan, placement=placement, report_every=report_every),
+        placement.trial_resources(),
+    )
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"candidate": tune.grid_search([candidate.name for candidate in plan.in_training_order()])},
+        tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=False),
+        run_config=tune.RunConfig(
+            name=name,
+            verbose=0,
+            callbacks=[board],
+            failure_config=tune.FailureConfig(max_failures=3),
+            **storage,
+        ),
+    )
+    try:
+        results = tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not plan.store.is_local and plan.store.exists(f"{plan.store.root}/ray/{name}"):
+            plan.store.filesystem.rm(f"{plan.store.root}/ray/{name}", recursive=True)
+    if board.refusals:
+        raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
+    if results.num_errors:
+        first = str(results.errors[0]).strip().splitlines()
+        raise RuntimeError(
+            f"{results.num_errors} of {len(results)} candidates failed; what is complete is kept, the same command "
+            f"tries the rest again. The first failure: {first[-1] if first else 'unknown'}"
+        )
+
+
+def completed(plan: Plan) -> set[str]:
+    """Artifacts that are complete now.
+
+    Args:
+        plan: of the sweep.
+
+    Returns:
+        Paths below the storage's root.
+    """
+    artifacts = [plan.model(c)[1] for c in plan.candidates]
+    artifacts += [artifact for c in plan.candidates for _, artifact in plan.evaluations(c)]
+    return {artifact.relative for artifact in artifacts if plan.store.is_complete(artifact)}
+
+
+def describe_machine(info: ClusterInfo) -> dict[str, Any]:
+    """What a sweep ran on, for its report.
+
+    Args:
+        info: the cluster.
+
+    Returns:
+        Numbers and names.
+    """
+    memory = sum(node.resources.get("memory", 0.0) for node in info.nodes)
+    return {
+        "cpus": os.cpu_count() if info.is_local else info.cpus,
+        "gpus": info.gpus,
+        "memory_gib": round(memory / 2**30, 1),
+        "nodes": len(info.nodes),
+        "python": platform.python_version(),
+    }
+
+
+def write_manifest(plan: Plan, before: set[str], machine: dict[str, Any], started: float) -> dict[str, Any]:
+    """Writes what a sweep consists of: the analysis reads this and the records, nothing else.
+
+    Args:
+        plan: of the sweep, complete.
+        before: artifacts that were complete when it started.
+        machine: it ran on.
+        started: Unix time.
+
+    Returns:
+        The manifest.
+    """
+    path = f"{plan.store.root}/reports/{plan.sweep}/sweep.json"
+    models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.candidates}
+    finished = time.time()
+    manifest = {
+        "sweep": plan.sweep,
+        "preset": plan.preset.name,
+        "candidates": [candidate.name for candidate in plan.candidates],
+        "benchmarks": [benchmark.name for benchmark in plan.benchmarks],
+        "budgets": list(plan.budgets),
+        "protocol": plan.protocol.label,
+        "samples": plan.preset.samples,
+        "records": [
+            {
+                "path": artifact.relative,
+                "candidate": candidate.name,
+                "benchmark": spec.benchmark.name,
+                "epsilon": spec.epsilon,
+                "seconds": plan.store.facts(artifact).get("seconds"),
+                "reused": artifact.relative in before,
+            }
+            for candidate in plan.candidates
+            for spec, artifact in plan.evaluations(candidate)
+        ],
+        "models": [
+            {
+                "name": spec.name,
+                "path": artifact.relative,
+                "seconds": plan.store.facts(artifact).get("seconds"),
+                "parameters": plan.store.facts(artifact).get("parameters"),
+                "reused": artifact.relative in before,
+                "spec": to_json(spec),
+            }
+            for spec, artifact in models.values()
+        ],
+        "versions": {package: version(package) for package in PACKAGES},
+        "machine": machine or {"cpus": os.cpu_count(), "gpus": 0, "memory_gib": None},
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "finished": datetime.datetime.fromtimestamp(finished, datetime.UTC).isoformat(timespec="seconds"),
+        "wall_seconds": round(finished - started, 1),
+    }
+    plan.store.write(path, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def shut_down() -> None:
+    """Leaves Ray, if this process joined it."""
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,157 @@
+"""Connecting: a local Ray that dies with its driver, and clear answers to wrong addresses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import ClusterInfo, NodeInfo, connect, max_resources
+from rllava.errors import UserError
+from tests.fixtures.processes import Tracked
+from tests.fixtures.ray_cluster import free_port
+
+# A worker that computes without pause and one whose own child has left its process group: the hard ones to end.
+DRIVER = """
+import os, subprocess, sys, time
+import ray
+from cluster.connect import connect
+
+info = connect(cpus=8)
+assert info.is_local and info.cpus == 8, info
+
+@ray.remote
+def compute(folder):
+    open(folder + "/computing", "w").close()
+    while True:
+        pass
+
+@ray.remote
+def environment():
+    subprocess.Popen(["sleep", "300"], start_new_session=True)
+    return os.environ["OMP_NUM_THREADS"], os.environ.get("DS_ACCELERATOR")
+
+running = compute.remote(sys.argv[1])
+print(*ray.get(environment.remote()), flush=True)
+while not os.path.exists(sys.argv[1] + "/computing"):
+    time.sleep(0.1)
+if sys.argv[2] == "stay":
+    print("ready", flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.fixture
+def driver_script(tmp_path: Path) -> Path:
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    return script
+
+
+def start_driver(script: Path, what: str, tracked: Tracked) -> subprocess.Popen[str]:
+    env = {name: value for name, value in tracked.env.items() if not name.startswith(("RAY_", "OMP_", "DS_"))}
+    env["PYTHONPATH"] = os.getcwd()
+    return subprocess.Popen(
+        [sys.executable, str(script), str(script.parent), what],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_local_ray_dies_with_a_killed_driver(driver_script: Path, tracked: Tracked) -> None:
+    driver = start_driver(driver_script, "stay", tracked)
+    assert driver.stdout is not None
+    assert driver.stderr is not None
+    threads, accelerator = driver.stdout.readline().split()
+    assert int(threads) == max(1, (os.cpu_count() or 1) // 2)
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        assert accelerator == "cpu"
+    assert driver.stdout.readline() == "ready\n"
+    assert len(tracked.ray_processes()) >= 5
+    driver.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    driver.wait()
+    tracked.assert_gone(15)
+    print(f"all processes gone {time.monotonic() - killed:.1f} s after the driver was killed")
+    driver.stdout.close()
+    driver.stderr.close()
+
+
+def test_local_ray_leaves_nothing_and_says_nothing_at_a_normal_exit(driver_script: Path, tracked: Tracked) -> None:
+    driver = start_driver(driver_script, "go", tracked)
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 0, err
+    assert len(out.splitlines()) == 1
+    assert err == ""
+    tracked.assert_gone(15)
+
+
+def test_second_connect_describes_the_same_ray(local_ray: ClusterInfo) -> None:
+    again = connect()
+    assert again.is_local
+    assert again.cpus == local_ray.cpus == 12
+    assert again.nodes[0].address == local_ray.nodes[0].address
+    assert again.memory > 0
+    assert not again.autoscaling
+
+
+def run_connect(address: str, tracked: Tracked) -> str:
+    """Connects in a process of its own and returns the message of the UserError."""
+    script = (
+        "import sys; from cluster.connect import connect; from rllava.errors import UserError\n"
+        "try: connect(sys.argv[1])\n"
+        "except UserError as error: print(error)"
+    )
+    env = {**tracked.env, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script, address], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://127.0.0.1:8265", "ray job submit --address"),
+        ("somewhere", "give host:port"),
+        ("127.0.0.1:{port}", "nothing answers there"),
+    ],
+)
+def test_wrong_address_is_answered_in_one_line(address: str, says: str, tracked: Tracked) -> None:
+    message = run_connect(address.format(port=free_port()), tracked)
+    assert says in message
+    assert message.count("\n") == 1
+
+
+def test_ray_address_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"Ray address '127\.0\.0\.1:1': nothing answers"):
+        connect()
+
+
+def test_limits_of_a_launcher_config() -> None:
+    config = {
+        "max_workers": 10,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}},
+            "gpu": {"max_workers": 3, "resources": {"CPU": 8, "GPU": 1}},
+            "cpu": {"max_workers": 40, "resources": {"CPU": 2}},
+        },
+    }
+    assert max_resources(config) == {"CPU": 3 * 8 + 10 * 2, "GPU": 3}
+
+
+def test_info_adds_up_its_nodes() -> None:
+    nodes = (NodeInfo("a", {"CPU": 2.0, "GPU": 1.0, "memory": 5.0}), NodeInfo("b", {"CPU": 3.0}))
+    info = ClusterInfo(nodes, is_local=False)
+    assert (info.cpus, info.gpus, info.memory) == (5, 1, 5)
+    assert info.knows("GPU")
+    assert not info.knows("rllava_train")
+    assert ClusterInfo(nodes, is_local=False, autoscaling=True).knows("rllava_train")
