@@ -94,7 +94,8 @@ def connect(
     """Connects this process to Ray, once; a second call only describes the cluster again.
 
     Inside ``ray job submit``, with ``RAY_ADDRESS`` set or with an ``address``, that cluster is used. Otherwise a local
-    Ray is started, whatever else runs on this machine, and it ends with this process.
+    Ray is started, whatever else runs on this machine, and it ends with this process. Where no GPU is there or may
+    come, DeepSpeed is told so in every worker. On a cluster, Ray itself gives each worker as many threads as CPUs.
 
     Args:
         address: ``host:port`` of a running cluster's head, ``auto`` for the cluster of this machine, ``local`` to
@@ -186,6 +187,10 @@ def _start_local(cpus: int, busy_processes: int, verbose: bool) -> None:
         defaults["DS_ACCELERATOR"] = "cpu"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    programs = str(Path(sys.executable).parent)
+    if programs not in os.environ.get("PATH", "").split(os.pathsep):
+        # DeepSpeed's operators are loaded through ninja, which PyTorch calls by name.
+        os.environ["PATH"] = os.pathsep.join(filter(None, (programs, os.environ.get("PATH"))))
     with marked_processes() as mark:
         start_reaper(mark)
         ray.init(
@@ -209,12 +214,17 @@ def _join(address: str, verbose: bool) -> None:
             "from outside use: ray job submit --address http://<head>:8265 --working-dir . -- python <script>"
         )
     _probe(address)
+    options = {
+        "address": address,
+        "log_to_driver": True,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
     try:
-        ray.init(
-            address=address,
-            log_to_driver=True,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        ray.init(**options)
+        if "DS_ACCELERATOR" not in os.environ and not describe(is_local=False).knows("GPU"):
+            # Workers' variables can only be given on connecting, and only now is it known that no GPU is there.
+            ray.shutdown()
+            ray.init(**options, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
     except (ConnectionError, RaySystemError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

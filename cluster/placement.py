@@ -166,7 +166,8 @@ def check_fits(placement: Placement, request: Request, info: ClusterInfo) -> Non
         return
     there = info.max_resources if info.max_resources is not None else _totals(info)
     for what, needed in _peaks(placement, request).items():
-        for resource, amount in needed.items():
+        for resource in sorted(needed, key=_scarcity):
+            amount = needed[resource]
             if amount > there.get(resource, 0.0) + 1e-6:
                 raise UserError(
                     f"{what} need {_amount(resource, amount)}, "
@@ -250,6 +251,12 @@ def _amount(resource: str, amount: float) -> str:
     if resource in ("CPU", "GPU"):
         return f"{amount:g} {resource}{'' if amount == 1 else 's'}"
     return f"{amount:g} {resource}"
+
+
+def _scarcity(resource: str) -> int:
+    """Orders complaints: of several shortages the one that matters is named."""
+    order = ["GPU", "memory", "CPU"]
+    return order.index(resource) if resource in order else len(order)
 
 
 def _remedy(resource: str, info: ClusterInfo) -> str:

@@ -130,8 +130,8 @@ def to_json(spec: Any) -> dict[str, Any]:
     return plain
 
 
-# What describes a spec to people but decides no result.
-_DESCRIPTIVE = {"training", "licence"}
+# What describes a spec to people, or says where a file lies whose hash is beside it: decides no result.
+_DESCRIPTIVE = {"training", "licence", "weights"}
 
 
 def fingerprint(spec: Any) -> str:

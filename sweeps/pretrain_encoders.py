@@ -136,11 +136,14 @@ def from_file(path: Path, pairs: Pairs) -> DualEncoder:
     return dual.eval()
 
 
-def train_worker(config: dict[str, Any]) -> None:
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What a Ray Train worker runs: one recipe.
 
     Args:
         config: ``spec``, ``base`` (path or None), ``output`` path, ``test_images``.
+
+    Returns:
+        On worker 0: hash, accuracies, seconds.
     """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_world_size()))
     spec: PretrainSpec = config["spec"]
@@ -169,7 +172,8 @@ def train_worker(config: dict[str, Any]) -> None:
         test = load_pairs("test", config["test_images"])
         accuracy = {f"{epsilon:g}": round(zero_shot_accuracy(dual, test, epsilon), 4) for epsilon in MEASURED_AT}
         facts = {"sha256": digest, "zero_shot_accuracy": accuracy, "test_images": len(test.class_N), "seconds": seconds}
-        Path(config["output"]).with_suffix(".facts.json").write_text(json.dumps(facts))
+        return facts
+    return {}
 
 
 def main(options: Options) -> None:
@@ -178,7 +182,7 @@ def main(options: Options) -> None:
     Args:
         options: see :class:`Options`.
     """
-    info = connect(verbose=True)
+    info = connect(busy_processes=options.workers, verbose=True)
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     card_path = output / "tiny_encoders.json"
@@ -205,12 +209,9 @@ def main(options: Options) -> None:
             scaling_config=place(info, options.workers, gpus=0).scaling_config(),
             run_config=RunConfig(name=f"pretrain-{spec.name}", failure_config=FailureConfig(max_failures=2)),
         )
-        trainer.fit()
-        facts_path = weights.with_suffix(".facts.json")
-        facts = json.loads(facts_path.read_text())
+        facts = trainer.fit().return_value
         card["encoders"][spec.name] = {"training": TRAINING[spec.objective], "recipe": described, **facts}
         card_path.write_text(json.dumps(card, indent=1) + "\n")
-        facts_path.unlink()
         print(f"{spec.name}: zero-shot accuracy {facts['zero_shot_accuracy']}, written to {weights}")
 
 

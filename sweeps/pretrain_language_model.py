@@ -85,7 +85,10 @@ def main(options: Options) -> None:
     """
     torch.manual_seed(options.seed)
     lines = easy_corpus()
-    tokenizer = train_tokenizer([*lines, *(f" {line}" for line in lines), "USER: ASSISTANT:"], options.vocabulary)
+    # Every text also with a blank before it, as answers stand; and the roles, often enough to be tokens of their own.
+    spaced = [f" {line}" for line in lines]
+    roles = ["USER: ASSISTANT:"] * len(lines)
+    tokenizer = train_tokenizer([*lines, *spaced, *roles], options.vocabulary)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),

@@ -1,8 +1,8 @@
 """Images from encoded bytes to the encoder's input square, as the paper does it; and lossless PNG for records.
 
 The perturbation lives in the padded, resized square (Robust-LLaVA ``open_flamingo/eval/models/llava.py``: LLaVA's
-``mm_utils.expand2square`` by ``image_aspect_ratio='pad'``, then bicubic resizing), so this is all that ever happens to an image before the attack.
-Normalisation is the encoder's own.
+``mm_utils.expand2square`` by ``image_aspect_ratio='pad'``, then bicubic resizing), so this is all that ever happens to
+an image before the attack. Normalisation is the encoder's own.
 """
 
 import io

@@ -12,8 +12,8 @@ def sample_list(available: int, samples: int, seed: int) -> list[int]:
     """Draws rows of a source without replacement, as the paper's code does.
 
     That is ``np.random.seed(seed); np.random.choice(available, samples, replace=False)`` of Robust-LLaVA's
-    ``vlm_eval/run_evaluation.py``, without touching the global state. NumPy keeps this stream frozen, so the list depends on nothing but the three
-    numbers; a shorter list of the same seed is the beginning of a longer one.
+    ``vlm_eval/run_evaluation.py``, without touching the global state. NumPy keeps this stream frozen, so the list
+    depends on nothing but the three numbers; a shorter list of the same seed is the beginning of a longer one.
 
     Args:
         available: rows of the source.

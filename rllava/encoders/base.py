@@ -53,6 +53,10 @@ class EncoderSpec:
     licence: str = ""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.sha256 is None:
+            raise ValueError(f"encoder '{self.name}': give the sha256 of its weights (sha256sum FILE prints it)")
+
 
 class Encoder(nn.Module):
     """Base class of encoders: normalises, then calls :meth:`features`.

@@ -1,0 +1,55 @@
+# make ablation    the sweep on this machine, from nothing
+# make test        all tests;  make lint   style, types, docstrings
+# make setup CONSTRAINTS=constraints/gpu.txt    on a machine with an NVIDIA GPU
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CONSTRAINTS ?= constraints/cpu.txt
+DISK_GB ?= $(if $(findstring gpu,$(CONSTRAINTS)),15,5)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(basename $(notdir $(CONSTRAINTS)))
+PACKAGES := rllava analysis cluster sweeps
+
+# Operators are compiled with the environment's own ninja.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup ablation test lint format clean help
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: $(STAMP)
+
+# The last steps: tyro and pydoclint bring two packages with the same files, of which only the fork serves both; and
+# DeepSpeed compiles an operator when it is first used, so it is used here and the first training run need not wait.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@.ci/preflight "$(PYTHON)" $(DISK_GB)
+	@echo "setting up $(VENV) with $(CONSTRAINTS): some minutes"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --force-reinstall --no-deps docstring-parser-fork
+	$(if $(findstring gpu,$(CONSTRAINTS)),,DS_ACCELERATOR=cpu $(BIN)/python -m cluster.prebuild)
+	@touch $@
+
+ablation: setup
+	$(BIN)/python sweeps/encoder_ablation.py $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet $(PACKAGES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""APGD against RobustVLM's own trajectories, and the promises every attack makes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rllava.attacks import apgd, pgd
+from tests.attacks.classifier import Classifier, images
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "apgd.json").read_text())
+MODEL = Classifier()
+PIXELS_BCHW, LABEL_B = images(6)
+
+
+def cross_entropy(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
+    return F.cross_entropy(MODEL(pixels_BCHW), LABEL_B[index_B], reduction="none")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 33, 100])
+@pytest.mark.parametrize("epsilon", [8.0, 32.0])
+def test_batched_trajectories_are_those_of_the_reference_one_image_at_a_time(steps: int, epsilon: float) -> None:
+    result = apgd(cross_entropy, PIXELS_BCHW, epsilon=epsilon, steps=steps)
+    rows = [row for row in GOLDEN if row["steps"] == steps and row["epsilon"] == epsilon]
+    assert len(rows) == len(LABEL_B)
+    for row in rows:
+        expected = torch.tensor(row["losses"], dtype=torch.float64)
+        torch.testing.assert_close(result.history.loss_SB[:, row["sample"]], expected, rtol=0, atol=1e-9)
+        assert float(result.loss_B[row["sample"]]) == pytest.approx(row["best_loss"], abs=1e-9)
+        assert float(result.images_BCHW[row["sample"]].sum()) == pytest.approx(row["image_sum"], abs=1e-6)
+
+
+def test_step_size_is_halved_per_sample() -> None:
+    sizes_SB = apgd(cross_entropy, PIXELS_BCHW, epsilon=32, steps=100).history.step_size_SB
+    torch.testing.assert_close(sizes_SB[0], torch.full((6,), 32 / 255, dtype=torch.float64))
+    ratios_SB = sizes_SB[1:] / sizes_SB[:-1]
+    assert set(ratios_SB.unique().tolist()) == {0.5, 1.0}
+    assert len({tuple(column) for column in sizes_SB.T.tolist()}) > 1, "all samples halved together"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    which=st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True),
+    epsilon=st.floats(0.1, 64),
+    steps=st.integers(1, 12),
+)
+def test_a_sample_does_not_depend_on_its_batch_and_keeps_its_budget(
+    which: list[int], epsilon: float, steps: int
+) -> None:
+    together = apgd(cross_entropy, PIXELS_BCHW, epsilon=epsilon, steps=steps)
+
+    def subset_loss(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
+        return F.cross_entropy(MODEL(pixels_BCHW), LABEL_B[which][index_B], reduction="none")
+
+    subset = apgd(subset_loss, PIXELS_BCHW[which], epsilon=epsilon, steps=steps)
+    torch.testing.assert_close(subset.images_BCHW, together.images_BCHW[which], rtol=0, atol=1e-9)
+    torch.testing.assert_close(subset.loss_B, together.loss_B[which], rtol=0, atol=1e-9)
+    delta_BCHW = (together.images_BCHW - PIXELS_BCHW).abs()
+    assert float(delta_BCHW.max()) <= epsilon / 255 + 1e-12
+    assert float(together.images_BCHW.min()) >= 0
+    assert float(together.images_BCHW.max()) <= 1
+    assert torch.all(together.loss_B >= together.history.loss_SB[0])
+
+
+def test_random_start_depends_on_the_seed_of_the_sample_alone() -> None:
+    seeds = [3, 1, 4, 1, 5, 9]
+    images_BCHW = [
+        pgd(cross_entropy, PIXELS_BCHW[:count], epsilon=8, steps=2, step_size=0.5, seeds=seeds[:count])
+        for count in (2, 6)
+    ]
+    torch.testing.assert_close(images_BCHW[0], images_BCHW[1][:2], rtol=0, atol=0)
+
+
+def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
+    def broken(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
+        loss_B = cross_entropy(pixels_BCHW, index_B)
+        return loss_B + torch.where(index_B == 2, float("nan"), 0.0)
+
+    result, whole = (apgd(loss, PIXELS_BCHW, epsilon=8, steps=10) for loss in (broken, cross_entropy))
+    assert result.broken_B.tolist() == [False, False, True, False, False, False]
+    keep = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(result.images_BCHW[keep], whole.images_BCHW[keep], rtol=0, atol=0)
+    torch.testing.assert_close(result.images_BCHW[2], PIXELS_BCHW[2], rtol=0, atol=0)
+
+
+def no_gradient(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
+    with torch.no_grad():
+        return cross_entropy(pixels_BCHW, index_B)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": 256.0}, "epsilon"),
+        ({"steps": 0}, "steps"),
+        ({"step_size": 0.0}, "step_size"),
+        ({"images_BCHW": PIXELS_BCHW * 2}, "sample 0"),
+        ({"images_BCHW": PIXELS_BCHW.half()}, "float16"),
+        ({"images_BCHW": PIXELS_BCHW[0]}, "shape"),
+        ({"loss": lambda x, i: cross_entropy(x, i).mean()}, "one value per sample"),
+        ({"loss": no_gradient}, "does not depend on the pixels"),
+        ({"start": "random"}, "seed"),
+        ({"start": "somewhere"}, "start"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
+    arguments = {"loss": cross_entropy, "images_BCHW": PIXELS_BCHW, "epsilon": 8.0, "steps": 2, **change}
+    with pytest.raises(ValueError, match=message):
+        apgd(arguments.pop("loss"), arguments.pop("images_BCHW"), **arguments)  # type: ignore[arg-type]

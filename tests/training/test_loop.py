@@ -1,0 +1,121 @@
+"""The DeepSpeed loop with real process groups: ZeRO-2 and ZeRO-3, one and two workers, killed and resumed."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rllava.training.loop import deepspeed_config, learning_rate, only_weights
+from sweeps.presets import PRESETS
+
+OPTIONS = {"steps": 5, "micro": 4, "zero": 2, "language_model": True}
+
+
+def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Runs a stage with so many processes; a deliberate death is no error."""
+    out.mkdir(exist_ok=True)
+    arguments = json.dumps({**OPTIONS, "out": str(out), **options})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(workers),
+        "LOCAL_RANK": "0",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.training.stage_process", arguments]
+    group = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for rank in range(workers)
+    ]
+    ends = [process.communicate(timeout=300) for process in group]
+    codes = {process.returncode for process in group}
+    if "die_at" in options:
+        assert codes == {9}
+        return {}, []
+    assert codes == {0}, ends[0][1].decode()[-3000:]
+    return load_file(out / "weights.safetensors"), json.loads((out / "losses.json").read_text())
+
+
+def assert_same(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], *, atol: float, rtol: float = 0.0
+) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], atol=atol, rtol=rtol, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
+    """Final weights by (workers, ZeRO stage)."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return {
+        (workers, zero): train(folder / f"{workers}-{zero}", workers, zero=zero)[0]
+        for workers, zero in ((1, 2), (2, 2), (2, 3))
+    }
+
+
+def test_zero_stages_and_worker_counts_reach_the_same_weights(
+    unbroken: dict[tuple[int, int], dict[str, torch.Tensor]],
+) -> None:
+    assert_same(unbroken[2, 3], unbroken[2, 2], atol=1e-5)
+    assert all(torch.isfinite(value).all() for weights in unbroken.values() for value in weights.values())
+    assert unbroken[1, 2].keys() == unbroken[2, 2].keys()
+
+
+@pytest.mark.parametrize(("workers", "zero"), [(1, 2), (2, 3)])
+def test_a_killed_stage_goes_on_to_the_same_weights(
+    unbroken: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
+) -> None:
+    train(tmp_path / "killed", workers, zero=zero, die_at=2)
+    resumed, losses = train(
+        tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2")
+    )
+    assert len(losses) == OPTIONS["steps"] - 2
+    assert_same(resumed, unbroken[workers, zero], atol=0.0)
+
+
+def test_stage_1_changes_the_projectors_alone(tmp_path: Path) -> None:
+    before, _ = train(tmp_path / "one", 1, language_model=False, steps=1)
+    after, losses = train(tmp_path / "three", 1, language_model=False, steps=3)
+    changed = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
+    assert changed == {"projectors"}
+    assert len(losses) == 3
+
+
+def test_learning_rate_warms_up_and_decays_to_zero() -> None:
+    stage = PRESETS.get("tiny").stage2
+    rates = [learning_rate(stage, step) for step in range(stage.steps + 1)]
+    warm = rates.index(max(rates))
+    assert rates[0] < rates[warm - 1] <= stage.learning_rate == pytest.approx(max(rates))
+    assert rates[warm:] == sorted(rates[warm:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_accumulation_follows_from_batches_and_workers() -> None:
+    stage = PRESETS.get("smoke").stage2
+    assert deepspeed_config(stage, 2)["gradient_accumulation_steps"] == 1
+    assert deepspeed_config(stage, 1)["gradient_accumulation_steps"] == 2
+
+
+def test_checkpoints_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "pwned"),))
+
+    torch.save({"state": Evil()}, tmp_path / "evil.pt")
+    with only_weights(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert not (tmp_path / "pwned").exists()
