@@ -31,22 +31,25 @@ class Resampling:
     level: float = 0.95
 
 
+DEFAULT_RESAMPLING = Resampling()
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """Means over samples, and how they vary when the samples are drawn anew.
 
     Attributes:
-        mean_K: the means over the samples that have a value.
-        draws_BK: the means of the bootstrap draws. Column k and column l of a draw use the same samples.
-        influence_SK: each sample's influence on the mean (zero where it has no value); NaN columns where there are
+        mean: (K) the means over the samples that have a value.
+        draws: (B, K) the means of the bootstrap draws. All columns of a draw use the same samples.
+        influence: (S, K) each sample's influence on the mean (zero where it has no value); NaN columns where there are
             fewer than two values, which tell nothing about their spread.
-        n_K: number of values.
+        n: (K) number of values.
     """
 
-    mean_K: FloatArray
-    draws_BK: FloatArray
-    influence_SK: FloatArray
-    n_K: npt.NDArray[np.int64]
+    mean: FloatArray
+    draws: FloatArray
+    influence: FloatArray
+    n: npt.NDArray[np.int64]
 
 
 def bootstrap_means(values_SK: FloatArray, draws: int, seed: Sequence[int]) -> Bootstrap:
@@ -83,13 +86,13 @@ def average_bootstraps(parts: Sequence[Bootstrap]) -> Bootstrap:
         parts: one bootstrap per stratum, all of the same K and number of draws.
 
     Returns:
-        The plain mean over the strata, NaN where one of them has no value; ``n_K`` is the total over the strata.
+        The plain mean over the strata, NaN where one of them has no value; ``n`` is the total over the strata.
     """
     return Bootstrap(
-        mean_K=np.mean([part.mean_K for part in parts], axis=0),
-        draws_BK=np.mean([part.draws_BK for part in parts], axis=0),
-        influence_SK=np.concatenate([part.influence_SK / len(parts) for part in parts]),
-        n_K=np.sum([part.n_K for part in parts], axis=0),
+        mean=np.mean([part.mean for part in parts], axis=0),
+        draws=np.mean([part.draws for part in parts], axis=0),
+        influence=np.concatenate([part.influence / len(parts) for part in parts]),
+        n=np.sum([part.n for part in parts], axis=0),
     )
 
 
@@ -107,13 +110,13 @@ def bca_interval(bootstrap: Bootstrap, level: float = 0.95) -> tuple[FloatArray,
         ``low_K`` and ``high_K``; NaN where a mean has fewer than two values in some stratum. The interval has no width
         where all values are equal.
     """
-    mean_K, draws_BK = bootstrap.mean_K, bootstrap.draws_BK
+    mean_K, draws_BK = bootstrap.mean, bootstrap.draws
     margin_K = _TOLERANCE * np.maximum(1.0, np.abs(mean_K))
     known_K = np.maximum(np.isfinite(draws_BK).sum(axis=0), 1)
     below_K = (draws_BK < mean_K - margin_K).sum(axis=0) / known_K
     equal_K = (np.abs(draws_BK - mean_K) <= margin_K).sum(axis=0) / known_K
     bias_K = norm.ppf(np.clip(below_K + equal_K / 2, 0.5 / known_K, 1 - 0.5 / known_K))
-    acceleration_K = _acceleration(bootstrap.influence_SK)
+    acceleration_K = _acceleration(bootstrap.influence)
     bounds = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
         shifted_K = bias_K + norm.ppf(tail)

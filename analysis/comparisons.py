@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import (
+    DEFAULT_RESAMPLING,
     FloatArray,
     Resampling,
     average_bootstraps,
@@ -24,7 +25,7 @@ COMPARISON_COLUMNS = ("baseline", "candidate", "benchmark", "epsilon", "differen
 """Columns of comparisons.csv."""
 
 
-def compare(scores: Scores, baseline: str, resampling: Resampling = Resampling()) -> pd.DataFrame:
+def compare(scores: Scores, baseline: str, resampling: Resampling = DEFAULT_RESAMPLING) -> pd.DataFrame:
     """Compares every candidate with a baseline on the samples that both scored.
 
     Args:
@@ -64,7 +65,8 @@ def _compare_scope(
     parts = [bootstrap_means(part, resampling.draws, benchmark_seed(resampling, name)) for name, part in strata.items()]
     bootstrap = average_bootstraps(parts)
     low_K, high_K = bca_interval(bootstrap, resampling.level)
-    p_K = sign_flip_p_values(list(strata.values()), resampling.draws, benchmark_seed(resampling, "sign flips of " + scope))
+    seed = benchmark_seed(resampling, f"sign flips of {scope}")
+    p_K = sign_flip_p_values(list(strata.values()), resampling.draws, seed)
     shape = (len(others), len(scores.epsilons))
     table = pd.DataFrame(
         {
@@ -72,12 +74,12 @@ def _compare_scope(
             "candidate": [scores.candidates[c] for c in others for _ in scores.epsilons],
             "benchmark": scope,
             "epsilon": [epsilon for _ in others for epsilon in scores.epsilons],
-            "difference": bootstrap.mean_K,
+            "difference": bootstrap.mean,
             "low": low_K,
             "high": high_K,
             "p": p_K,
             "p_holm": np.apply_along_axis(holm, 0, p_K.reshape(shape)).ravel(),
-            "n": bootstrap.n_K,
+            "n": bootstrap.n,
         }
     )
     return table[list(COMPARISON_COLUMNS)]

@@ -62,7 +62,7 @@ def attack_flags(evidence: pd.DataFrame) -> list[Flag]:
     for row in evidence.to_dict("records"):
         texts = []
         if row["linf"] > row["epsilon"] + LINF_SLACK:
-            texts.append(f"an image left the budget (L∞ {row['linf']:.3f} > {row['epsilon']:g}): the score is not valid")
+            texts.append(f"an image left the budget (L∞ {row['linf']:.3f} > {row['epsilon']:g}): the score is void")
         if row["zero_gradients"] > ZERO_GRADIENT_LIMIT:
             texts.append(f"{row['zero_gradients']:.0%} of the gradients are exactly zero: gradients may be masked")
         if row["last_rise"] > LAST_RISE_LIMIT:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Resampling
+from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.comparisons import compare
 from analysis.evidence import attack_evidence
 from analysis.loading import SweepResults
@@ -45,7 +45,7 @@ def analyse(
     results: SweepResults,
     epsilon: float | None = None,
     baseline: str | None = None,
-    resampling: Resampling = Resampling(),
+    resampling: Resampling = DEFAULT_RESAMPLING,
 ) -> Findings:
     """Computes means, intervals, comparisons, the Pareto front and the attack evidence of a sweep.
 
@@ -91,9 +91,9 @@ def answer(findings: Findings) -> str:
     total = int(findings.front[["clean", "robust"]].notna().all(axis=1).sum())
     budget = f"At ε = {findings.epsilon:g}/255"
     if total == 1:
-        return f"{budget}, {accurate['candidate']} keeps {_points(accurate)}; there is no other candidate to compare with."
+        return f"{budget}, {accurate['candidate']} has {_points(accurate)}; there is no other to compare with."
     if len(front) == 1:
-        return f"{budget}, {accurate['candidate']} beats all others in clean and robust score at once: {_points(accurate)}."
+        return f"{budget}, {accurate['candidate']} beats all others, clean and robust: {_points(accurate)}."
     names = [str(name) for name in front["candidate"]]
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
     return (

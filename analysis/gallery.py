@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
@@ -28,6 +29,8 @@ class Card:
     clean_score: float
     answer: str
     score: float
+    answer_8bit: str
+    score_8bit: float | None
     best_round: str
     linf: float
     error: str
@@ -38,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One sample, attacked at one budget under every candidate; ``references`` holds distinct ones with their counts."""
+    """One sample, attacked at one budget under every candidate; ``references`` are distinct, with counts."""
 
     benchmark: str
     sample_id: str
@@ -56,7 +59,8 @@ def choose_samples(scores: Scores, epsilon: float, per_benchmark: int) -> list[t
     """Chooses the samples that tell most about the candidates.
 
     First come samples on which the attack split the candidates: among those whose clean answer scored, some lost much
-    and some little. Ties go to the larger loss (so a single candidate's broken samples lead), then to the sample id.
+    and some little. Ties go to the larger loss (so a single candidate's broken samples lead), to the samples that most
+    candidates have a score of, then to the sample id.
 
     Args:
         scores: the scores of the sweep, in the paper's units.
@@ -76,8 +80,9 @@ def choose_samples(scores: Scores, epsilon: float, per_benchmark: int) -> list[t
         largest_S = np.max(np.nan_to_num(lost_SC, nan=-np.inf), axis=1, initial=-np.inf)
         smallest_S = np.min(np.where(usable_SC, lost_SC, np.inf), axis=1, initial=np.inf)
         spread_S = np.where(usable_SC.any(axis=1), largest_S - smallest_S, -np.inf)
-        order = sorted(range(len(spread_S)), key=lambda s: (-spread_S[s], -largest_S[s], scores.samples[name][s]))
-        chosen += [(name, scores.samples[name][s]) for s in order[:per_benchmark]]
+        missing_S = np.isnan(after_SC).sum(axis=1)
+        rated = zip(-spread_S, -largest_S, missing_S, scores.samples[name], strict=True)
+        chosen += [(name, sample_id) for *_, sample_id in sorted(rated)[:per_benchmark]]
     return chosen
 
 
@@ -108,12 +113,11 @@ def build_gallery(
         attacked = sample[sample["epsilon"] == epsilon].set_index("candidate")
         if attacked.empty:
             continue
-        cards = [
-            _card(sample, str(name), epsilon, images) for name in scores.candidates[:max_cards] if name in attacked.index
-        ]
+        names = [name for name in scores.candidates[:max_cards] if name in attacked.index]
+        cards = tuple(_card(sample, name, epsilon, images) for name in names)
         first = attacked.iloc[0]
         references = _counted(first["references"])
-        exhibits.append(Exhibit(benchmark, sample_id, str(first["prompt"]), references, tuple(cards)))
+        exhibits.append(Exhibit(benchmark, sample_id, str(first["prompt"]), references, cards))
     return exhibits
 
 
@@ -128,7 +132,7 @@ def perturbation_png(clean: bytes, adversarial: bytes, factor: int) -> bytes | N
     Returns:
         A PNG of the same size; None if the two images differ in size.
     """
-    before, after = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16) for png in (clean, adversarial))
+    before, after = _pixels(clean), _pixels(adversarial)
     if before.shape != after.shape:
         return None
     magnified = np.clip(128 + factor * (after - before), 0, 255).astype(np.uint8)
@@ -141,8 +145,7 @@ def _card(sample: pd.DataFrame, candidate: str, epsilon: float, images: dict[Rec
     stored = [images.get(key, RecordImages(None, None)) for key in record_keys(rows)]
     clean = next((image.clean for image in stored if image.clean), None)
     adversarial = next((image.adversarial for image in stored if image.adversarial), None)
-    both = clean is not None and adversarial is not None
-    change = perturbation_png(clean, adversarial, magnification(epsilon)) if clean and adversarial and both else None
+    change = perturbation_png(clean, adversarial, magnification(epsilon)) if clean and adversarial else None
     return Card(
         candidate=candidate,
         verdict=_verdict(row["clean_score"], row["score"], row["error"]),
@@ -150,6 +153,8 @@ def _card(sample: pd.DataFrame, candidate: str, epsilon: float, images: dict[Rec
         clean_score=float(row["clean_score"]),
         answer=_text(row["prediction"]),
         score=float(row["score"]),
+        answer_8bit=_text(row["prediction_8bit"]),
+        score_8bit=None if pd.isna(row["score_8bit"]) else float(row["score_8bit"]),
         best_round=_text(row["best_round"]),
         linf=float(row["linf"]),
         error=_text(row["error"]),
@@ -188,6 +193,10 @@ def _data_uri(png: bytes | None) -> str | None:
         small = max(image.size) <= _PNG_SIDE
         data = png if small else _encode(image.convert("RGB"), "WEBP", quality=90)
     return f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(data).decode()}"
+
+
+def _pixels(png: bytes) -> npt.NDArray[np.int16]:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
 
 
 def _encode(image: Image.Image, kind: str, **options: int) -> bytes:

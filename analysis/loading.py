@@ -108,7 +108,7 @@ def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImag
     for part in dict.fromkeys(rows["part"]):
         wanted = set(record_keys(rows[rows["part"] == part]))
         for row in _read_part(filesystem, storage, root, part, (*KEY, *IMAGE_COLUMNS)).to_pylist():
-            key: RecordKey = tuple(row[name] for name in KEY)  # type: ignore[assignment]
+            key: RecordKey = tuple(row[name] for name in KEY)
             if key in wanted:
                 found[key] = RecordImages(row["clean_png"], row["adversarial_png"])
     return found
@@ -161,8 +161,9 @@ def _load_folders(filesystem: Any, storage: str, root: str, folders: Iterable[st
         for name in parts:
             table = _read_part(filesystem, storage, root, f"{folder}/{name}", columns)
             frames.append(table.to_pandas().assign(part=f"{folder}/{name}"))
+    filled = [frame for frame in frames if len(frame)]
     empty = RECORD_SCHEMA.empty_table().select(columns).to_pandas().assign(part="")
-    records = pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if any(map(len, frames)) else empty
+    records = pd.concat(filled, ignore_index=True) if filled else empty
     _require_unique(storage, records)
     return records
 
@@ -187,7 +188,7 @@ def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Seq
     except FileNotFoundError as error:
         raise UserError(f"{where}: file not found; run the sweep again to compute it") from error
     except PermissionError as error:
-        raise UserError(f"{where}: no permission to read it ({error}); check the file's rights or credentials") from error
+        raise UserError(f"{where}: no permission to read it ({error}); check rights or credentials") from error
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -17,7 +17,7 @@ class RecordsEntry:
         candidate: ``a`` (end-to-end), ``a+b`` (ensemble) or ``b@a`` (b plugged into the LLaVA of a).
         benchmark: data set + prompt + metric.
         epsilon: budget in 1/255.
-        seconds: wall-clock time of the evaluation.
+        seconds: wall-clock time of the evaluation; NaN where unknown.
         reused: whether an earlier run had computed it.
     """
 
@@ -31,7 +31,7 @@ class RecordsEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One trained LLaVA of a sweep; ``seconds`` is its training's wall-clock time, ``spec`` the nested model spec."""
+    """One trained LLaVA of a sweep; ``seconds`` is its training's wall-clock time (NaN: unknown)."""
 
     name: str
     path: str
@@ -105,13 +105,18 @@ def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _seconds(raw: Mapping[str, Any]) -> float:
+    seconds = raw.get("seconds")
+    return float("nan") if seconds is None else float(seconds)
+
+
 def _records_entry(raw: Mapping[str, Any]) -> RecordsEntry:
     return RecordsEntry(
         path=str(raw["path"]).strip("/"),
         candidate=str(raw["candidate"]),
         benchmark=str(raw["benchmark"]),
         epsilon=float(raw["epsilon"]),
-        seconds=float(raw.get("seconds") or 0.0),
+        seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),
     )
 
@@ -121,7 +126,7 @@ def _model_entry(raw: Mapping[str, Any]) -> ModelEntry:
     return ModelEntry(
         name=str(raw["name"]),
         path=str(raw.get("path", "")).strip("/"),
-        seconds=float(raw.get("seconds") or 0.0),
+        seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),
         parameters=None if parameters is None else int(parameters),
         spec=dict(raw.get("spec") or {}),

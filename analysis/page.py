@@ -47,7 +47,7 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
         evidence=_records(findings.evidence),
         flags=attack_flags(findings.evidence),
         errors=_error_counts(findings),
-        runs=_runs(findings),
+        times=_times(findings),
         average=AVERAGE,
     )
 
@@ -61,7 +61,7 @@ def chart_spec(chart: Any) -> dict[str, Any]:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty)
     return environment.from_string(resources.files("analysis").joinpath("template.html").read_text(encoding="utf-8"))
 
@@ -69,7 +69,7 @@ def _template() -> jinja2.Template:
 @functools.cache
 def _vega_bundle() -> str:
     """Returns Vega, Vega-Lite and Vega-Embed as one script, safe to stand inside a script element."""
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
@@ -81,9 +81,7 @@ def _inline_json(value: Any) -> str:
 
 def _results_table(findings: Findings) -> dict[str, Any]:
     """Means by benchmark and budget, a row per candidate; ``best`` marks the best of each column."""
-    benchmarks = [*findings.scores.benchmarks, AVERAGE] if len(findings.scores.benchmarks) > 1 else [
-        *findings.scores.benchmarks
-    ]  # fmt: skip
+    benchmarks = [*findings.scores.benchmarks, *([AVERAGE] if len(findings.scores.benchmarks) > 1 else [])]
     summary = findings.summary
     best = summary.groupby(["benchmark", "epsilon"])["mean"].max().to_dict()
     cells = {(row["candidate"], row["benchmark"], row["epsilon"]): row for row in _records(summary)}
@@ -118,21 +116,22 @@ def _error_counts(findings: Findings) -> list[dict[str, Any]]:
     return [{**row, "reason": first.get((row["candidate"], row["benchmark"], row["epsilon"]), "")} for row in rows]
 
 
-def _runs(findings: Findings) -> list[dict[str, Any]]:
-    """What each candidate's records took: per candidate, seconds computed in this sweep and seconds reused."""
-    entries = findings.results.manifest.records
-    runs = []
+def _times(findings: Findings) -> dict[str, dict[str, Any]]:
+    """What each candidate took, in seconds: its LLaVA's training (of b@a: that of a) and its evaluations."""
+    manifest = findings.results.manifest
+    training = {model.name: model.seconds for model in manifest.models}
+    times = {}
     for candidate in findings.scores.candidates:
-        own = [entry for entry in entries if entry.candidate == candidate]
-        runs.append(
-            {
-                "candidate": candidate,
-                "artifacts": len(own),
-                "reused": sum(entry.reused for entry in own),
-                "seconds": sum(entry.seconds for entry in own),
-            }
-        )
-    return runs
+        own = [entry for entry in manifest.records if entry.candidate == candidate]
+        known = [entry.seconds for entry in own if math.isfinite(entry.seconds)]
+        times[candidate] = {
+            "candidate": candidate,
+            "training": training.get(candidate, training.get(candidate.rsplit("@", 1)[-1], math.nan)),
+            "seconds": sum(known) if known else math.nan,
+            "artifacts": len(own),
+            "reused": sum(entry.reused for entry in own),
+        }
+    return times
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -152,6 +151,8 @@ def _p_value(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"
     hours, rest = divmod(round(seconds), 3600)

@@ -57,8 +57,8 @@ def pareto_front(
     _, e = scores.cell(scores.candidates[0], epsilon)
     clean = scores.epsilons.index(0.0)
     shape = (len(scores.candidates), len(scores.epsilons))
-    draws_BC2 = bootstraps[benchmark].draws_BK.reshape(-1, *shape)[:, :, [clean, e]]
-    means_1C2 = bootstraps[benchmark].mean_K.reshape(1, *shape)[:, :, [clean, e]]
+    draws_BC2 = bootstraps[benchmark].draws.reshape(-1, *shape)[:, :, [clean, e]]
+    means_1C2 = bootstraps[benchmark].mean.reshape(1, *shape)[:, :, [clean, e]]
     rows = summary[summary["benchmark"] == benchmark]
     at_zero = rows[rows["epsilon"] == 0.0].set_index("candidate").loc[list(scores.candidates)]
     at_epsilon = rows[rows["epsilon"] == epsilon].set_index("candidate").loc[list(scores.candidates)]

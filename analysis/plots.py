@@ -5,7 +5,7 @@ all rendered from these charts.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 import numpy as np
@@ -23,8 +23,14 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 HIGHLIGHT = "highlight"
 """Name of the selection that both charts share."""
 
+_ChartType = TypeVar("_ChartType", alt.LayerChart, alt.ConcatChart)
+
 _FONT = "Liberation Sans, Helvetica Neue, Helvetica, Arial, sans-serif"
 _WIDTH, _HEIGHT = 680, 440
+_SIDE_LEGEND = alt.Legend(symbolLimit=0, labelLimit=260, symbolSize=110, symbolStrokeWidth=2, symbolOpacity=1)
+_BOTTOM_LEGEND = alt.Legend(
+    orient="bottom", columns=4, symbolLimit=0, labelLimit=260, symbolSize=110, symbolStrokeWidth=2, symbolOpacity=1
+)
 
 
 def pareto_chart(findings: Findings) -> alt.LayerChart:
@@ -44,38 +50,37 @@ def pareto_chart(findings: Findings) -> alt.LayerChart:
     y = alt.Y("robust:Q", title=_robust_title(findings), scale=alt.Scale(domain=y_domain, nice=False))
     highlight = alt.selection_point(name=HIGHLIGHT, fields=["candidate"], bind="legend")
     opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.12))
-    base = alt.Chart(_with_labels(table, x_domain, y_domain)).encode(color=_color(findings))
+    labelled = _with_labels(table, x_domain, y_domain)
+    base = alt.Chart(labelled).encode(color=_color(findings, _SIDE_LEGEND))
     bars = base.mark_rule(strokeWidth=1.4, strokeCap="round").encode(
         opacity=alt.when(highlight).then(alt.value(0.55)).otherwise(alt.value(0.06))
     )
     points = base.mark_point(size=130, strokeWidth=2, opacity=1).encode(
         x,
         y,
-        shape=_shape(findings),
-        fill=alt.when("datum.on_front").then(_color(findings)).otherwise(alt.value("white")),
+        shape=_shape(findings, _SIDE_LEGEND),
+        fill=alt.when("datum.on_front").then(_color(findings, _SIDE_LEGEND)).otherwise(alt.value("white")),
         opacity=opacity,
         tooltip=_pareto_tooltip(findings),
     )
-    labels = [
-        base.mark_text(
-            align="center",
-            baseline="middle",
-            fontSize=12.5,
-            fontWeight=600,
-            dx=alt.expr("datum.dx"),
-            dy=alt.expr("datum.dy"),
-            **halo,
-        ).encode(x, y, text="candidate:N", opacity=opacity, **({"color": alt.value("white")} if halo else {}))
-        for halo in ({"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}, {})
-    ]
+    place: dict[str, Any] = {
+        "dx": alt.expr("datum.dx"),
+        "dy": alt.expr("datum.dy"),
+        "fontSize": 12.5,
+        "fontWeight": 600,
+    }
+    texts = alt.Chart(labelled).encode(x, y, text="candidate:N", opacity=opacity)
+    halos = texts.mark_text(color="white", stroke="white", strokeWidth=4, strokeJoin="round", **place)
+    names = texts.mark_text(color="#1e293b", **place)
     layers = [
         *_front_layers(table, x_domain[0], y_domain[0], x, y),
         bars.encode(alt.X("clean_low:Q"), y, x2="clean_high:Q"),
         bars.encode(x, alt.Y("robust_low:Q"), y2="robust_high:Q"),
-        *labels,
+        halos,
+        names,
         points.add_params(highlight),
     ]
-    chart = alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT, title=_pareto_heading(findings))
+    chart = alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=_pareto_heading(findings))
     return _themed(chart)
 
 
@@ -93,13 +98,10 @@ def curves_chart(findings: Findings) -> alt.ConcatChart:
     columns = 2 if len(panels) in (2, 4) else 3
     highlight = alt.selection_point(name=HIGHLIGHT, fields=["candidate"], bind="legend")
     charts = [_curve_panel(findings, name, highlight, columns) for name in panels]
-    chart = (
-        alt.concat(*charts, columns=columns, spacing=28)
-        .resolve_scale(color="shared", shape="shared")
-        .add_params(highlight)
-        .properties(title=alt.TitleParams("Score over the attack's budget", subtitle=_interval_text(findings), offset=16))
+    chart: alt.ConcatChart = alt.concat(*charts, columns=columns, spacing=28).resolve_scale(
+        color="shared", shape="shared"
     )
-    return _themed(chart)
+    return _themed(chart.properties(title=_curves_heading(findings)))
 
 
 def _curve_panel(findings: Findings, name: str, highlight: alt.Parameter, columns: int) -> alt.LayerChart:
@@ -116,15 +118,17 @@ def _curve_panel(findings: Findings, name: str, highlight: alt.Parameter, column
     y = alt.Y("mean:Q", title="Score (% or CIDEr × 100)", scale=y_scale)
     line_opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.1))
     band_opacity = alt.when(highlight).then(alt.value(0.13)).otherwise(alt.value(0.02))
-    base = alt.Chart(table).encode(x=x, color=_color(findings))
+    base = alt.Chart(table).encode(x=x, color=_color(findings, _BOTTOM_LEGEND))
     band = base.mark_area().encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q", opacity=band_opacity)
     line = base.mark_line(strokeWidth=2.2).encode(y=y, opacity=line_opacity)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        y=y, shape=_shape(findings), opacity=line_opacity, tooltip=_curve_tooltip()
+        y=y, shape=_shape(findings, _BOTTOM_LEGEND), opacity=line_opacity, tooltip=_curve_tooltip()
     )
     title = f"Average of {len(findings.scores.benchmarks)} benchmarks" if name == AVERAGE else name
-    return alt.layer(band, line, points).properties(
-        width=330 if columns == 2 else 255, height=250, title=alt.TitleParams(title, fontSize=13, anchor="start")
+    is_first = name == findings.scores.benchmarks[0]  # one panel owns the selection, which all panels show
+    layers = [band, line, points.add_params(highlight) if is_first else points]
+    return alt.LayerChart(layer=layers).properties(
+        width=430 if columns == 2 else 272, height=250, title=alt.TitleParams(title, fontSize=13, anchor="start")
     )
 
 
@@ -153,8 +157,8 @@ def _with_labels(table: pd.DataFrame, x_domain: Sequence[float], y_domain: Seque
     boxes = [(x - 9, y - 9, x + 9, y + 9) for x, y in zip(xs, ys, strict=True)]
     offsets = []
     for x, y, name in zip(xs, ys, table["candidate"], strict=True):
-        half = len(name) * 3.6 + 2
-        options = [(dx * (half + 13), dy) for dx, dy in ((1, -12), (-1, -12), (1, 12), (-1, 12))]
+        half = len(name) * 3.1 + 2
+        options = [(dx * (half + 10), dy) for dx, dy in ((1, -12), (-1, -12), (1, 12), (-1, 12))]
         options += [(0, -20), (0, 20), (half + 14, -28), (-half - 14, -28), (half + 14, 28), (-half - 14, 28)]
         rated = []
         for rank, (dx, dy) in enumerate(options):
@@ -182,21 +186,17 @@ def _domain(table: pd.DataFrame, name: str) -> list[float]:
     return [max(0.0, low - margin) if low >= 0 else low - margin, high + margin]
 
 
-def _color(findings: Findings) -> alt.Color:
-    return alt.Color("candidate:N", title="Candidate", scale=_scale(findings, PALETTE), legend=_legend())
+def _color(findings: Findings, legend: alt.Legend) -> alt.Color:
+    return alt.Color("candidate:N", title="Candidate", scale=_scale(findings, PALETTE), legend=legend)
 
 
-def _shape(findings: Findings) -> alt.Shape:
-    return alt.Shape("candidate:N", title="Candidate", scale=_scale(findings, SHAPES), legend=_legend())
+def _shape(findings: Findings, legend: alt.Legend) -> alt.Shape:
+    return alt.Shape("candidate:N", title="Candidate", scale=_scale(findings, SHAPES), legend=legend)
 
 
 def _scale(findings: Findings, values: Sequence[str]) -> alt.Scale:
     names = findings.scores.candidates
     return alt.Scale(domain=list(names), range=[values[index % len(values)] for index in range(len(names))])
-
-
-def _legend() -> alt.Legend:
-    return alt.Legend(symbolLimit=0, labelLimit=260, symbolSize=110, symbolStrokeWidth=2, symbolOpacity=1)
 
 
 def _pareto_tooltip(findings: Findings) -> list[alt.Tooltip]:
@@ -231,10 +231,14 @@ def _pareto_heading(findings: Findings) -> alt.TitleParams:
     )
 
 
+def _curves_heading(findings: Findings) -> alt.TitleParams:
+    return alt.TitleParams("Score over the attack's budget", subtitle=_interval_text(findings), offset=16)
+
+
 def _interval_text(findings: Findings) -> str:
     return (
-        f"{findings.resampling.level:.0%} bootstrap intervals, {findings.results.manifest.samples} samples per benchmark, "
-        f"protocol {findings.results.manifest.protocol}"
+        f"{findings.resampling.level:.0%} bootstrap intervals, "
+        f"{findings.results.manifest.samples} samples per benchmark, protocol {findings.results.manifest.protocol}"
     )
 
 
@@ -251,8 +255,8 @@ def _scope_text(findings: Findings) -> str:
     return f"mean of {len(names)} benchmarks" if len(names) > 1 else names[0]
 
 
-def _themed(chart: Any) -> Any:
-    return (
+def _themed(chart: _ChartType) -> _ChartType:
+    return (  # type: ignore[no-any-return,unused-ignore]
         chart.configure(font=_FONT, background="white", padding=12)
         .configure_view(stroke=None)
         .configure_axis(
@@ -269,6 +273,11 @@ def _themed(chart: Any) -> Any:
         )
         .configure_legend(labelFontSize=12.5, titleFontSize=12.5, titleColor="#0f172a", rowPadding=5)
         .configure_title(
-            fontSize=17, subtitleFontSize=12.5, subtitleColor="#475569", color="#0f172a", anchor="start", subtitlePadding=5
+            fontSize=17,
+            color="#0f172a",
+            anchor="start",
+            subtitleFontSize=12.5,
+            subtitleColor="#475569",
+            subtitlePadding=5,
         )
     )

@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 import tyro
 
-from analysis.bootstrap import Resampling
+from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.findings import Findings, analyse, answer
 from analysis.gallery import build_gallery
 from analysis.loading import load_sweep
@@ -21,6 +21,8 @@ from analysis.plots import curves_chart, pareto_chart
 from analysis.tables import summary_csv, table_csv
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem
+
+Chart = alt.LayerChart | alt.ConcatChart
 
 _PIXELS_PER_INCH = 220  # of the PNGs; a figure of 900 points is then about 2750 pixels wide
 
@@ -65,7 +67,7 @@ def write_report(
     sweep: str = "encoder_ablation",
     epsilon: float | None = None,
     baseline: str | None = None,
-    resampling: Resampling = Resampling(),
+    resampling: Resampling = DEFAULT_RESAMPLING,
 ) -> ReportPaths:
     """Analyses a sweep and writes its report. Writing it again gives the same files, byte for byte.
 
@@ -91,7 +93,7 @@ def write_findings(findings: Findings) -> ReportPaths:
     folder = f"reports/{findings.results.manifest.sweep}"
     filesystem, root = open_filesystem(storage)
     exhibits = build_gallery(findings.results, findings.scores, findings.epsilon)
-    charts = {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}
+    charts: dict[str, Chart] = {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}
     files = {
         "summary.csv": summary_csv(findings.summary),
         "comparisons.csv": table_csv(findings.comparisons),
@@ -106,14 +108,14 @@ def write_findings(findings: Findings) -> ReportPaths:
     return ReportPaths(*(f"{storage}/{folder}/{name}" for name in (*names, "curves.svg")))
 
 
-def render_png(chart: alt.TopLevelMixin) -> bytes:
+def render_png(chart: Chart) -> bytes:
     """Renders a chart as PNG, without a browser."""
     buffer = io.BytesIO()
     chart.save(buffer, format="png", ppi=_PIXELS_PER_INCH)
     return buffer.getvalue()
 
 
-def render_svg(chart: alt.TopLevelMixin) -> bytes:
+def render_svg(chart: Chart) -> bytes:
     """Renders a chart as SVG, without a browser."""
     buffer = io.StringIO()
     chart.save(buffer, format="svg")

@@ -98,9 +98,9 @@ def arrange_scores(
     for benchmark in all_benchmarks:
         rows = records[records["benchmark"] == benchmark]
         samples[benchmark] = tuple(sorted(set(rows["sample_id"])))
-        s = pd.Index(samples[benchmark], dtype=object).get_indexer(rows["sample_id"].astype(object))
-        c = pd.Index(all_candidates, dtype=object).get_indexer(rows["candidate"].astype(object))
-        e = pd.Index(all_epsilons, dtype=float).get_indexer(rows["epsilon"])
+        s = pd.Index(samples[benchmark], dtype=object).get_indexer(pd.Index(rows["sample_id"], dtype=object))
+        c = pd.Index(all_candidates, dtype=object).get_indexer(pd.Index(rows["candidate"], dtype=object))
+        e = pd.Index(all_epsilons, dtype=float).get_indexer(pd.Index(rows["epsilon"], dtype=float))
         failed = is_error(rows)
         values[benchmark] = np.full((len(samples[benchmark]), len(all_candidates), len(all_epsilons)), np.nan)
         values[benchmark][s, c, e] = np.where(failed, np.nan, rows["score"].to_numpy(dtype=np.float64))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import (
+    DEFAULT_RESAMPLING,
     Bootstrap,
     FloatArray,
     Resampling,
@@ -25,7 +26,7 @@ SUMMARY_COLUMNS = ("candidate", "benchmark", "epsilon", "mean", "low", "high", "
 """Columns of summary.csv."""
 
 
-def bootstrap_scores(scores: Scores, resampling: Resampling = Resampling()) -> dict[str, Bootstrap]:
+def bootstrap_scores(scores: Scores, resampling: Resampling = DEFAULT_RESAMPLING) -> dict[str, Bootstrap]:
     """Bootstraps the mean score of every candidate and budget, per benchmark and on average.
 
     In a draw, all candidates and budgets see the same samples, so differences, ratios and fronts can be taken draw by
@@ -47,7 +48,9 @@ def bootstrap_scores(scores: Scores, resampling: Resampling = Resampling()) -> d
     return {**parts, AVERAGE: average_bootstraps(list(parts.values()))}
 
 
-def summarise(scores: Scores, bootstraps: Mapping[str, Bootstrap], resampling: Resampling = Resampling()) -> pd.DataFrame:
+def summarise(
+    scores: Scores, bootstraps: Mapping[str, Bootstrap], resampling: Resampling = DEFAULT_RESAMPLING
+) -> pd.DataFrame:
     """Tabulates the means, per benchmark and on average over the benchmarks.
 
     Args:
@@ -69,10 +72,10 @@ def summarise(scores: Scores, bootstraps: Mapping[str, Bootstrap], resampling: R
             "candidate": [candidate for candidate, _ in cells],
             "benchmark": benchmark,
             "epsilon": [epsilon for _, epsilon in cells],
-            "mean": bootstrap.mean_K,
+            "mean": bootstrap.mean,
             "low": low_K,
             "high": high_K,
-            "n": bootstrap.n_K,
+            "n": bootstrap.n,
             "errors": _errors(scores, benchmark).ravel(),
             "retained": retained_K,
             "retained_low": retained_low_K,
@@ -108,13 +111,13 @@ def _retained(scores: Scores, bootstrap: Bootstrap, level: float) -> tuple[Float
         missing_K = np.full(shape[0] * shape[1], np.nan)
         return missing_K, missing_K, missing_K
     clean = scores.epsilons.index(0.0)
-    means_CE = bootstrap.mean_K.reshape(shape)
-    draws_BCE = bootstrap.draws_BK.reshape(-1, *shape)
+    means_CE = bootstrap.mean.reshape(shape)
+    draws_BCE = bootstrap.draws.reshape(-1, *shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         share_CE = means_CE / means_CE[:, [clean]]
         share_BK = (draws_BCE / draws_BCE[:, :, [clean]]).reshape(len(draws_BCE), -1)
     share_K = np.where(np.isfinite(share_CE), share_CE, np.nan).ravel()
-    usable_K = np.isfinite(share_K) & np.isfinite(bootstrap.influence_SK).all(axis=0)
+    usable_K = np.isfinite(share_K) & np.isfinite(bootstrap.influence).all(axis=0)
     low_K = column_quantiles(share_BK, np.where(usable_K, (1 - level) / 2, np.nan))
     high_K = column_quantiles(share_BK, np.where(usable_K, (1 + level) / 2, np.nan))
     return share_K, low_K, high_K

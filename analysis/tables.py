@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Resampling
+from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.loading import SweepResults
 from analysis.scores import AVERAGE, Scores, sweep_scores
 from analysis.summary import SUMMARY_COLUMNS, bootstrap_scores, summarise
@@ -13,7 +13,7 @@ from analysis.summary import SUMMARY_COLUMNS, bootstrap_scores, summarise
 _CELL = 11  # "100.0 ±10.0"
 
 
-def format_table(results: SweepResults, width: int = 132, resampling: Resampling = Resampling()) -> str:
+def format_table(results: SweepResults, width: int = 132, resampling: Resampling = DEFAULT_RESAMPLING) -> str:
     """Formats a sweep for the terminal: a row per candidate, a column per benchmark and budget, mean ± half-width.
 
     Args:
@@ -82,6 +82,6 @@ def _legend(summary: pd.DataFrame, resampling: Resampling) -> str:
     samples = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     errors = int(rows["errors"].sum())
     return (
-        f"ε in 1/255; ± half the width of the {resampling.level:.0%} bootstrap interval (BCa); {samples} scores per cell; "
+        f"ε in 1/255; ± half the width of the {resampling.level:.0%} bootstrap interval; {samples} scores per cell; "
         f"{errors} record{'' if errors == 1 else 's'} with an error (left out of the means)"
     )

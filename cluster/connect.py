@@ -130,6 +130,9 @@ def describe(is_local: bool) -> ClusterInfo:
 
     Args:
         is_local: whether this process started it.
+
+    Returns:
+        The cluster as it is now.
     """
     nodes = tuple(
         NodeInfo(node["NodeManagerAddress"], dict(node["Resources"]), dict(node.get("Labels") or {}))
@@ -182,6 +185,14 @@ def _start_local(cpus: int, busy_processes: int, verbose: bool) -> None:
         "OMP_NUM_THREADS": str(threads),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_register_timeout_seconds": "180",  # a busy laptop starts Python slowly
+        # Starting a Python process takes a second of a core: keep idle workers instead of ending them after a second.
+        "RAY_num_workers_soft_limit": str(max(16, cpus)),
+        "RAY_idle_worker_killing_time_threshold_ms": "120000",
+        "RAY_worker_maximum_startup_concurrency": "4",
+        # One machine that nobody takes away and no dashboard to feed: spares each training run some processes.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
     }
     if not _has_gpu():
         defaults["DS_ACCELERATOR"] = "cpu"
@@ -204,6 +215,10 @@ def _start_local(cpus: int, busy_processes: int, verbose: bool) -> None:
 
 def _join(address: str, verbose: bool) -> None:
     """Connects to a running cluster.
+
+    Args:
+        address: ``host:port`` or ``auto``.
+        verbose: whether Ray's own messages reach this terminal.
 
     Raises:
         UserError: if that is not possible.
@@ -235,6 +250,9 @@ def _join(address: str, verbose: bool) -> None:
 
 def _probe(address: str) -> None:
     """Fails fast where nothing listens; Ray itself would try for minutes.
+
+    Args:
+        address: ``host:port`` or ``auto``.
 
     Raises:
         UserError: if ``address`` is no host:port or does not answer.

@@ -108,6 +108,9 @@ def place(
         attack_workers: most attack workers per trial.
         memory_per_worker: bytes of host memory to reserve per training or attack worker; 0 reserves none.
 
+    Returns:
+        The requests, without what the cluster does not know.
+
     Raises:
         UserError: if there are no workers, or a GPU count is impossible.
     """
@@ -135,7 +138,7 @@ def place(
 
 
 def logical_cpus(trials: int = 1, workers: int = 1, attack_workers: int = 1) -> int:
-    """Returns the logical CPUs with which no part of a local sweep waits for another.
+    """Computes the logical CPUs with which no part of a local sweep waits for another.
 
     A trial holds one CPU while its training workers, or its attack workers and the tasks that feed and drain them,
     run beside it. Each trial is given room for both, since one run's workers may still be leaving when the next
@@ -145,6 +148,9 @@ def logical_cpus(trials: int = 1, workers: int = 1, attack_workers: int = 1) -> 
         trials: trials that run at once.
         workers: training workers per trial.
         attack_workers: attack workers per trial.
+
+    Returns:
+        What :func:`cluster.connect.connect` takes as ``cpus``.
     """
     return trials * (1 + workers + attack_workers + _DATA_TASKS)
 
@@ -197,6 +203,11 @@ def _peaks(placement: Placement, request: Request) -> dict[str, dict[str, float]
 
 def _check_nodes(placement: Placement, request: Request, info: ClusterInfo) -> None:
     """Checks that the workers fit on the nodes one by one, not only in sum.
+
+    Args:
+        placement: the resource requests.
+        request: how much of it runs at once.
+        info: the cluster.
 
     Raises:
         UserError: if they do not.

@@ -1,23 +1,17 @@
-"""Specs: frozen descriptions of the steps of a sweep, and the fingerprints that name their artifacts.
+"""Specs: frozen descriptions of the steps of a sweep.
 
-A fingerprint is a hash of everything that decides a result, inputs' specs included. Placement, logging and storage are
-not in a spec, so the same result has the same fingerprint on a laptop and on a cluster.
+Placement, logging and storage are not in a spec, so the same result has the same fingerprint on a laptop and on a
+cluster (see :mod:`rllava.fingerprint`).
 """
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
 from rllava.model.language import LanguageModelSpec
-
-FORMAT = 1
-"""Part of every fingerprint; raised when the meaning of existing specs changes."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -115,41 +109,3 @@ class EvalSpec:
     def name(self) -> str:
         """Readable name of the records artifact."""
         return f"{self.candidate}-{self.benchmark.name}-eps{self.epsilon:g}"
-
-
-def to_json(spec: Any) -> dict[str, Any]:
-    """A spec as plain JSON values.
-
-    Args:
-        spec: any spec dataclass.
-
-    Returns:
-        Nested dictionaries.
-    """
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec), sort_keys=True))
-    return plain
-
-
-# What describes a spec to people, or says where a file lies whose hash is beside it: decides no result.
-_DESCRIPTIVE = {"training", "licence", "weights"}
-
-
-def fingerprint(spec: Any) -> str:
-    """Hash of everything in a spec that decides its result.
-
-    Args:
-        spec: any spec dataclass.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-
-    def essential(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: essential(entry) for key, entry in value.items() if key not in _DESCRIPTIVE}
-        if isinstance(value, list):
-            return [essential(entry) for entry in value]
-        return value
-
-    described = {"format": FORMAT, "type": type(spec).__name__, "spec": essential(to_json(spec))}
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

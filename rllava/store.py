@@ -30,7 +30,7 @@ import pyarrow.fs
 from rllava.data.shards import write_whole
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem
-from rllava.specs import fingerprint, to_json
+from rllava.fingerprint import fingerprint, to_json
 
 Kind = Literal["data", "models", "records"]
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import tyro
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file

@@ -15,13 +15,13 @@ from typing import Any
 import ray
 from ray import tune
 
+from analysis.loading import load_sweep
 from analysis.report import write_report
 from analysis.tables import format_table
-from analysis.loading import load_sweep
 from cluster.connect import ClusterInfo, connect
 from cluster.placement import Placement, Request, check_fits, logical_cpus, place
 from rllava.errors import UserError
-from rllava.specs import to_json
+from rllava.fingerprint import to_json
 from rllava.training.ray_trainer import check_workers
 from sweeps.board import Board
 from sweeps.plan import Plan, prepare_data
@@ -180,7 +180,9 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
         UserError: if a trial found a user's mistake.
         RuntimeError: if a trial failed.
     """
+    # Progress is the board's: no files per trial, no table of Tune's own.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     scratch = tempfile.mkdtemp(prefix="rllava-tune-")
     storage = {"storage_path": scratch}
     if not plan.store.is_local:

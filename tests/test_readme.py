@@ -13,8 +13,6 @@ README = ROOT / "README.md"
 SWEEP = "sweeps/encoder_ablation.py"
 SHELLS = {"", "bash", "sh", "shell", "console"}
 
-pytestmark = pytest.mark.skipif(not README.exists(), reason="no README.md")
-
 
 def shell_commands(text: str) -> list[list[str]]:
     """Returns the commands of a Markdown text's fenced shell blocks, each split into words.

@@ -13,7 +13,7 @@ import pytest
 
 from rllava import store as store_module
 from rllava.errors import UserError
-from rllava.specs import fingerprint
+from rllava.fingerprint import fingerprint
 from rllava.store import Store
 from tests.fixtures.processes import wait_for
 

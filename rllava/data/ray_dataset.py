@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
+from ray.data import ExecutionResources
 
-from rllava.data.shards import list_shards
+from rllava.data.shards import list_shards, read_shard
 from rllava.data.stream import MicroBatch, Stream, keep_and_decode
 from rllava.store import Store
+
+
+DECODE_TASKS = 2
+"""Most tasks of one training worker that read and decode at a time: hundreds of images a second, few processes."""
 
 
 def micro_batches(stream: Stream, first_step: int, last_step: int) -> Iterator[MicroBatch]:
@@ -46,18 +52,37 @@ def _epoch(stream: Stream, offset: int, first_row: int, stop_row: int) -> Iterat
     wanted = shards[first_row // stream.rows_per_shard : (stop_row - 1) // stream.rows_per_shard + 1]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(cpu=DECODE_TASKS)
     # Tasks of a training worker would otherwise be squeezed into the worker group's placement group.
     context.scheduling_strategy = "DEFAULT"
     context.enable_progress_bars = False
-    dataset = ray.data.read_parquet(wanted, filesystem=store.arrow_filesystem(), override_num_blocks=len(wanted))
+    # One task reads, checks and decodes a shard: ray.data.read_parquet would first start actors that read its footer.
+    dataset = ray.data.from_items([{"path": path} for path in wanted], override_num_blocks=len(wanted))
     dataset = dataset.map_batches(
-        keep_and_decode,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
+        read_and_decode,
+        batch_size=1,
         fn_kwargs={"stream": stream, "offset": offset, "first_row": first_row, "stop_row": stop_row},
     )
     yield from dataset.iter_rows()
+
+
+def read_and_decode(
+    batch: dict[str, Any], stream: Stream, offset: int, first_row: int, stop_row: int
+) -> pa.Table:
+    """Reads a shard, with its checksums verified, and decodes the images of a worker's rows (in a CPU task).
+
+    Args:
+        batch: one path.
+        stream: says whose rows to keep.
+        offset: positions before this epoch.
+        first_row: first row of the epoch that is wanted.
+        stop_row: row before which to stop.
+
+    Returns:
+        See :func:`rllava.data.stream.keep_and_decode`.
+    """
+    table = read_shard(Store(stream.storage).filesystem, str(batch["path"][0]))
+    return keep_and_decode(table, stream, offset, first_row, stop_row)
 
 
 def _portion(rows: list[dict[str, Any]], image_size: int) -> MicroBatch:

@@ -7,7 +7,8 @@ never computed again, so a killed worker's successor, or a second run, does only
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,9 @@ import ray.data
 import torch
 
 from rllava.data.benchmarks import read_metric
-from rllava.data.shards import list_shards, read_shard
-from rllava.evaluation.worker import AttackWorker, Sample, decode_shard, evaluate_shard
+from rllava.data.shards import list_shards
+from rllava.evaluation.samples import load_unit, unpack
+from rllava.evaluation.worker import AttackWorker, evaluate_shard
 from rllava.model.assemble import load_llava
 from rllava.specs import EvalSpec
 from rllava.store import Artifact, Store
@@ -79,6 +81,7 @@ class PartDone:
         shard: number.
         rows: records in it.
         mean: of their scores; NaN if none has one.
+        seconds: it took (the first part of a shard includes the clean answers).
     """
 
     benchmark: str
@@ -86,6 +89,7 @@ class PartDone:
     shard: int
     rows: int
     mean: float
+    seconds: float
 
 
 def units(job: EvalJob) -> list[dict[str, Any]]:
@@ -119,13 +123,15 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
         Each part as it is written.
     """
     work = units(job)
+    seconds: dict[tuple[str, float], float] = {}
     if work:
         context = ray.data.DataContext.get_current()
         # Inside a trial, tasks would otherwise be squeezed into the trial's placement group.
         context.scheduling_strategy = "DEFAULT"
         context.enable_progress_bars = False
         dataset = ray.data.from_items(work, override_num_blocks=len(work))
-        dataset = dataset.map(load_unit, fn_kwargs={"job": job}, **pool.data)
+        image_size = job.specs[0].encoders[0].image_size
+        dataset = dataset.map(load_unit, fn_kwargs={"storage": job.storage, "image_size": image_size}, **pool.data)
         dataset = dataset.map_batches(
             ShardAttacker,
             fn_constructor_kwargs={"job": job},
@@ -133,15 +139,26 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
             **{"compute": ray.data.ActorPoolStrategy(size=1), **pool.attack},
         )
         for row in dataset.iter_rows():
-            yield PartDone(row["benchmark"], float(row["epsilon"]), int(row["shard"]), int(row["rows"]), float(row["mean"]))
+            done = PartDone(
+                benchmark=str(row["benchmark"]),
+                epsilon=float(row["epsilon"]),
+                shard=int(row["shard"]),
+                rows=int(row["rows"]),
+                mean=float(row["mean"]),
+                seconds=float(row["seconds"]),
+            )
+            key = (done.benchmark, done.epsilon)
+            seconds[key] = seconds.get(key, 0.0) + done.seconds
+            yield done
     store = Store(job.storage)
     for place, spec in enumerate(job.specs):
         artifact = store.artifact("records", spec.name, spec)
         assert artifact.path == job.paths[place]
-        complete(store, artifact, spec, job.data[spec.benchmark.name])
+        took = seconds.get((spec.benchmark.name, spec.epsilon), 0.0)
+        complete(store, artifact, spec, job.data[spec.benchmark.name], took)
 
 
-def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str) -> None:
+def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str, seconds: float) -> None:
     """Marks a records artifact as complete, after a last look that every part is there.
 
     Args:
@@ -149,25 +166,11 @@ def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str)
         artifact: of the records.
         spec: of the evaluation.
         data_folder: shards of the benchmark.
+        seconds: spent on its parts since the last start.
     """
     shards, parts = list_shards(store.filesystem, data_folder), list_shards(store.filesystem, artifact.path)
     assert len(parts) == len(shards), f"{artifact.relative}: {len(parts)} of {len(shards)} parts"
-    store.finish(artifact, spec, {"parts": len(parts)})
-
-
-def load_unit(item: dict[str, Any], job: EvalJob) -> dict[str, Any]:
-    """Reads and decodes a shard (in a CPU task).
-
-    Args:
-        item: a unit of work.
-        job: what to do.
-
-    Returns:
-        The unit with its samples as one serialised table.
-    """
-    table = read_shard(Store(job.storage).filesystem, item["path"])
-    samples = decode_shard(table, job.specs[0].encoders[0].image_size)
-    return {"benchmark": item["benchmark"], "shard": item["shard"], "samples": pack(samples)}
+    store.finish(artifact, spec, {"parts": len(parts), "seconds": round(seconds, 2)})
 
 
 class ShardAttacker:
@@ -205,6 +208,7 @@ class ShardAttacker:
         metric, state = read_metric(self.store.filesystem, self.job.data[name])
         specs = [self.job.specs[place] for place in places]
         shards = evaluate_shard(self.worker, unpack(bytes(batch["samples"][0])), specs, metric, state)
+        started = time.monotonic()
         for place, (spec, table) in zip(places, shards, strict=True):
             self.store.write(self.job.part(place, shard), parquet_bytes(table))
             scores = [score for score in table.column("score").to_pylist() if score is not None]
@@ -214,7 +218,9 @@ class ShardAttacker:
                 "shard": [shard],
                 "rows": [table.num_rows],
                 "mean": [float(np.mean(scores)) if scores else float("nan")],
+                "seconds": [time.monotonic() - started],
             }
+            started = time.monotonic()
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -229,53 +235,3 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
-
-
-def pack(samples: Sequence[Sample]) -> bytes:
-    """Samples as one Arrow stream, so that Ray ships a single buffer of 8-bit pixels.
-
-    Args:
-        samples: of a shard.
-
-    Returns:
-        An Arrow IPC stream.
-    """
-    table = pa.table(
-        {
-            "sample_id": [sample.sample_id for sample in samples],
-            "prompt": [sample.prompt for sample in samples],
-            "references": pa.array([list(sample.references) for sample in samples], pa.list_(pa.string())),
-            "pixels": pa.array(
-                [None if sample.pixels_HWC is None else sample.pixels_HWC.tobytes() for sample in samples], pa.binary()
-            ),
-            "side": [0 if sample.pixels_HWC is None else sample.pixels_HWC.shape[0] for sample in samples],
-            "error": pa.array([sample.error for sample in samples], pa.string()),
-        }
-    )
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def unpack(stream: bytes) -> list[Sample]:
-    """What :func:`pack` packed.
-
-    Args:
-        stream: an Arrow IPC stream.
-
-    Returns:
-        The samples.
-    """
-    return [
-        Sample(
-            row["sample_id"],
-            row["prompt"],
-            tuple(row["references"]),
-            None
-            if row["pixels"] is None
-            else np.frombuffer(row["pixels"], np.uint8).reshape(row["side"], row["side"], 3).copy(),
-            row["error"],
-        )
-        for row in pa.ipc.open_stream(stream).read_all().to_pylist()
-    ]

@@ -17,7 +17,8 @@ from torch import Tensor
 from rllava.attacks.common import PIXEL, LossFunction
 from rllava.attacks.worst_case import Outcome, round_to_8_bits, worst_case
 from rllava.data.benchmarks import BenchmarkSpec
-from rllava.data.images import DamagedImage, encode_png, preprocess
+from rllava.data.images import encode_png
+from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.conversation import TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Llava
@@ -25,25 +26,6 @@ from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, ready for the model.
-
-    Attributes:
-        sample_id: unique within the benchmark.
-        prompt: the user's turn.
-        references: captions or answers.
-        pixels_HWC: uint8 in the encoder's input space; None where there is an error.
-        error: why the sample cannot be scored, or None.
-    """
-
-    sample_id: str
-    prompt: str
-    references: tuple[str, ...]
-    pixels_HWC: np.ndarray | None
-    error: str | None
 
 
 @dataclass
@@ -54,30 +36,6 @@ class Answered:
     pixels_BCHW: Tensor
     predictions: list[str]
     scores: list[float]
-
-
-def decode_shard(table: pa.Table, image_size: int) -> list[Sample]:
-    """Samples of a benchmark's shard; what is wrong with one becomes its error.
-
-    Args:
-        table: rows of ``BENCHMARK_SCHEMA``.
-        image_size: of the encoder, in pixels.
-
-    Returns:
-        The samples, in order.
-    """
-    samples = []
-    for row in table.to_pylist():
-        pixels, error = None, None
-        references = tuple(text for text in row["references"] or () if text.strip())
-        try:
-            pixels = preprocess(row["image"] or b"", image_size)
-        except DamagedImage as damage:
-            error = f"damaged image: {damage}"
-        if error is None and not references:
-            error = "no references"
-        samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error))
-    return samples
 
 
 def labels_of(sample: Sample, task: str) -> list[str]:

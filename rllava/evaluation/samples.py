@@ -1,0 +1,121 @@
+"""Samples of a benchmark on their way from a shard to an attack worker. Light: the CPU tasks that decode import no torch."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rllava.data.images import DamagedImage, preprocess
+from rllava.data.shards import read_shard
+from rllava.store import Store
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, ready for the model.
+
+    Attributes:
+        sample_id: unique within the benchmark.
+        prompt: the user's turn.
+        references: captions or answers.
+        pixels_HWC: uint8 in the encoder's input space; None where there is an error.
+        error: why the sample cannot be scored, or None.
+    """
+
+    sample_id: str
+    prompt: str
+    references: tuple[str, ...]
+    pixels_HWC: np.ndarray | None
+    error: str | None
+
+
+def decode_shard(table: pa.Table, image_size: int) -> list[Sample]:
+    """Samples of a benchmark's shard; what is wrong with one becomes its error.
+
+    Args:
+        table: rows of ``BENCHMARK_SCHEMA``.
+        image_size: of the encoder, in pixels.
+
+    Returns:
+        The samples, in order.
+    """
+    samples = []
+    for row in table.to_pylist():
+        pixels, error = None, None
+        references = tuple(text for text in row["references"] or () if text.strip())
+        try:
+            pixels = preprocess(row["image"] or b"", image_size)
+        except DamagedImage as damage:
+            error = f"damaged image: {damage}"
+        if error is None and not references:
+            error = "no references"
+        samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error))
+    return samples
+
+
+def load_unit(item: dict[str, Any], storage: str, image_size: int) -> dict[str, Any]:
+    """Reads and decodes a shard (in a CPU task).
+
+    Args:
+        item: a unit of work: benchmark, path, shard number.
+        storage: URL.
+        image_size: of the encoder, in pixels.
+
+    Returns:
+        The unit with its samples as one serialised table.
+    """
+    samples = decode_shard(read_shard(Store(storage).filesystem, item["path"]), image_size)
+    return {"benchmark": item["benchmark"], "shard": item["shard"], "samples": pack(samples)}
+
+
+def pack(samples: Sequence[Sample]) -> bytes:
+    """Samples as one Arrow stream, so that Ray ships a single buffer of 8-bit pixels.
+
+    Args:
+        samples: of a shard.
+
+    Returns:
+        An Arrow IPC stream.
+    """
+    table = pa.table(
+        {
+            "sample_id": [sample.sample_id for sample in samples],
+            "prompt": [sample.prompt for sample in samples],
+            "references": pa.array([list(sample.references) for sample in samples], pa.list_(pa.string())),
+            "pixels": pa.array(
+                [None if sample.pixels_HWC is None else sample.pixels_HWC.tobytes() for sample in samples], pa.binary()
+            ),
+            "side": [0 if sample.pixels_HWC is None else sample.pixels_HWC.shape[0] for sample in samples],
+            "error": pa.array([sample.error for sample in samples], pa.string()),
+        }
+    )
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def unpack(stream: bytes) -> list[Sample]:
+    """What :func:`pack` packed.
+
+    Args:
+        stream: an Arrow IPC stream.
+
+    Returns:
+        The samples.
+    """
+    return [
+        Sample(
+            row["sample_id"],
+            row["prompt"],
+            tuple(row["references"]),
+            None
+            if row["pixels"] is None
+            else np.frombuffer(row["pixels"], np.uint8).reshape(row["side"], row["side"], 3).copy(),
+            row["error"],
+        )
+        for row in pa.ipc.open_stream(stream).read_all().to_pylist()
+    ]

@@ -1,0 +1,105 @@
+"""Starting the ablation as users do, watching its storage, killing it, and comparing what it leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rllava.store import Store
+from tests.fixtures.processes import Tracked
+
+SMOKE = (sys.executable, "sweeps/encoder_ablation.py", "--preset", "smoke")
+
+
+def start(storage: str, tracked: Tracked, *options: str) -> "subprocess.Popen[str]":
+    """Starts the smoke ablation in the background.
+
+    Args:
+        storage: results folder.
+        tracked: marks its processes.
+        *options: more of the command line.
+    """
+    return subprocess.Popen(
+        [*SMOKE, "--storage", storage, *options],
+        env=tracked.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
+    """Waits for a driver that must succeed and returns what it printed.
+
+    Args:
+        driver: from :func:`start`.
+        timeout_s: seconds.
+    """
+    output, _ = driver.communicate(timeout=timeout_s)
+    assert driver.returncode == 0, output[-4000:]
+    return output
+
+
+def records(storage: str) -> dict[str, pa.Table]:
+    """Every record of a storage, by artifact, in the order of the parts.
+
+    Args:
+        storage: results folder, local or s3://.
+    """
+    store = Store(storage)
+    tables = {}
+    for folder in sorted(store.filesystem.ls(f"{store.root}/records", detail=False)):
+        parts = sorted(path for path in store.filesystem.ls(folder, detail=False) if path.endswith(".parquet"))
+        tables[folder.rsplit("/", 1)[-1]] = pa.concat_tables(
+            [pq.read_table(pa.BufferReader(store.filesystem.cat_file(part))) for part in parts]
+        )
+    return tables
+
+
+def weights(storage: str) -> dict[str, bytes]:
+    """The trained weights of a storage, byte for byte.
+
+    Args:
+        storage: results folder, local or s3://.
+    """
+    store = Store(storage)
+    found = store.filesystem.find(f"{store.root}/models")
+    return {
+        path.removeprefix(store.root): store.filesystem.cat_file(path)
+        for path in sorted(found)
+        if path.endswith(".safetensors")
+    }
+
+
+def assert_same_results(storage: str, reference: str) -> None:
+    """Asserts that two storages hold the same weights and the same records, cell by cell, and no open lease.
+
+    Args:
+        storage: to check.
+        reference: an unbroken run's.
+    """
+    mine, theirs = weights(storage), weights(reference)
+    assert mine.keys() == theirs.keys()
+    assert [path for path in mine if mine[path] != theirs[path]] == []
+    rows, expected = records(storage), records(reference)
+    assert rows.keys() == expected.keys()
+    for name, table in expected.items():
+        for column in table.column_names:
+            assert rows[name].column(column).to_pylist() == table.column(column).to_pylist(), f"{name}: {column}"
+    store = Store(storage)
+    left = store.filesystem.find(f"{store.root}/leases") if store.exists(f"{store.root}/leases") else []
+    assert left == []
+
+
+def manifest(storage: str) -> dict[str, Any]:
+    """The sweep's manifest.
+
+    Args:
+        storage: local results folder.
+    """
+    content: dict[str, Any] = json.loads((Path(storage) / "reports/encoder_ablation/sweep.json").read_text())
+    return content

@@ -1,0 +1,96 @@
+"""The whole thing, small: what an unbroken run leaves, and what a second one does."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from rllava.records import KEY, RECORD_SCHEMA
+from tests.analysis.notebook_runner import execute_notebook
+from tests.fixtures.processes import Tracked
+from tests.sweeps.conftest import Run
+from tests.sweeps.driver import finish, manifest, records, start
+
+CANDIDATES = ["tiny-clip", "tiny-fare4@tiny-clip"]
+BENCHMARKS = ["easy_vqa", "easy_captions"]
+BUDGETS = [0.0, 8.0]
+SAMPLES = 8
+
+
+def test_records_are_complete_unique_and_within_the_budget(unbroken: Run) -> None:
+    rows = [row for table in records(unbroken.storage).values() for row in table.to_pylist()]
+    assert len({tuple(row[key] for key in KEY) for row in rows}) == len(rows)
+    expected = {(c, b, e) for c in CANDIDATES for b in BENCHMARKS for e in BUDGETS}
+    assert {(row["candidate"], row["benchmark"], row["epsilon"]) for row in rows} == expected
+    assert len(rows) == len(expected) * SAMPLES
+    for row in rows:
+        assert row["error"] is None
+        assert row["linf"] <= row["epsilon"] + 1e-3
+        assert row["score"] <= row["clean_score"]
+        if row["steps"]:
+            assert row["epsilon"] > 0
+            assert row["adversarial_png"]
+            assert row["rounds"]
+            assert 0 <= row["zero_gradient_share"] < 0.5
+    assert all(table.schema.equals(RECORD_SCHEMA) for table in records(unbroken.storage).values())
+
+
+def test_the_same_samples_are_scored_for_every_candidate_and_budget(unbroken: Run) -> None:
+    ids = {}
+    for table in records(unbroken.storage).values():
+        ids.setdefault(table["benchmark"][0].as_py(), set()).add(tuple(table["sample_id"].to_pylist()))
+    assert {name: len(lists) for name, lists in ids.items()} == dict.fromkeys(BENCHMARKS, 1)
+
+
+def test_the_report_has_all_its_files(unbroken: Run) -> None:
+    folder = Path(unbroken.storage) / "reports/encoder_ablation"
+    page = (folder / "index.html").read_text()
+    assert all(name in page for name in CANDIDATES)
+    assert "data:image/" in page, "no gallery"
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["candidate", "benchmark", "epsilon", "mean", "low", "high", "n"]
+    assert len(rows) == len(CANDIDATES) * len(BENCHMARKS) * len(BUDGETS)
+    assert all(float(row["low"]) <= float(row["mean"]) <= float(row["high"]) for row in rows)
+    assert {int(row["n"]) for row in rows} == {SAMPLES}
+
+
+def test_the_output_says_what_happened_and_where_results_are(unbroken: Run) -> None:
+    lines = unbroken.output.splitlines()
+    assert any("tiny-clip" in line and "training stage 2: step 6 of 6" in line for line in lines)
+    assert any("attacking: part" in line for line in lines)
+    assert lines[-1] == f"report:  {unbroken.storage}/reports/encoder_ablation/index.html"
+    assert "Traceback" not in unbroken.output
+    assert not any("\x1b[" in line for line in lines), "escape codes in a log file"
+
+
+def test_the_plugged_encoder_shares_the_trained_llava(unbroken: Run) -> None:
+    assert [model["name"] for model in manifest(unbroken.storage)["models"]] == ["tiny-clip"]
+
+
+def test_a_second_run_computes_nothing(unbroken: Run, tracked: Tracked) -> None:
+    watched = [Path(unbroken.storage) / folder for folder in ("records", "models", "data")]
+    before = {path: os.stat(path).st_mtime_ns for folder in watched for path in folder.rglob("*") if path.is_file()}
+    output = finish(start(unbroken.storage, tracked))
+    after = {path: os.stat(path).st_mtime_ns for folder in watched for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    assert "0 with something to do" in output
+    assert all(entry["reused"] for entry in manifest(unbroken.storage)["records"])
+    assert tracked.alive() == []
+
+
+def test_a_wider_grid_computes_the_new_cells_alone(unbroken: Run, tracked: Tracked) -> None:
+    old = {path: path.stat().st_mtime_ns for path in (Path(unbroken.storage) / "records").rglob("*.parquet")}
+    finish(start(unbroken.storage, tracked, "--encoders", "tiny-clip", "--budgets", "0", "4", "8"))
+    assert {path: path.stat().st_mtime_ns for path in old} == old
+    entries = manifest(unbroken.storage)["records"]
+    assert {entry["epsilon"] for entry in entries if not entry["reused"]} == {4.0}
+    finish(start(unbroken.storage, tracked))  # leave the report of the fixture's grid
+
+
+@pytest.mark.usefixtures("unbroken")
+def test_the_notebook_runs_on_real_records(unbroken: Run) -> None:
+    execute_notebook(unbroken.storage, "encoder_ablation")

@@ -1,0 +1,94 @@
+"""A user's mistake costs a second and one line."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rllava.errors import UserError
+from sweeps.encoder_ablation import Options, main, make_plan
+from sweeps.presets import parse_candidate
+from tests.sweeps.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoders": ("tiny-clpi",)}, "unknown encoder 'tiny-clpi'; did you mean tiny-clip"),
+        ({"encoders": ("tiny-fare4@",)}, "write a"),
+        ({"encoders": ("a@b@c",)}, "write a"),
+        ({"encoders": ("tiny-clip+tiny-advxl@tiny-clip",)}, "does not fit the projectors"),
+        ({"benchmarks": ("easy_vqaa",)}, "unknown benchmark 'easy_vqaa'; did you mean easy_vqa"),
+        ({"protocol": "paper_ensembel"}, "unknown protocol 'paper_ensembel'; did you mean paper_ensemble"),
+        ({"preset": "tinny"}, "unknown preset 'tinny'; did you mean tiny"),
+        ({"budgets": ("-1",)}, "--budgets -1: expected numbers from 0 to 255"),
+        ({"budgets": ("256",)}, "--budgets 256"),
+        ({"budgets": ("four",)}, "--budgets four"),
+        ({"budgets": ("nan",)}, "--budgets nan"),
+        ({"samples": 0}, "--samples 0"),
+        ({"workers": 0}, "--workers 0"),
+        ({"workers": 3}, "--workers 3: stage 1 has a global batch"),
+        ({"trials": 0}, "--trials 0"),
+        ({"samples": 10_000}, "10000|10 000"),
+        ({"address": "127.0.0.1:1"}, "nothing answers there"),
+        ({"gpus": 1.0}, "1 GPU"),
+        ({"memory": 10_000.0}, "GiB of memory"),
+    ],
+)
+def test_mistakes_are_named_before_anything_expensive(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        main(Options(storage=str(tmp_path / "results"), **{"preset": "smoke", **options}))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("results/models/*"))
+
+
+def test_the_script_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    command = [sys.executable, "sweeps/encoder_ablation.py", "--preset", "smoke", "--storage", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: storage {tmp_path}: the folder holds something else")
+    assert done.stdout == ""
+
+
+def test_a_damaged_shard_is_named(unbroken: Run, tmp_path: Path) -> None:
+    storage = tmp_path / "results"
+    shutil.copytree(unbroken.storage, storage)
+    shard = next((storage / "data").glob("easy_vqa-*/part-00000.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=f"{shard.name}.* is damaged"):
+        main(Options(preset="smoke", storage=str(storage)))
+
+
+def test_a_weights_file_of_another_hash_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rllava.encoders.base as base
+
+    torn = tmp_path / "tiny-clip.safetensors"
+    torn.write_bytes(b"not these weights")
+    monkeypatch.setattr(base, "weights_path", lambda weights: torn)
+    with pytest.raises(UserError, match=r"tiny-clip.safetensors has sha256 .*, expected"):
+        main(Options(preset="smoke", encoders=("tiny-clip",), storage=str(tmp_path / "results")))
+    assert not (tmp_path / "results").exists()
+
+
+def test_lists_and_defaults_make_the_plan() -> None:
+    plan = make_plan(Options(budgets=("8", "0", "4", "8"), encoders=("tiny-clip", "tiny-clip"), samples=12))
+    assert plan.budgets == (0.0, 4.0, 8.0)
+    assert [candidate.name for candidate in plan.candidates] == ["tiny-clip"]
+    assert {spec.samples for spec in plan.benchmarks} == {12}
+    assert plan.protocol.name == "paper_ensemble_10steps"
+
+
+def test_the_grammar_of_candidates() -> None:
+    plugged = parse_candidate("tiny-fare4@tiny-clip")
+    assert ([s.name for s in plugged.trained], [s.name for s in plugged.used]) == (["tiny-clip"], ["tiny-fare4"])
+    both = parse_candidate("tiny-clip+tiny-tecoa4@tiny-clip+tiny-clip")
+    assert both.plugged
+    assert not parse_candidate("tiny-clip+tiny-tecoa4").plugged

@@ -1,0 +1,73 @@
+"""SIGKILL at any moment, the same command again, the same results."""
+
+import signal
+from pathlib import Path
+
+import psutil
+
+from tests.fixtures.processes import Tracked, wait_for
+from tests.sweeps.conftest import Run
+from tests.sweeps.driver import assert_same_results, finish, start
+
+
+def checkpoints(storage: str) -> list[Path]:
+    return list(Path(storage).glob("models/*/ray-train/checkpoint*/stage.json"))
+
+
+def parts(storage: str) -> list[Path]:
+    return list(Path(storage).glob("records/*/part-*.parquet"))
+
+
+def workers(tracked: Tracked, title: str) -> list[psutil.Process]:
+    found = []
+    for process in tracked.alive():
+        try:
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_the_driver_is_killed_in_training_and_again_in_the_attack(
+    unbroken: Run, tmp_path: Path, tracked: Tracked
+) -> None:
+    storage = str(tmp_path / "results")
+    driver = start(storage, tracked)
+    wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    tracked.assert_gone()
+    assert not list(Path(storage).glob("models/*/COMPLETE"))
+
+    driver = start(storage, tracked)
+    wait_for(lambda: parts(storage), 300, "a part of records")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    tracked.assert_gone()
+    survived = {path: path.stat().st_mtime_ns for path in parts(storage)}
+
+    finish(start(storage, tracked))
+    assert_same_results(storage, unbroken.storage)
+    assert {path: path.stat().st_mtime_ns for path in survived} == survived, "a finished part was computed again"
+
+
+def test_a_training_worker_and_an_attack_worker_are_killed(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+    storage = str(tmp_path / "results")
+    driver = start(storage, tracked)
+    wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
+    (trainer,) = workers(tracked, "RayTrainWorker")
+    trainer.kill()
+    wait_for(lambda: parts(storage), 300, "a part of records")
+    attackers = wait_for(lambda: workers(tracked, "ShardAttacker"), 60, "an attack worker")
+    attackers[0].kill()
+    finish(driver)
+    assert_same_results(storage, unbroken.storage)
+
+
+def test_two_drivers_on_one_storage(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+    storage = str(tmp_path / "results")
+    drivers = [start(storage, tracked) for _ in range(2)]
+    outputs = [finish(driver) for driver in drivers]
+    assert_same_results(storage, unbroken.storage)
+    assert any("waiting for" in output for output in outputs), "neither driver saw the other"

@@ -1,0 +1,28 @@
+"""The same script elsewhere: on S3, and as a job on a cluster with token authentication."""
+
+import subprocess
+from pathlib import Path
+
+from analysis.loading import load_sweep
+from tests.fixtures.processes import Tracked
+from tests.fixtures.ray_cluster import RAY, RayHead
+from tests.sweeps.conftest import Run
+from tests.sweeps.driver import assert_same_results, finish, start
+
+
+def test_results_on_s3_are_those_on_disk(unbroken: Run, s3_storage: str, tracked: Tracked) -> None:
+    storage = f"{s3_storage}/ablation"
+    output = finish(start(storage, tracked))
+    assert_same_results(storage, unbroken.storage)
+    sweep = load_sweep(storage, "encoder_ablation")
+    assert len(sweep.records) == 64
+    assert f"{storage.removeprefix('s3://')}/reports/encoder_ablation/index.html" in output
+
+
+def test_a_submitted_job_gives_the_same_results(unbroken: Run, tmp_path: Path, ray_head: RayHead) -> None:
+    storage = str(tmp_path / "results")
+    script = ["python", "sweeps/encoder_ablation.py", "--preset", "smoke", "--storage", storage]
+    command = [RAY, "job", "submit", "--address", ray_head.jobs_url, "--working-dir", ".", "--", *script]
+    done = subprocess.run(command, env=dict(ray_head.env), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert_same_results(storage, unbroken.storage)
