@@ -163,7 +163,7 @@ def _load_folders(filesystem: Any, storage: str, root: str, folders: Iterable[st
             frames.append(table.to_pandas().assign(part=f"{folder}/{name}"))
     filled = [frame for frame in frames if len(frame)]
     empty = RECORD_SCHEMA.empty_table().select(columns).to_pandas().assign(part="")
-    records = pd.concat(filled, ignore_index=True) if filled else empty
+    records: pd.DataFrame = pd.concat(filled, ignore_index=True) if filled else empty
     _require_unique(storage, records)
     return records
 

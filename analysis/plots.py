@@ -113,7 +113,7 @@ def _curve_panel(findings: Findings, name: str, highlight: alt.Parameter, column
         axis=alt.Axis(values=budgets, grid=False, format="~g", labelOverlap=True),
         scale=alt.Scale(domain=[min(budgets), max(max(budgets), min(budgets) + 1)], nice=False, padding=8),
     )
-    top = float(np.nanmax([1.0, *table["high"].fillna(table["mean"])]))
+    top = float(np.nanmax([5.0, *table["high"].fillna(table["mean"])]))
     y_scale = alt.Scale(domain=[0, top * 1.04], nice=False)
     y = alt.Y("mean:Q", title="Score (% or CIDEr × 100)", scale=y_scale)
     line_opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.1))
@@ -178,11 +178,11 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _domain(table: pd.DataFrame, name: str) -> list[float]:
-    """Limits of an axis: all intervals with a margin of 8 %, and never below 0."""
+    """Limits of an axis: all intervals with a margin of 8 % (2 points at least), not below 0 unless an interval is."""
     if table.empty:
         return [0.0, 100.0]
     low, high = float(table[f"{name}_low"].min()), float(table[f"{name}_high"].max())
-    margin = max((high - low) * 0.08, 1.0)
+    margin = max((high - low) * 0.08, 2.0)
     return [max(0.0, low - margin) if low >= 0 else low - margin, high + margin]
 
 

@@ -21,7 +21,14 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str, entry: T) -> T:
-        """Adds ``entry`` under ``name`` and returns it.
+        """Adds an entry.
+
+        Args:
+            name: must be new.
+            entry: to add.
+
+        Returns:
+            The entry.
 
         Raises:
             ValueError: if the name is taken.
@@ -32,7 +39,13 @@ class Registry(Generic[T]):
         return entry
 
     def get(self, name: str) -> T:
-        """Returns the entry called ``name``.
+        """Looks an entry up.
+
+        Args:
+            name: as registered.
+
+        Returns:
+            The entry.
 
         Raises:
             UserError: if there is none; the message names the near matches, or all entries.

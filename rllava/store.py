@@ -38,7 +38,7 @@ MARKER = "COMPLETE"
 _ROOT_MARKER = "rllava-storage.json"
 HEARTBEAT_S = 10.0
 LEASE_TTL_S = 60.0
-"""A lease whose holder was not heard of for so long is void. A holder on the same machine that died is noticed at once."""
+"""A lease whose holder was not heard of for so long is void; a dead holder on the same machine is noticed at once."""
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ def declare_missing_operators() -> bool:
         return False
     for library in sorted(Path(spec.origin).parent.glob("_C*.so")):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             continue
         return False
-    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        fragment.define(schema)
+        fragment.define(schema)  # type: ignore[no-untyped-call]
     _alive.append(fragment)
     return True
 

@@ -24,7 +24,7 @@ class Row:
     line_at: float = 0.0
 
 
-class Board(Callback):
+class Board(Callback):  # type: ignore[misc]  # Ray has no types
     """Collects what trials report and shows it.
 
     Args:
@@ -60,7 +60,9 @@ class Board(Callback):
         else:
             print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Called by Ray Tune with every report of a trial.
 
         Args:
@@ -127,8 +129,8 @@ class Board(Callback):
             return "starting training workers", 0.01
         if phase == "train":
             done = (result["stage"] - 1 + result["step"] / result["steps"]) / 2
-            text = f"training stage {result['stage']}: step {result['step']} of {result['steps']}, loss {result['loss']:.3f}"
-            return text, share * done
+            at = f"step {result['step']} of {result['steps']}"
+            return f"training stage {result['stage']}: {at}, loss {result['loss']:.3f}", share * done
         if phase == "attack":
             if not result["parts"]:
                 return f"attacking: {result['of']} parts to do", row.share

@@ -82,9 +82,7 @@ class Plan:
         """
         model, _ = self.model(candidate)
         specs = [
-            EvalSpec(
-                candidate.name, model, candidate.used, benchmark, self.protocol, epsilon, self.preset.batch_size
-            )
+            EvalSpec(candidate.name, model, candidate.used, benchmark, self.protocol, epsilon, self.preset.batch_size)
             for benchmark in self.benchmarks
             for epsilon in self.budgets
         ]
@@ -122,7 +120,9 @@ class Plan:
         Returns:
             Specs with their artifacts.
         """
-        return [(spec, artifact) for spec, artifact in self.evaluations(candidate) if not self.store.is_complete(artifact)]
+        return [
+            (spec, artifact) for spec, artifact in self.evaluations(candidate) if not self.store.is_complete(artifact)
+        ]
 
     def in_training_order(self) -> list[Candidate]:
         """Candidates such that those which only plug into another's LLaVA come last."""

@@ -160,7 +160,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     def report(step: int, loss: float) -> None:
         if dist.get_rank() == 0 and (step % 50 == 0 or step == spec.steps - 1):
-            print(f"{spec.name}: step {step + 1} of {spec.steps}, loss {loss:.3f}, {time.time() - started:.0f} s", flush=True)
+            print(
+                f"{spec.name}: step {step + 1} of {spec.steps}, loss {loss:.3f}, {time.time() - started:.0f} s",
+                flush=True,
+            )
 
     train_encoder(
         dual, frozen, pairs, spec, worker=dist.get_rank(), workers=dist.get_world_size(), average=average, report=report
@@ -170,8 +173,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         digest = to_file(dual, Path(config["output"]))
         test = load_pairs("test", config["test_images"])
         accuracy = {f"{epsilon:g}": round(zero_shot_accuracy(dual, test, epsilon), 4) for epsilon in MEASURED_AT}
-        facts = {"sha256": digest, "zero_shot_accuracy": accuracy, "test_images": len(test.class_N), "seconds": seconds}
-        return facts
+        return {"sha256": digest, "zero_shot_accuracy": accuracy, "test_images": len(test.class_N), "seconds": seconds}
     return {}
 
 

@@ -7,7 +7,6 @@ same versions and threads: same weights.
 """
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,4 +134,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    main(tyro.cli(Options, description=__doc__))

@@ -71,7 +71,9 @@ def run(plan: Plan, machines: Machines) -> str:
     prepare_data(plan, board.say)
     before = completed(plan)
     missing = [c.name for c in plan.candidates if plan.pending(c) or not plan.store.is_complete(plan.model(c)[1])]
-    board.say(f"{plan.sweep}: {len(plan.candidates)} candidates, {len(missing)} with something to do; storage {plan.storage}")
+    board.say(
+        f"{plan.sweep}: {len(plan.candidates)} candidates, {len(missing)} with something to do; storage {plan.storage}"
+    )
     machine: dict[str, Any] = {}
     if missing:
         info, placement, trials = find_machines(plan, machines, len(missing))

@@ -68,7 +68,8 @@ def test_a_lease_makes_the_second_wait_until_the_first_is_done(store: Store) -> 
 def another_driver(store: Store, seconds: float) -> "subprocess.Popen[bytes]":
     """A process that takes the lease of artifact m, holds it, and ends."""
     code = (
-        "import sys, time; from rllava.store import Store; from tests.test_store import Spec; store = Store(sys.argv[1])\n"
+        "import sys, time\nfrom rllava.store import Store\n"
+        "from tests.test_store import Spec\nstore = Store(sys.argv[1])\n"
         "with store.lease(store.artifact('models', 'm', Spec(1))): time.sleep(float(sys.argv[2]))"
     )
     return subprocess.Popen([sys.executable, "-c", code, store.url, str(seconds)])

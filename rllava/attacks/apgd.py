@@ -109,7 +109,9 @@ def apgd(
     clean_BCHW = images_BCHW.detach()
     index_B = torch.arange(clean_BCHW.shape[0], device=clean_BCHW.device)
     windows = Windows.of(steps)
-    state = _begin(loss, clean_BCHW, index_B, start_point(start, clean_BCHW, epsilon, seeds), epsilon, step_size, windows)
+    state = _begin(
+        loss, clean_BCHW, index_B, start_point(start, clean_BCHW, epsilon, seeds), epsilon, step_size, windows
+    )
     losses, sizes, zeros = [state.best_loss_B.clone()], [], []
     for step in range(steps):
         sizes.append(state.step_size_B.clone())
@@ -187,7 +189,7 @@ def _look(state: _State, loss: LossFunction, index_B: Tensor, *, last: bool) -> 
 
 
 def _check_step_size(state: _State, windows: Windows) -> None:
-    """At the end of a sample's window: halve its step and go back to its best point if it oscillates or stands still."""
+    """At the end of a sample's window: if it oscillates or stands still, halve its step, go back to its best point."""
     due_B = state.since_check_B == state.window_B
     oscillates_B = state.rises_B <= OSCILLATION * state.window_B
     stands_still_B = ~state.reduced_at_check_B & (state.best_loss_at_check_B >= state.best_loss_B)
@@ -199,4 +201,6 @@ def _check_step_size(state: _State, windows: Windows) -> None:
     state.best_loss_at_check_B = torch.where(due_B, state.best_loss_B, state.best_loss_at_check_B)
     state.since_check_B = torch.where(due_B, 0, state.since_check_B)
     state.rises_B = torch.where(due_B, 0, state.rises_B)
-    state.window_B = torch.where(due_B, (state.window_B - windows.decrement).clamp(min=windows.shortest), state.window_B)
+    state.window_B = torch.where(
+        due_B, (state.window_B - windows.decrement).clamp(min=windows.shortest), state.window_B
+    )

@@ -78,8 +78,8 @@ def check_images(images_BCHW: Tensor) -> None:
     if bool(outside_B.any()):
         sample = int(outside_B.nonzero()[0, 0])
         raise ValueError(
-            f"images: sample {sample} lies in [{float(low_B[sample]):.4g}, {float(high_B[sample]):.4g}], not in [0, 1]; "
-            "attacks work in pixel space, before normalisation"
+            f"images: sample {sample} lies in [{float(low_B[sample]):.4g}, {float(high_B[sample]):.4g}], "
+            "not in [0, 1]; attacks work in pixel space, before normalisation"
         )
 
 

@@ -115,7 +115,7 @@ paper_apgd = _register(
         vqa=(Round("label0", 100, "float16", "clean", 0),),
     )
 )
-"""The paper's tables 6 and 14, but for their missing clean filter: failures of the clean image are not attacked here."""
+"""The paper's tables 6 and 14, but for their missing clean filter: here clean failures are not attacked."""
 
 paper_ensemble_10steps = _register(_ensemble("paper_ensemble_10steps", 10, "float32"))
 """The paper's ensemble of rounds with 10 steps each instead of 100, in float32 throughout: for CPUs and quick looks."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rllava.attacks.apgd import apgd
-from rllava.attacks.common import PIXEL, AttackResult, LossFunction
+from rllava.attacks.common import PIXEL, AttackResult, LossFunction, Start
 from rllava.attacks.protocols import Round
 
 LossOf = Callable[[Sequence[int], Sequence[str], bool, str], LossFunction]
@@ -99,7 +99,7 @@ def worst_case(
         if not who:
             continue
         texts = [text for b in who if (text := _text(entry, outcomes[b], labels[b])) is not None]
-        start = torch.stack([outcomes[b].image_CHW for b in who]) if entry.start == "best" else "clean"
+        start: Start = torch.stack([outcomes[b].image_CHW for b in who]) if entry.start == "best" else "clean"
         result = apgd(
             loss_of(who, texts, entry.target is not None, entry.precision),
             images_BCHW[who],

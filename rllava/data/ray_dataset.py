@@ -17,7 +17,6 @@ from rllava.data.shards import list_shards, read_shard
 from rllava.data.stream import MicroBatch, Stream, keep_and_decode
 from rllava.store import Store
 
-
 DECODE_TASKS = 2
 """Most tasks of one training worker that read and decode at a time: hundreds of images a second, few processes."""
 
@@ -66,9 +65,7 @@ def _epoch(stream: Stream, offset: int, first_row: int, stop_row: int) -> Iterat
     yield from dataset.iter_rows()
 
 
-def read_and_decode(
-    batch: dict[str, Any], stream: Stream, offset: int, first_row: int, stop_row: int
-) -> pa.Table:
+def read_and_decode(batch: dict[str, Any], stream: Stream, offset: int, first_row: int, stop_row: int) -> pa.Table:
     """Reads a shard, with its checksums verified, and decodes the images of a worker's rows (in a CPU task).
 
     Args:

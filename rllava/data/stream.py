@@ -77,7 +77,8 @@ def keep_and_decode(table: pa.Table, stream: Stream, offset: int, first_row: int
     rows = table.column("row").to_pylist()
     keep = [first_row <= row < stop_row and stream.owns(offset + row) for row in rows]
     kept = table.filter(pa.array(keep, pa.bool_()))
-    pixels, damaged = [], []
+    pixels: list[bytes] = []
+    damaged: list[str | None] = []
     for image in kept.column("image").to_pylist():
         try:
             pixels.append(preprocess(image, stream.image_size).tobytes())

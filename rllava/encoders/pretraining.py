@@ -3,8 +3,8 @@
 All share one dual encoder: the image side pools the visual tokens and maps them to a joint space, the text side maps
 captions there. Loops know no Ray: ``sweeps/pretrain_encoders.py`` runs them under Ray Train.
 
-Sources: CLIP (InfoNCE); FARE and TeCoA as in RobustVLM's ``train/adversarial_training_clip.py`` (inner PGD with momentum
-0.9 on the same loss); AdvXL (text tower as label head, PGD of few steps from a random start).
+Sources: CLIP (InfoNCE); FARE and TeCoA as in RobustVLM's ``train/adversarial_training_clip.py`` (inner PGD with
+momentum 0.9 on the same loss); AdvXL (text tower as label head, PGD of few steps from a random start).
 
 Shapes: B batch, C channel, H/W image, K classes (captions), E joint embedding, P visual tokens, D width, V words.
 """
@@ -62,8 +62,12 @@ class PretrainSpec:
 
 RECIPES: tuple[PretrainSpec, ...] = (
     PretrainSpec("tiny-clip", "clip", steps=600),
-    PretrainSpec("tiny-fare4", "fare", "tiny-clip", 300, learning_rate=5e-4, epsilon=4.0, attack_steps=5, attack_step_size=0.25),
-    PretrainSpec("tiny-tecoa4", "tecoa", "tiny-clip", 300, learning_rate=5e-4, epsilon=4.0, attack_steps=5, attack_step_size=0.25),
+    PretrainSpec(
+        "tiny-fare4", "fare", "tiny-clip", 300, learning_rate=5e-4, epsilon=4.0, attack_steps=5, attack_step_size=0.25
+    ),
+    PretrainSpec(
+        "tiny-tecoa4", "tecoa", "tiny-clip", 300, learning_rate=5e-4, epsilon=4.0, attack_steps=5, attack_step_size=0.25
+    ),
     PretrainSpec("tiny-advxl", "advxl", steps=1600, epsilon=4.0, attack_steps=3, attack_step_size=0.5),
 )
 """The shipped encoders. FARE and TeCoA fine-tune tiny-clip with less compute than adversarial pre-training from scratch
@@ -96,9 +100,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.index = {word: row for row, word in enumerate(vocabulary)}
         self.words = nn.Embedding(len(vocabulary), EMBEDDING)
-        self.mlp = nn.Sequential(
-            nn.Linear(EMBEDDING, 2 * EMBEDDING), nn.GELU(), nn.Linear(2 * EMBEDDING, EMBEDDING)
-        )
+        self.mlp = nn.Sequential(nn.Linear(EMBEDDING, 2 * EMBEDDING), nn.GELU(), nn.Linear(2 * EMBEDDING, EMBEDDING))
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """Embeds captions.

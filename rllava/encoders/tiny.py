@@ -33,7 +33,8 @@ class _Block(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         hidden_BCHW = self.expand(self.norm(self.depthwise(x_BCHW)))
-        return x_BCHW + self.contract(self.activation(hidden_BCHW))
+        summed_BCHW: Tensor = x_BCHW + self.contract(self.activation(hidden_BCHW))
+        return summed_BCHW
 
 
 class TinyConvEncoder(Encoder):
@@ -45,7 +46,10 @@ class TinyConvEncoder(Encoder):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__(spec)
-        layers: list[nn.Module] = [nn.Conv2d(3, CHANNELS[0], STRIDES[0], stride=STRIDES[0]), nn.GroupNorm(4, CHANNELS[0])]
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, CHANNELS[0], STRIDES[0], stride=STRIDES[0]),
+            nn.GroupNorm(4, CHANNELS[0]),
+        ]
         for stage, width in enumerate(CHANNELS):
             if stage > 0:
                 layers += [nn.Conv2d(CHANNELS[stage - 1], width, STRIDES[stage], stride=STRIDES[stage])]

@@ -1,4 +1,4 @@
-"""Samples of a benchmark on their way from a shard to an attack worker. Light: the CPU tasks that decode import no torch."""
+"""Samples on their way from a benchmark's shard to an attack worker. Light: the tasks that decode import no torch."""
 
 import io
 from collections.abc import Sequence

@@ -139,10 +139,11 @@ class AttackWorker:
         """
         benchmark, task = spec.benchmark, task_of(spec.benchmark)
         if spec.epsilon == 0:
+            pngs = [encode_png(to_uint8(image_CHW)) for image_CHW in batch.pixels_BCHW]
             return [
-                {**record_head(spec, sample), **clean_fields(batch, b), "clean_png": encode_png(to_uint8(batch.pixels_BCHW[b]))}
+                {**record_head(spec, sample), **clean_fields(batch, b), "clean_png": pngs[b]}
                 for b, sample in enumerate(batch.samples)
-            ]  # fmt: skip
+            ]
 
         def loss_of(who: Sequence[int], texts: Sequence[str], targeted: bool, precision: str) -> LossFunction:
             llava = self.model(precision)

@@ -1,4 +1,4 @@
-"""LLaVA: projectors, image-token splice, conversation, tokenisation with label masks, generation, loading and saving."""
+"""LLaVA: projectors, image-token splice, conversation, tokens and label masks, generation, loading and saving."""
 
 from rllava.torchvision_shim import declare_missing_operators
 

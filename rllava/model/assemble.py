@@ -10,7 +10,7 @@ A trained LLaVA in storage:
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,7 +86,7 @@ def save_stage2(connector: Connector, state: dict[str, torch.Tensor], tokenizer:
     save_projectors(state, folder)
     prefix = "language_model."
     language_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    connector.language_model.save_pretrained(folder / "language_model", state_dict=language_state)
+    cast(Any, connector.language_model).save_pretrained(folder / "language_model", state_dict=language_state)
     tokenizer.save_pretrained(folder / "language_model")
 
 

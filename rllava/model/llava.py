@@ -88,7 +88,7 @@ class Connector(nn.Module):
         Returns:
             Per sample, [T_b, D].
         """
-        table = self.language_model.get_input_embeddings()
+        table = cast(Any, self.language_model).get_input_embeddings()
         device = visual_BPD.device
         flat = torch.tensor([token for row in ids for token in row if token != IMAGE_TOKEN], device=device)
         words = table(flat)
@@ -122,13 +122,11 @@ class Connector(nn.Module):
         labels = [spliced_labels(sample, visual_BPD.shape[1]) for sample in tokens]
         length = min(max(len(row) for row in labels), max_length)
         inputs_BTD = torch.stack([_pad(row[:length], length) for row in embedded])
-        label_BT = torch.tensor(
-            [(row + [IGNORE] * length)[:length] for row in labels], device=visual_BPD.device
-        )
-        hidden_BTD = self.language_model.model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
+        label_BT = torch.tensor([(row + [IGNORE] * length)[:length] for row in labels], device=visual_BPD.device)
+        hidden_BTD = cast(Any, self.language_model).model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
         shifted_BT = F.pad(label_BT[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         wanted_BT = shifted_BT != IGNORE
-        logits_NV = self.language_model.lm_head(hidden_BTD[wanted_BT]).float()
+        logits_NV = cast(Any, self.language_model).lm_head(hidden_BTD[wanted_BT]).float()
         loss_N = F.cross_entropy(logits_NV, shifted_BT[wanted_BT], reduction="none")
         loss_BT = torch.zeros(wanted_BT.shape, device=loss_N.device).masked_scatter(wanted_BT, loss_N)
         return loss_BT.sum(1), wanted_BT.sum(1)
@@ -209,7 +207,8 @@ class Llava(nn.Module):
             loss_B, float32.
         """
         loss_B, count_B = self.connector(self.features(pixels_BCHW), tokens, max_length=1 << 30)
-        return loss_B / count_B.clamp(min=1)
+        mean_B: Tensor = loss_B / count_B.clamp(min=1)
+        return mean_B
 
     @torch.no_grad()
     def generate(self, pixels_BCHW: Tensor, prompts: Sequence[Tokens], max_new_tokens: int) -> list[str]:
@@ -228,7 +227,7 @@ class Llava(nn.Module):
         length = max(row.shape[0] for row in embedded)
         inputs_BTD = torch.stack([F.pad(row, (0, 0, length - row.shape[0], 0)) for row in embedded])
         mask_BT = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in embedded])
-        ids_BT = self.connector.language_model.generate(
+        ids_BT = cast(Any, self.connector.language_model).generate(
             inputs_embeds=inputs_BTD,
             attention_mask=mask_BT.to(inputs_BTD.device),
             max_new_tokens=max_new_tokens,

@@ -6,6 +6,7 @@ engine, so that no ZeRO stage partitions them.
 Shapes: B batch, C channel, H/W image, P visual tokens, D width.
 """
 
+import functools
 import json
 import math
 import os
@@ -133,7 +134,7 @@ def train_stage(
         progress = Progress(step + 1, mean_over_workers(loss), rate, damaged)
         report(progress)
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
-            save(lambda folder, at=progress.step: save_checkpoint(engine, folder, at), progress)
+            save(functools.partial(save_checkpoint, engine, step=progress.step), progress)
     return gather_weights(engine, connector)
 
 

@@ -260,6 +260,8 @@ def fetch_checkpoint(number: int, folder: Path) -> Path | None:
         return None
     if (written_by := checkpoint_workers(folder)) != dist.get_world_size():
         # ZeRO's parts belong to their number of workers; the stage is short against losing the run's determinism.
-        print(f"checkpoint of {written_by} workers, now {dist.get_world_size()}: stage {number} starts anew", flush=True)
+        print(
+            f"checkpoint of {written_by} workers, now {dist.get_world_size()}: stage {number} starts anew", flush=True
+        )
         return None
     return folder

@@ -65,9 +65,7 @@ def run(bench: Bench, scores: list[float], labels: list[list[str]]) -> list[Outc
 
 
 def test_rounds_lower_scores_only_and_drop_what_reached_the_floor() -> None:
-    bench = Bench(
-        {"round1": [60, 0, 90], "round2": [80, 9, 70], "round3": [50, 9, 99], "round4": [55, 9, 70]}
-    )
+    bench = Bench({"round1": [60, 0, 90], "round2": [80, 9, 70], "round3": [50, 9, 99], "round4": [55, 9, 70]})
     outcomes = run(bench, [100.0, 100.0, 100.0], [["a0", "a1"], ["b0", "b1"], ["c0", "c1"]])
     assert [outcome.score for outcome in outcomes] == [50, 0, 70]
     assert [outcome.best_round for outcome in outcomes] == ["from-best", "label0", "label1"]

@@ -44,7 +44,9 @@ def spec_of(name: str, epsilon: float, batch_size: int = 4, protocol: str = "pap
     return EvalSpec("tiny-clip", model, encoders, benchmark, PROTOCOLS.get(protocol), epsilon, batch_size)  # type: ignore[arg-type]
 
 
-def evaluate(name: str, samples: list[Sample], epsilons: tuple[float, ...], batch_size: int = 4) -> list[list[dict[str, object]]]:
+def evaluate(
+    name: str, samples: list[Sample], epsilons: tuple[float, ...], batch_size: int = 4
+) -> list[list[dict[str, object]]]:
     metric = METRICS.get(BENCHMARKS.get(name).metric)
     state = metric.prepare([sample.references or ("none",) for sample in samples])
     worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
@@ -56,7 +58,9 @@ def evaluate(name: str, samples: list[Sample], epsilons: tuple[float, ...], batc
 def answered_by_itself(name: str, samples: list[Sample]) -> list[Sample]:
     (clean,) = evaluate(name, samples, (0.0,))
     return [
-        dataclasses.replace(sample, references=(str(row["clean_prediction"]) or "x",) * 10) if sample.error is None else sample
+        dataclasses.replace(sample, references=(str(row["clean_prediction"]) or "x",) * 10)
+        if sample.error is None
+        else sample
         for sample, row in zip(samples, clean, strict=True)
     ]
 

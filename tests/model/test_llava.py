@@ -43,7 +43,10 @@ def test_loss_is_that_of_transformers_on_the_spliced_sequence(names: tuple[str, 
     sample = conversation(llava, *QUESTIONS[2])
     pixels_BCHW = pixels(1)
     table = llava.connector.language_model.get_input_embeddings()
-    projected = [projector(encoder(pixels_BCHW))[0] for encoder, projector in zip(llava.encoders, llava.connector.projectors, strict=True)]
+    projected = [
+        projector(encoder(pixels_BCHW))[0]
+        for encoder, projector in zip(llava.encoders, llava.connector.projectors, strict=True)
+    ]
     visual_PD = torch.stack(projected, 1).flatten(0, 1)
     place = sample.ids.index(IMAGE_TOKEN)
     words = [table(torch.tensor(part)) for part in (sample.ids[:place], sample.ids[place + 1 :])]

@@ -37,9 +37,7 @@ from tests.sweeps.conftest import Run
         ({"memory": 10_000.0}, "GiB of memory"),
     ],
 )
-def test_mistakes_are_named_before_anything_expensive(
-    options: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_mistakes_are_named_before_anything_expensive(options: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         main(Options(storage=str(tmp_path / "results"), **{"preset": "smoke", **options}))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)

@@ -1,6 +1,6 @@
 """One worker of a training stage without Ray: started once per rank by the tests.
 
-    RANK=0 WORLD_SIZE=2 ... python -m tests.training.stage_process '{"zero": 3, ...}'
+RANK=0 WORLD_SIZE=2 ... python -m tests.training.stage_process '{"zero": 3, ...}'
 """
 
 import json

@@ -54,7 +54,9 @@ def assert_same(
 ) -> None:
     assert one.keys() == other.keys()
     for key in one:
-        torch.testing.assert_close(one[key], other[key], atol=atol, rtol=rtol, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            one[key], other[key], atol=atol, rtol=rtol, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,7 @@ def test_a_killed_stage_goes_on_to_the_same_weights(
     unbroken: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
 ) -> None:
     train(tmp_path / "killed", workers, zero=zero, die_at=2)
-    resumed, losses = train(
-        tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2")
-    )
+    resumed, losses = train(tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2"))
     assert len(losses) == OPTIONS["steps"] - 2
     assert_same(resumed, unbroken[workers, zero], atol=0.0)
 
