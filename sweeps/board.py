@@ -10,14 +10,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+TRAIN_SHARE = 0.6
+"""Share of a candidate's work that training is thought to be, for the time left."""
+
 LINE_EVERY_S = 5.0
 """A candidate's progress makes at most one line in so many seconds; changes of phase always do."""
 
 
 @dataclass
 class Row:
-    """What is known of one candidate."""
+    """What is known of one candidate; ``work`` is how much it has to do compared with the others, ``share`` is done."""
 
+    work: float = 1.0
     phase: str = "queued"
     text: str = "queued"
     share: float = 0.0
@@ -28,14 +32,12 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
     """Collects what trials report and shows it.
 
     Args:
-        candidates: names, in order.
-        train_share: share of a candidate's work that training is thought to be, for the time left.
+        candidates: names, in order, and whether each has a LLaVA to train (rather than to find).
     """
 
-    def __init__(self, candidates: list[str], train_share: float = 0.4) -> None:
-        self.rows = {name: Row() for name in candidates}
+    def __init__(self, candidates: dict[str, bool]) -> None:
+        self.rows = {name: Row(1.0 if trains else 1.0 - TRAIN_SHARE) for name, trains in candidates.items()}
         self.started = time.time()
-        self.train_share = train_share
         self.refusals: dict[str, str] = {}
         self.width = max(map(len, candidates))
         self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
@@ -111,7 +113,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         Returns:
             Text, empty while nothing can be said.
         """
-        share = sum(row.share for row in self.rows.values()) / len(self.rows)
+        share = sum(row.work * row.share for row in self.rows.values()) / sum(row.work for row in self.rows.values())
         elapsed = time.time() - self.started
         if share < 0.03 or share >= 1:
             return ""
@@ -119,7 +121,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
 
     def _describe(self, row: Row, result: dict[str, Any]) -> tuple[str, float]:
-        phase, share = result.get("phase"), self.train_share
+        phase, share = result.get("phase"), TRAIN_SHARE if row.work == 1.0 else 0.0
         if phase == "found":
             found_model = result["what"] == "model"
             return f"found in storage: {result['what']}", share if found_model else 1.0

@@ -11,7 +11,7 @@ LLaVA trained with a).
 import math
 from dataclasses import dataclass, replace
 
-from rllava.attacks.protocols import PROTOCOLS
+from rllava.attacks.protocols import PROTOCOLS, with_steps
 from rllava.errors import UserError
 from sweeps.console import run_script
 from sweeps.plan import Plan, check_inputs
@@ -31,6 +31,7 @@ class Options:
         benchmarks: benchmarks instead of the preset's.
         budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
         protocol: attack protocol instead of the preset's.
+        attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
         samples: samples per benchmark instead of the preset's.
         workers: training workers per candidate (one GPU each where there are GPUs).
         attack_workers: most attack workers per candidate.
@@ -46,6 +47,7 @@ class Options:
     benchmarks: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     protocol: str | None = None
+    attack_steps: int | None = None
     samples: int | None = None
     workers: int = 1
     attack_workers: int = 1
@@ -76,6 +78,8 @@ def make_plan(options: Options) -> Plan:
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
     benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
     protocol = PROTOCOLS.get(options.protocol or preset.protocol)
+    if options.attack_steps is not None:
+        protocol = with_steps(protocol, options.attack_steps)
     return Plan(SWEEP, options.storage, preset, candidates, benchmarks, budgets, protocol)
 
 

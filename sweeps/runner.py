@@ -67,7 +67,7 @@ def run(plan: Plan, machines: Machines) -> str:
     started = time.time()
     plan.store.prepare()
     check_workers_of(plan, machines)
-    board = Board([candidate.name for candidate in plan.candidates])
+    board = Board({candidate.name: not candidate.plugged for candidate in plan.candidates})
     prepare_data(plan, board.say)
     before = completed(plan)
     missing = [c.name for c in plan.candidates if plan.pending(c) or not plan.store.is_complete(plan.model(c)[1])]
@@ -129,8 +129,6 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
         cpus=logical_cpus(trials, machines.workers, machines.attack_workers),
         busy_processes=trials * machines.workers,
     )
-    if not info.is_local and not plan.store.is_local:
-        trials = min(missing, machines.trials or missing)
     placement = place(
         info,
         machines.workers,

@@ -28,6 +28,7 @@ from tests.sweeps.conftest import Run
         ({"budgets": ("four",)}, "--budgets four"),
         ({"budgets": ("nan",)}, "--budgets nan"),
         ({"samples": 0}, "--samples 0"),
+        ({"attack_steps": 0}, "--attack-steps: expected at least 1"),
         ({"workers": 0}, "--workers 0"),
         ({"workers": 3}, "--workers 3: stage 1 has a global batch"),
         ({"trials": 0}, "--trials 0"),
