@@ -34,7 +34,7 @@ from tests.sweeps.conftest import Run
         ({"trials": 0}, "--trials 0"),
         ({"samples": 10_000}, "10000|10 000"),
         ({"address": "127.0.0.1:1"}, "nothing answers there"),
-        ({"gpus": 1.0}, "1 GPU"),
+        ({"gpus": 1.0}, "need 2 GPUs, but the cluster has 0 GPUs"),
         ({"memory": 10_000.0}, "GiB of memory"),
     ],
 )
