@@ -9,6 +9,7 @@ LLaVA trained with a).
 """
 
 import math
+import os
 from dataclasses import dataclass, replace
 
 from rllava.attacks.protocols import PROTOCOLS, with_steps
@@ -80,7 +81,24 @@ def make_plan(options: Options) -> Plan:
     protocol = PROTOCOLS.get(options.protocol or preset.protocol)
     if options.attack_steps is not None:
         protocol = with_steps(protocol, options.attack_steps)
-    return Plan(SWEEP, options.storage, preset, candidates, benchmarks, budgets, protocol)
+    return Plan(SWEEP, absolute(options.storage), preset, candidates, benchmarks, budgets, protocol)
+
+
+def absolute(storage: str) -> str:
+    """The storage as every process of a sweep understands it; workers run in folders of their own.
+
+    Args:
+        storage: from the command line.
+
+    Returns:
+        The URL, or the absolute path.
+    """
+    if "://" in storage:
+        return storage
+    path = os.path.abspath(os.path.expanduser(storage))
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(storage)):
+        print(f"note: {path} goes with this job's files; give --storage an absolute path or s3:// to keep the results")
+    return path
 
 
 def parse_budget(text: str) -> float:

@@ -85,6 +85,14 @@ def test_lists_and_defaults_make_the_plan() -> None:
     assert plan.protocol.name == "paper_ensemble_10steps"
 
 
+def test_a_relative_storage_means_the_same_folder_in_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert make_plan(Options(storage="here/results")).storage == str(tmp_path / "here/results")
+    assert make_plan(Options(storage="s3://bucket/results")).storage == "s3://bucket/results"
+
+
 def test_the_grammar_of_candidates() -> None:
     plugged = parse_candidate("tiny-fare4@tiny-clip")
     assert ([s.name for s in plugged.trained], [s.name for s in plugged.used]) == (["tiny-clip"], ["tiny-fare4"])
