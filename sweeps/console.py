@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import tyro
 
-from rllava.errors import UserError
+from rllava.errors import SweepError, UserError
 
 Options = TypeVar("Options")
 
@@ -27,6 +27,9 @@ def run_script(main: Callable[[Options], None], options: type[Options], descript
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except SweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -20,7 +20,7 @@ from analysis.report import write_report
 from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect
 from cluster.placement import Placement, Request, check_fits, logical_cpus, place
-from rllava.errors import UserError
+from rllava.errors import SweepError, UserError
 from rllava.fingerprint import to_json
 from rllava.training.ray_trainer import check_workers
 from sweeps.board import Board
@@ -178,7 +178,7 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
 
     Raises:
         UserError: if a trial found a user's mistake.
-        RuntimeError: if a trial failed.
+        SweepError: if a trial failed.
     """
     # Progress is the board's: no files per trial, no table of Tune's own.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -218,7 +218,7 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:
         first = str(results.errors[0]).strip().splitlines()
-        raise RuntimeError(
+        raise SweepError(
             f"{results.num_errors} of {len(results)} candidates failed; what is complete is kept, the same command "
             f"tries the rest again. The first failure: {first[-1] if first else 'unknown'}"
         )

@@ -1,5 +1,6 @@
 """The same script elsewhere: on S3, and as a job on a cluster with token authentication."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from analysis.loading import load_sweep
 from tests.fixtures.processes import Tracked
 from tests.fixtures.ray_cluster import RAY, RayHead
 from tests.sweeps.conftest import Run
-from tests.sweeps.driver import assert_same_results, finish, start
+from tests.sweeps.driver import assert_same_results, finish, manifest, records, start
 
 
 def test_results_on_s3_are_those_on_disk(unbroken: Run, s3_storage: str, tracked: Tracked) -> None:
@@ -26,3 +27,15 @@ def test_a_submitted_job_gives_the_same_results(unbroken: Run, tmp_path: Path, r
     done = subprocess.run(command, env=dict(ray_head.env), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert_same_results(storage, unbroken.storage)
+
+
+def test_two_training_workers_share_each_batch(tmp_path: Path, tracked: Tracked) -> None:
+    storage = str(tmp_path / "results")
+    options = ("--workers", "2", "--encoders", "tiny-clip", "--benchmarks", "easy_vqa", "--budgets", "0", "8")
+    output = finish(start(storage, tracked, *options))
+    (model,) = manifest(storage)["models"]
+    facts = json.loads((Path(storage) / model["path"] / "COMPLETE").read_text())
+    assert facts["workers"] == 2
+    assert facts["damaged"] == 0
+    assert "training stage 2: step 6 of 6" in output
+    assert {len(table) for table in records(storage).values()} == {8}
