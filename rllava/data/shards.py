@@ -43,7 +43,7 @@ def write_shards(
     for index, chunk in enumerate(_chunks(rows, rows_per_shard)):
         table = pa.Table.from_pylist(chunk, schema=schema)
         paths.append(f"{folder}/part-{index:05d}.parquet")
-        write_whole(filesystem, paths[-1], _parquet_bytes(table))
+        write_whole(filesystem, paths[-1], parquet_bytes(table))
     for path in list_shards(filesystem, folder)[len(paths) :]:
         filesystem.rm_file(path)
     return paths
@@ -131,7 +131,15 @@ def _chunks(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mappi
         yield chunk
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file in memory, with page checksums; the same bytes for the same rows and version of pyarrow.
+
+    Args:
+        table: rows.
+
+    Returns:
+        The file.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())

@@ -5,7 +5,6 @@ model once, answers the clean images once, and writes one part per budget under 
 never computed again, so a killed worker's successor, or a second run, does only what is missing.
 """
 
-import io
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -13,13 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 import torch
 
 from rllava.data.benchmarks import read_metric
-from rllava.data.shards import list_shards
+from rllava.data.shards import list_shards, parquet_bytes
 from rllava.evaluation.samples import load_unit, unpack
 from rllava.evaluation.worker import AttackWorker, evaluate_shard
 from rllava.model.assemble import load_llava
@@ -221,17 +218,3 @@ class ShardAttacker:
                 "seconds": [time.monotonic() - started],
             }
             started = time.monotonic()
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file in memory; the same bytes for the same rows.
-
-    Args:
-        table: rows.
-
-    Returns:
-        The file.
-    """
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
