@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,14 @@ def test_a_second_run_computes_nothing(unbroken: Run, tracked: Tracked) -> None:
     assert tracked.alive() == []
 
 
-def test_a_wider_grid_computes_the_new_cells_alone(unbroken: Run, tracked: Tracked) -> None:
-    old = {path: path.stat().st_mtime_ns for path in (Path(unbroken.storage) / "records").rglob("*.parquet")}
-    finish(start(unbroken.storage, tracked, "--encoders", "tiny-clip", "--budgets", "0", "4", "8"))
+def test_a_wider_grid_computes_the_new_cells_alone(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+    storage = tmp_path / "results"
+    shutil.copytree(unbroken.storage, storage)
+    old = {path: path.stat().st_mtime_ns for path in (storage / "records").rglob("*.parquet")}
+    finish(start(str(storage), tracked, "--encoders", "tiny-clip", "--budgets", "0", "4", "8"))
     assert {path: path.stat().st_mtime_ns for path in old} == old
-    entries = manifest(unbroken.storage)["records"]
+    entries = manifest(str(storage))["records"]
     assert {entry["epsilon"] for entry in entries if not entry["reused"]} == {4.0}
-    finish(start(unbroken.storage, tracked))  # leave the report of the fixture's grid
 
 
 @pytest.mark.usefixtures("unbroken")
