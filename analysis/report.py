@@ -4,10 +4,8 @@ Run as ``python -m analysis.report --storage results --sweep encoder_ablation``.
 """
 
 import io
-import os
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 import tyro
@@ -20,7 +18,7 @@ from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
 from analysis.tables import summary_csv, table_csv
 from rllava.errors import UserError
-from rllava.filesystem import open_filesystem
+from rllava.filesystem import open_filesystem, write_whole
 
 Chart = alt.LayerChart | alt.ConcatChart
 
@@ -103,7 +101,7 @@ def write_findings(findings: Findings) -> ReportPaths:
         "index.html": render_page(findings, charts, exhibits).encode(),
     }
     for name, data in files.items():
-        _write_whole(filesystem, f"{root}/{folder}/{name}", data)
+        write_whole(filesystem, f"{root}/{folder}/{name}", data)
     names = ("index.html", "summary.csv", "comparisons.csv", "evidence.csv", "pareto.png", "curves.png", "pareto.svg")
     return ReportPaths(*(f"{storage}/{folder}/{name}" for name in (*names, "curves.svg")))
 
@@ -142,23 +140,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(answer(findings))
     print(paths.index)
     return 0
-
-
-def _write_whole(filesystem: Any, path: str, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never a part: S3 puts objects whole."""
-    if "file" not in _protocols(filesystem):
-        filesystem.pipe_file(path, data)
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{os.getpid()}.part"
-    with open(partial, "wb") as file:
-        file.write(data)
-    os.replace(partial, path)
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 if __name__ == "__main__":

@@ -186,8 +186,8 @@ def _start_local(cpus: int, busy_processes: int, verbose: bool) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_register_timeout_seconds": "180",  # a busy laptop starts Python slowly
         # Starting a Python process takes a second of a core: keep idle workers instead of ending them after a second.
-        "RAY_num_workers_soft_limit": str(max(16, cpus)),
-        "RAY_idle_worker_killing_time_threshold_ms": "120000",
+        "RAY_num_workers_soft_limit": str(max(10, cpus)),
+        "RAY_idle_worker_killing_time_threshold_ms": "30000",
         "RAY_worker_maximum_startup_concurrency": "4",
         # One machine that nobody takes away and no dashboard to feed: spares each training run some processes.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

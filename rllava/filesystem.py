@@ -1,6 +1,7 @@
 """Local paths and s3:// URLs behind one file-system object (fsspec)."""
 
 import os
+import uuid
 from typing import Any
 
 import fsspec
@@ -33,3 +34,34 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise UserError(f"storage '{url}': no file system for '{scheme}://' ({error}); use a path or s3://") from error
     return filesystem, url.split("://", 1)[1].rstrip("/")
+
+
+def write_whole(filesystem: Any, path: str, content: bytes) -> None:
+    """Writes a file such that readers see the old content or the new one, never a part.
+
+    On a local disk the file is written beside its name and renamed; an object store puts an object whole anyway.
+
+    Args:
+        filesystem: fsspec file system.
+        path: the file's path in it.
+        content: all its bytes.
+    """
+    if "file" not in _protocols(filesystem):
+        filesystem.pipe_file(path, content)
+        return
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    return (filesystem.protocol,) if isinstance(filesystem.protocol, str) else tuple(filesystem.protocol)

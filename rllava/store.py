@@ -27,9 +27,8 @@ from typing import Any, Literal
 import psutil
 import pyarrow.fs
 
-from rllava.data.shards import write_whole
 from rllava.errors import UserError
-from rllava.filesystem import open_filesystem
+from rllava.filesystem import open_filesystem, write_whole
 from rllava.fingerprint import fingerprint, to_json
 
 Kind = Literal["data", "models", "records"]

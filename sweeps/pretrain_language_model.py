@@ -10,18 +10,22 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rllava.data.corpus import easy_corpus
+from rllava.data.corpus import Line, easy_corpus
+from rllava.model.conversation import IGNORE
 from rllava.torchvision_shim import declare_missing_operators
 
 declare_missing_operators()
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+
+KINDS = ("plain text", "conversations")
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,20 @@ class Options:
 
     output: Path = Path("rllava/assets/tiny-llama")
     vocabulary: int = 448
-    width: int = 96
+    width: int = 64
     layers: int = 3
     heads: int = 4
-    steps: int = 400
+    steps: int = 3000
     batch_size: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
-def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: every text can be encoded, every word of the corpus is one token.
 
     Args:
-        lines: corpus.
+        texts: corpus.
         vocabulary: size.
 
     Returns:
@@ -70,10 +74,42 @@ def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFas
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
     )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, line: Line) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a line; a prompt carries no loss, as in instruction tuning.
+
+    Args:
+        tokenizer: of the model.
+        line: of the corpus.
+
+    Returns:
+        Ids from the beginning to the end token, and the same with :data:`IGNORE` where no loss is taken.
+    """
+    prompt = [tokenizer.bos_token_id, *tokenizer(line.prompt, add_special_tokens=False)["input_ids"]]
+    text = [*tokenizer(line.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return prompt + text, [IGNORE] * len(prompt) + text
+
+
+def corpus_loss(model: Any, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens.
+
+    Args:
+        model: causal LM.
+        rows: ids and labels of B lines.
+
+    Returns:
+        Scalar.
+    """
+    width = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    labels_BT = torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows])
+    logits_BTV = model(input_ids=ids_BT).logits
+    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORE)
 
 
 def main(options: Options) -> None:
@@ -84,10 +120,11 @@ def main(options: Options) -> None:
     """
     torch.manual_seed(options.seed)
     lines = easy_corpus()
+    texts = [line.prompt + line.text for line in lines]
     # Every text also with a blank before it, as answers stand; and the roles, often enough to be tokens of their own.
-    spaced = [f" {line}" for line in lines]
-    roles = ["USER: ASSISTANT:"] * len(lines)
-    tokenizer = train_tokenizer([*lines, *spaced, *roles], options.vocabulary)
+    tokenizer = train_tokenizer(
+        [*texts, *(f" {text}" for text in texts), *["USER: ASSISTANT:"] * len(texts)], options.vocabulary
+    )
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -96,38 +133,43 @@ def main(options: Options) -> None:
             num_hidden_layers=options.layers,
             num_attention_heads=options.heads,
             max_position_embeddings=512,
+            # 0.02, made for widths in the thousands, leaves so narrow a model unable to read: it never learns to copy.
+            initializer_range=options.width**-0.5,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    encoded = [
-        [tokenizer.bos_token_id, *tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        for line in lines
-    ]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=options.steps)
+    encoded = [encode(tokenizer, line) for line in lines]
+    plain = [row for row, line in zip(encoded, lines, strict=True) if not line.prompt]
+    conversations = [row for row, line in zip(encoded, lines, strict=True) if line.prompt]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, options.learning_rate, total_steps=options.steps, pct_start=0.1
+    )
     order = torch.Generator().manual_seed(options.seed)
     started = time.time()
-    loss = torch.tensor(0.0)
+    losses = [torch.tensor(0.0)]
     for step in range(options.steps):
-        rows = torch.randint(len(encoded), (options.batch_size,), generator=order).tolist()
-        width = max(len(encoded[row]) for row in rows)
-        ids_BT = torch.tensor([encoded[row] + [-100] * (width - len(encoded[row])) for row in rows])
-        logits_BTV = model(input_ids=ids_BT.clamp(min=0)).logits
-        loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=-100)
+        # Half of each batch from either kind, each kind's mean with the same weight: answers are few tokens.
+        losses = [
+            corpus_loss(model, [rows[row] for row in torch.randint(len(rows), (half,), generator=order).tolist()])
+            for rows, half in ((plain, options.batch_size // 2), (conversations, options.batch_size // 2))
+        ]
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        sum(losses, torch.tensor(0.0)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % 50 == 0 or step == options.steps - 1:
-            print(f"step {step} of {options.steps}: loss {loss.item():.3f}, {time.time() - started:.0f} s", flush=True)
+            values = ", ".join(f"{name} {loss.item():.3f}" for name, loss in zip(KINDS, losses, strict=True))
+            print(f"step {step} of {options.steps}: loss of {values}; {time.time() - started:.0f} s", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    facts = {**asdict(options), "output": options.output.name, "lines": len(lines), "final_loss": round(loss.item(), 4)}
+    facts = {name: value for name, value in asdict(options).items() if name != "output"} | {"lines": len(lines)}
+    facts["final_loss"] = {name: round(loss.item(), 4) for name, loss in zip(KINDS, losses, strict=True)}
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     (options.output / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     print(f"written to {options.output}: {facts['parameters']} parameters, {len(tokenizer)} tokens")

@@ -6,15 +6,16 @@ A new benchmark is one source function in :data:`SOURCES` and one spec in :data:
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.sampling import check_unique, sample_list
-from rllava.data.shards import write_shards, write_whole
+from rllava.data.shards import write_shards
 from rllava.errors import UserError
+from rllava.filesystem import write_whole
 from rllava.metrics.metric import METRICS, Metric, MetricState, metric_from_json, metric_to_json
 from rllava.registry import Registry
 
@@ -88,6 +89,11 @@ class BenchmarkSpec:
     drop_threshold: float
     rows_per_shard: int = 25
     version: int = 1
+
+    @property
+    def task(self) -> Literal["captioning", "vqa"]:
+        """The kind of rounds this benchmark is attacked by."""
+        return "captioning" if self.metric == "cider" else "vqa"
 
     def drops(self, score: float) -> bool:
         """Tells whether a sample is left out of later rounds, because nothing is left to attack.

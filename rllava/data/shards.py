@@ -1,8 +1,6 @@
 """Parquet shards on any file system: written whole under fixed names, so that a re-run never appends or doubles."""
 
-import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rllava.errors import UserError
+from rllava.filesystem import write_whole
 
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
@@ -92,37 +91,6 @@ def read_shard(filesystem: Any, path: str, columns: Sequence[str] | None = None)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"shard '{path}' is damaged ({reason}); delete it and {remedy}") from error
-
-
-def write_whole(filesystem: Any, path: str, content: bytes) -> None:
-    """Writes a file such that readers see the old content or the new one, never a part.
-
-    On a local disk the file is written beside its name and renamed; an object store puts an object whole anyway.
-
-    Args:
-        filesystem: fsspec file system.
-        path: the file's path in it.
-        content: all its bytes.
-    """
-    if "file" not in _protocols(filesystem):
-        filesystem.pipe_file(path, content)
-        return
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    return (filesystem.protocol,) if isinstance(filesystem.protocol, str) else tuple(filesystem.protocol)
 
 
 def _chunks(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:

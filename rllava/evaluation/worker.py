@@ -137,7 +137,7 @@ class AttackWorker:
         Returns:
             One record per sample.
         """
-        benchmark, task = spec.benchmark, task_of(spec.benchmark)
+        benchmark, task = spec.benchmark, spec.benchmark.task
         if spec.epsilon == 0:
             pngs = [encode_png(to_uint8(image_CHW)) for image_CHW in batch.pixels_BCHW]
             return [
@@ -186,18 +186,6 @@ class AttackWorker:
     @staticmethod
     def _tokens(llava: Llava, prompt: str, answer: str | None) -> Tokens:
         return tokenize(llava.tokenizer, pieces(TEMPLATES.get(llava.conversation), [(prompt, answer)]))
-
-
-def task_of(benchmark: BenchmarkSpec) -> Any:
-    """The kind of rounds a benchmark is attacked by.
-
-    Args:
-        benchmark: which.
-
-    Returns:
-        ``captioning`` or ``vqa``.
-    """
-    return "captioning" if benchmark.metric == "cider" else "vqa"
 
 
 def to_uint8(image_CHW: Tensor) -> np.ndarray:
@@ -302,7 +290,7 @@ def evaluate_shard(
     """
     batch_size = specs[0].batch_size
     whole = [sample for sample in samples if sample.error is None]
-    precision = specs[0].protocol.rounds(task_of(specs[0].benchmark))[0].precision
+    precision = specs[0].protocol.rounds(specs[0].benchmark.task)[0].precision
     batches = [
         worker.clean(whole[first : first + batch_size], specs[0].benchmark, metric, state, precision)
         for first in range(0, len(whole), batch_size)

@@ -26,7 +26,7 @@ class LanguageModelSpec:
     revision: str | None = None
 
 
-TINY_LLAMA = LanguageModelSpec("tiny-llama", "asset:tiny-llama", revision="1")
+TINY_LLAMA = LanguageModelSpec("tiny-llama", "asset:tiny-llama", revision="2")
 """The embedded language model, made by ``sweeps/pretrain_language_model.py``. The revision names its weights."""
 
 

@@ -21,7 +21,7 @@ from rllava.data.stream import MicroBatch, Stream
 from rllava.encoders import build_encoder
 from rllava.errors import UserError
 from rllava.model.assemble import PROJECTORS, build_connector, load_projectors, save_projectors, save_stage2
-from rllava.model.llava import check_ensemble
+from rllava.model.llava import Connector, check_ensemble
 from rllava.specs import ModelSpec, StageSpec
 from rllava.store import Artifact, Store
 from rllava.training.loop import Progress, checkpoint_workers, train_stage
@@ -130,25 +130,23 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         scratch = Path(name)
         damaged = 0
         if not agreed(store.exists(stage1)):
-            state, _, _, seen = run_stage(job, 1, scratch)
-            damaged += seen
+            first = run_stage(job, 1, scratch)
+            damaged += first.damaged
             if dist.get_rank() == 0:
-                save_projectors(state, scratch / "stage1")
+                save_projectors(first.state, scratch / "stage1")
                 store.write(stage1, (scratch / "stage1" / PROJECTORS).read_bytes())
             dist.barrier()
         (scratch / "stage1").mkdir(exist_ok=True)
         (scratch / "stage1" / PROJECTORS).write_bytes(store.filesystem.cat_file(stage1))
-        state, connector, tokenizer, seen = run_stage(job, 2, scratch)
-        damaged += seen
+        second = run_stage(job, 2, scratch)
+        damaged += second.damaged
         if dist.get_rank() == 0:
-            save_stage2(connector, state, tokenizer, scratch / "stage2")
+            save_stage2(second.connector, second.state, second.tokenizer, scratch / "stage2")
             for file in sorted((scratch / "stage2").rglob("*")):
                 if file.is_file():
                     store.write(f"{job.path}/{file.relative_to(scratch)}", file.read_bytes())
         dist.barrier()
-        parameters = sum(p.numel() for p in connector.parameters())
-        encoder_parameters = sum(p.numel() for spec in job.spec.encoders for p in build_encoder(spec).parameters())
-        return {"parameters": parameters + encoder_parameters, "damaged": damaged}
+        return {"parameters": second.parameters, "damaged": damaged}
 
 
 def agreed(value: bool) -> bool:
@@ -165,7 +163,26 @@ def agreed(value: bool) -> bool:
     return views[0]
 
 
-def run_stage(job: TrainJob, number: int, scratch: Path) -> tuple[dict[str, torch.Tensor], Any, Any, int]:
+@dataclass(frozen=True)
+class Trained:
+    """What a stage leaves in a worker.
+
+    Attributes:
+        state: full weights of the connector on worker 0; empty elsewhere.
+        connector: what was trained.
+        tokenizer: of the language model.
+        parameters: of the whole LLaVA, encoders included.
+        damaged: images that all workers together could not read since the stage (re)started.
+    """
+
+    state: dict[str, torch.Tensor]
+    connector: Connector
+    tokenizer: Any
+    parameters: int
+    damaged: int
+
+
+def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
     """Runs one stage in this worker.
 
     Args:
@@ -174,12 +191,13 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> tuple[dict[str, torc
         scratch: local folder; holds stage 1's projectors when stage 2 starts.
 
     Returns:
-        Weights (on worker 0), connector, tokenizer, and how many damaged images all workers met since the (re)start.
+        What it leaves.
     """
     stage = job.spec.stage1 if number == 1 else job.spec.stage2
     encoders = [build_encoder(spec) for spec in job.spec.encoders]
     check_ensemble(encoders)
     connector, tokenizer = build_connector(job.spec)
+    parameters = sum(p.numel() for module in (connector, *encoders) for p in module.parameters())
     if number == 2:
         load_projectors(connector, scratch / "stage1")
     damaged = 0
@@ -212,7 +230,7 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> tuple[dict[str, torc
         )
     total = torch.tensor(damaged, device=ray.train.torch.get_device())
     dist.all_reduce(total)
-    return state, connector, tokenizer, int(total)
+    return Trained(state, connector, tokenizer, parameters, int(total))
 
 
 def stage_batches(job: TrainJob, number: int, stage: StageSpec, first_step: int) -> Iterator[MicroBatch]:

@@ -19,6 +19,7 @@ from rllava.data.easy_vqa_source import (
 )
 from rllava.data.pairs import CAPTION_TEMPLATES, caption_of, captions_of, easy_pairs, labelled_images
 from rllava.errors import UserError
+from rllava.model.conversation import TEMPLATES, pieces
 
 DRAWN = {
     "black": (0, 0, 0),
@@ -124,11 +125,20 @@ def test_draws_are_uniform_and_do_not_depend_on_order() -> None:
 def test_corpus_is_fixed_and_holds_every_word_of_the_benchmarks() -> None:
     lines = easy_corpus()
     assert lines == easy_corpus()
-    assert 30_000 < len(lines) < 60_000
-    assert all(line.strip() == line and line for line in lines)
-    words = {word for line in lines for word in line.split()}
+    assert 50_000 < len(lines) < 60_000
+    texts = [line.prompt + line.text for line in lines]
+    assert all(text.strip() == text and text for text in texts)
+    words = {word for text in texts for word in text.split()}
     for image in easy_images("test"):
         for question in image.questions:
             assert {*question.text.split(), question.answer} <= words
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    assert digest == "e93ee232087908a4dda058ade01eb12b3b9235bbc0057142ad82e03f3f6dfbc0"
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    assert digest == "8677ae077f02a51296523b2b5a7c6c53ac7919ac9e968c7729680fca04034d3e"
+
+
+def test_conversations_of_the_corpus_have_the_form_that_training_uses() -> None:
+    conversations = [line for line in easy_corpus() if line.prompt]
+    for line in conversations[::500]:
+        asked = line.prompt.removeprefix("USER: ").removesuffix(" ASSISTANT:")
+        laid_out = pieces(TEMPLATES.get("vicuna_v1_short"), [(asked, line.text.strip())])
+        assert [(piece.text, piece.labelled) for piece in laid_out] == [(line.prompt, False), (line.text, True)]

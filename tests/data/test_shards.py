@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rllava.data.shards import list_shards, read_shard, write_shards, write_whole
+from rllava.data.shards import list_shards, read_shard, write_shards
 from rllava.errors import UserError
-from rllava.filesystem import open_filesystem
+from rllava.filesystem import open_filesystem, write_whole
 
 SCHEMA = pa.schema([("row", pa.int64()), ("image", pa.binary()), ("references", pa.list_(pa.string()))])
 

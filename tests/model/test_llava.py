@@ -61,7 +61,7 @@ def test_ensemble_tokens_alternate() -> None:
     llava = make("tiny-clip", "tiny-advxl")
     features = llava.features(pixels(2))
     visual_BPD = llava.connector.visual_tokens(features)
-    assert visual_BPD.shape == (2, 32, 96)
+    assert visual_BPD.shape == (2, 32, llava.connector.language_model.config.hidden_size)
     for place, (projector, tokens_BPD) in enumerate(zip(llava.connector.projectors, features, strict=True)):
         torch.testing.assert_close(visual_BPD[:, place::2], projector(tokens_BPD))
 
