@@ -1,6 +1,5 @@
 """Progress of a sweep: a live table on a terminal, plain lines in a log file."""
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,10 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         self.started = time.time()
         self.refusals: dict[str, str] = {}
         self.width = max(map(len, candidates))
-        self.live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
+        terminal = Console(stderr=True)
+        self.live = (
+            Live(console=terminal, get_renderable=self._table, refresh_per_second=2) if terminal.is_terminal else None
+        )
 
     def __enter__(self) -> "Board":
         if self.live is not None:
@@ -50,6 +52,10 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune stores its callbacks; a terminal cannot be stored."""
+        return {**self.__dict__, "live": None}
 
     def say(self, text: str) -> None:
         """Tells something about the sweep as a whole.
@@ -101,8 +107,8 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         before, row.phase = row.phase, str(result.get("phase", row.phase))
         row.text, row.share = self._describe(row, result)
         if self.live is not None:
-            self.live.update(self._table())
-        elif row.phase != before or row.phase == "found" or time.time() - row.line_at > LINE_EVERY_S:
+            return  # it draws itself
+        if row.phase != before or row.phase == "found" or time.time() - row.line_at > LINE_EVERY_S:
             row.line_at = time.time()
             left = self.time_left()
             print(f"{time.strftime('%H:%M:%S')} {name:<{self.width}}  {row.text}{left and f'  ({left})'}", flush=True)

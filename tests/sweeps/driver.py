@@ -1,8 +1,13 @@
 """Starting the ablation as users do, watching its storage, killing it, and comparing what it leaves."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,34 @@ def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
     """
     output, _ = driver.communicate(timeout=timeout_s)
     assert driver.returncode == 0, output[-4000:]
+    return output
+
+
+def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: float = 500.0) -> str:
+    """Runs the smoke ablation on a terminal of its own, where it shows a live table; it must succeed.
+
+    Args:
+        storage: results folder.
+        tracked: marks its processes.
+        *options: more of the command line.
+        timeout_s: seconds.
+
+    Returns:
+        All that the terminal was sent.
+    """
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (40, 120))
+    driver = subprocess.Popen([*SMOKE, "--storage", storage, *options], env=tracked.env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = bytearray()
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+        while time.monotonic() < deadline and (part := os.read(ours, 1 << 16)):
+            shown += part
+    os.close(ours)
+    status = driver.wait(timeout=60)
+    output = shown.decode()
+    assert status == 0, output[-4000:]
     return output
 
 

@@ -11,7 +11,7 @@ from rllava.records import KEY, RECORD_SCHEMA
 from tests.analysis.notebook_runner import execute_notebook
 from tests.fixtures.processes import Tracked
 from tests.sweeps.conftest import Run
-from tests.sweeps.driver import finish, manifest, records, start
+from tests.sweeps.driver import finish, manifest, records, run_on_terminal, start
 
 CANDIDATES = ["tiny-clip", "tiny-fare4@tiny-clip"]
 BENCHMARKS = ["easy_vqa", "easy_captions"]
@@ -83,11 +83,14 @@ def test_a_second_run_computes_nothing(unbroken: Run, tracked: Tracked) -> None:
     assert tracked.alive() == []
 
 
-def test_a_wider_grid_computes_the_new_cells_alone(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
     storage = tmp_path / "results"
     shutil.copytree(unbroken.storage, storage)
     old = {path: path.stat().st_mtime_ns for path in (storage / "records").rglob("*.parquet")}
-    finish(start(str(storage), tracked, "--encoders", "tiny-clip", "--budgets", "0", "4", "8"))
+    shown = run_on_terminal(str(storage), tracked, "--encoders", "tiny-clip", "--budgets", "0", "4", "8")
+    assert "\x1b[" in shown, "no live table"
+    assert "Traceback" not in shown
+    assert "done: clean" in shown
     assert {path: path.stat().st_mtime_ns for path in old} == old
     entries = manifest(str(storage))["records"]
     assert {entry["epsilon"] for entry in entries if not entry["reused"]} == {4.0}
