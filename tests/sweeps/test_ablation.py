@@ -83,7 +83,9 @@ def test_a_second_run_computes_nothing(unbroken: Run, tracked: Tracked) -> None:
     assert tracked.alive() == []
 
 
-def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(
+    unbroken: Run, tmp_path: Path, tracked: Tracked
+) -> None:
     storage = tmp_path / "results"
     shutil.copytree(unbroken.storage, storage)
     old = {path: path.stat().st_mtime_ns for path in (storage / "records").rglob("*.parquet")}
