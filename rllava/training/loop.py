@@ -13,7 +13,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -294,13 +296,21 @@ def only_weights() -> Iterator[None]:
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        classes = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+        with torch.serialization.safe_globals([*classes, (_enum_member, "builtins.getattr")]):
             yield
     finally:
         if before is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         else:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _enum_member(kind: type[Enum], name: str) -> Enum:
+    """Stands in for the getattr by which early releases of Python 3.11 pickle the members of an enumeration."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise UnpicklingError(f"a checkpoint asks for attribute '{name}' of something that is no enumeration")
+    return kind[name]
 
 
 def gather_weights(engine: Any, connector: Connector) -> dict[str, Tensor]:
