@@ -10,7 +10,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(basename $(notdir $(CONSTRAINTS)))
-PACKAGES := rllava analysis cluster sweeps
+PACKAGES := rllava analysis cluster sweeps benchmarks
 
 # Operators are compiled with the environment's own ninja.
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -1,8 +1,10 @@
 """Auto-PGD (Croce & Hein 2020) on a batch whose samples never touch one another.
 
 Every sample owns its step size, its counters and its best point, so the trajectory of a sample is the same alone and in
-any batch. Follows the reference of RobustVLM and Robust-LLaVA (``vlm_eval/attacks/apgd.py``): clean start, first step
-1 epsilon, point of highest loss returned, steps + 1 forward and ``steps`` backward passes.
+any batch. One update rule serves two references. RobustVLM and Robust-LLaVA (``vlm_eval/attacks/apgd.py``): clean
+start, first step 1 epsilon, point of highest loss. AutoAttack (``autoattack/autopgd_base.py``): start on the budget's
+surface, first step 2 epsilon, last point that the model got wrong (:mod:`rllava.attacks.autoattack`). Either costs
+``steps`` + 1 forward and ``steps`` backward passes.
 
 Shapes: B batch, C channel, H/W image, S steps.
 """
@@ -17,8 +19,11 @@ from rllava.attacks.common import (
     PIXEL,
     AttackResult,
     History,
+    Look,
     LossFunction,
+    Norm,
     Start,
+    ascent,
     check_budget,
     check_images,
     expand,
@@ -66,6 +71,8 @@ class _State:
     best_BCHW: Tensor
     best_gradient_BCHW: Tensor
     best_loss_B: Tensor
+    solved_BCHW: Tensor  # last point that reached the goal
+    solved_B: Tensor
     step_size_B: Tensor
     done_B: Tensor  # steps taken
     since_check_B: Tensor
@@ -83,109 +90,115 @@ def apgd(
     *,
     epsilon: float,
     steps: int,
+    norm: Norm = "linf",
     start: Start = "clean",
     step_size: float = 1.0,
     seeds: Sequence[int] | None = None,
 ) -> AttackResult:
-    """Maximises ``loss`` within an L-inf budget.
+    """Maximises ``loss`` within a budget.
 
     Args:
         loss: ``loss(pixels_BCHW, index_B) -> loss_B``, maximised; see :data:`rllava.attacks.common.LossFunction`.
         images_BCHW: clean images, float32 or float64 in [0, 1].
-        epsilon: L-inf budget in units of 1/255.
+        epsilon: budget in units of 1/255, in either norm.
         steps: number of gradient steps.
-        start: ``"clean"``, ``"random"`` or start images.
+        norm: ``"linf"`` or ``"l2"``, over all pixels and channels of an image.
+        start: ``"clean"``, ``"random"``, ``"surface"`` or start images.
         step_size: first step size in units of epsilon.
         seeds: one per sample, for a random start.
 
     Returns:
-        The points of highest loss; every one satisfies ``|x - clean| <= epsilon / 255`` and lies in [0, 1].
+        The points of highest loss, and the last ones that reached the goal where the loss says so; every one satisfies
+        ``|x - clean| <= epsilon / 255`` and lies in [0, 1].
 
     Raises:
         ValueError: naming the argument, and the sample where one is at fault.
     """
     check_images(images_BCHW)
-    check_budget(epsilon, steps, step_size)
+    check_budget(epsilon, steps, step_size, norm)
     clean_BCHW = images_BCHW.detach()
     index_B = torch.arange(clean_BCHW.shape[0], device=clean_BCHW.device)
     windows = Windows.of(steps)
-    state = _begin(
-        loss, clean_BCHW, index_B, start_point(start, clean_BCHW, epsilon, seeds), epsilon, step_size, windows
-    )
+    point_BCHW = start_point(start, clean_BCHW, epsilon, seeds, norm)
+    state = _begin(loss_and_gradient(loss, point_BCHW, index_B), point_BCHW, step_size * epsilon * PIXEL, windows)
     losses, sizes, zeros = [state.best_loss_B.clone()], [], []
     for step in range(steps):
         sizes.append(state.step_size_B.clone())
         zeros.append((state.gradient_BCHW == 0).flatten(1).to(clean_BCHW.dtype).mean(1))
-        _move(state, clean_BCHW, epsilon)
-        losses.append(_look(state, loss, index_B, last=step == steps - 1))
+        _move(state, clean_BCHW, epsilon, norm)
+        # The last point needs no gradient: no step follows.
+        look = loss_only if step == steps - 1 else loss_and_gradient
+        losses.append(_note(state, look(loss, state.point_BCHW, index_B)))
         _check_step_size(state, windows)
     history = History(torch.stack(losses), torch.stack(sizes), torch.stack(zeros))
-    return AttackResult(state.best_BCHW, state.best_loss_B, history, state.broken_B, steps + 1, steps)
+    return AttackResult(
+        state.best_BCHW,
+        state.best_loss_B,
+        state.solved_BCHW,
+        state.solved_B,
+        history,
+        state.broken_B,
+        forwards=steps + 1,
+        backwards=steps,
+    )
 
 
-def _begin(
-    loss: LossFunction,
-    clean_BCHW: Tensor,
-    index_B: Tensor,
-    point_BCHW: Tensor,
-    epsilon: float,
-    step_size: float,
-    windows: Windows,
-) -> _State:
-    loss_B, gradient_BCHW = loss_and_gradient(loss, point_BCHW, index_B)
-    broken_B = ~(loss_B.isfinite() & gradient_BCHW.flatten(1).isfinite().all(1))
-    gradient_BCHW = torch.where(expand(broken_B), torch.zeros_like(gradient_BCHW), gradient_BCHW)
-    zeros_B = torch.zeros_like(index_B)
+def _begin(look: Look, point_BCHW: Tensor, step_size: float, windows: Windows) -> _State:
+    broken_B = ~(look.loss_B.isfinite() & look.gradient_BCHW.flatten(1).isfinite().all(1))
+    gradient_BCHW = torch.where(expand(broken_B), torch.zeros_like(look.gradient_BCHW), look.gradient_BCHW)
+    zeros_B = torch.zeros_like(broken_B, dtype=torch.int64)
     return _State(
         point_BCHW=point_BCHW,
         previous_BCHW=point_BCHW.clone(),
         gradient_BCHW=gradient_BCHW,
         best_BCHW=point_BCHW.clone(),
         best_gradient_BCHW=gradient_BCHW.clone(),
-        best_loss_B=loss_B.clone(),
-        step_size_B=torch.full_like(loss_B, step_size * epsilon * PIXEL),
+        best_loss_B=look.loss_B.clone(),
+        solved_BCHW=point_BCHW.clone(),
+        solved_B=look.solved_B & ~broken_B,
+        step_size_B=torch.full_like(look.loss_B, step_size),
         done_B=zeros_B.clone(),
         since_check_B=zeros_B.clone(),
-        window_B=torch.full_like(index_B, windows.first),
+        window_B=torch.full_like(zeros_B, windows.first),
         rises_B=zeros_B.clone(),
-        last_loss_B=torch.zeros_like(loss_B),
-        best_loss_at_check_B=loss_B.clone(),
+        last_loss_B=torch.zeros_like(look.loss_B),
+        best_loss_at_check_B=look.loss_B.clone(),
         reduced_at_check_B=torch.ones_like(broken_B),
         broken_B=broken_B,
     )
 
 
-def _move(state: _State, clean_BCHW: Tensor, epsilon: float) -> None:
-    """One step along the gradient's sign, with momentum; samples that broke stay where they are."""
+def _move(state: _State, clean_BCHW: Tensor, epsilon: float, norm: Norm) -> None:
+    """One step uphill, with momentum; samples that broke stay where they are."""
     displacement_BCHW = state.point_BCHW - state.previous_BCHW
     momentum_B111 = expand(torch.where(state.done_B == 0, 1.0, MOMENTUM).to(clean_BCHW.dtype))
-    target_BCHW = state.point_BCHW + expand(state.step_size_B) * state.gradient_BCHW.sign()
-    target_BCHW = project(target_BCHW, clean_BCHW, epsilon)
+    target_BCHW = state.point_BCHW + expand(state.step_size_B) * ascent(state.gradient_BCHW, norm)
+    target_BCHW = project(target_BCHW, clean_BCHW, epsilon, norm)
     moved_BCHW = (
         state.point_BCHW + momentum_B111 * (target_BCHW - state.point_BCHW) + (1 - momentum_B111) * displacement_BCHW
     )
-    moved_BCHW = project(moved_BCHW, clean_BCHW, epsilon)
+    moved_BCHW = project(moved_BCHW, clean_BCHW, epsilon, norm)
     state.previous_BCHW = state.point_BCHW
     state.point_BCHW = torch.where(expand(state.broken_B), state.point_BCHW, moved_BCHW)
 
 
-def _look(state: _State, loss: LossFunction, index_B: Tensor, *, last: bool) -> Tensor:
-    """Evaluates the new points (without gradient after the last step) and keeps the best ones."""
-    if last:
-        loss_B, gradient_BCHW = loss_only(loss, state.point_BCHW, index_B), state.gradient_BCHW
-    else:
-        loss_B, gradient_BCHW = loss_and_gradient(loss, state.point_BCHW, index_B)
-    state.broken_B = state.broken_B | ~(loss_B.isfinite() & gradient_BCHW.flatten(1).isfinite().all(1))
-    better_B = (loss_B > state.best_loss_B) & ~state.broken_B
-    state.gradient_BCHW = torch.where(expand(state.broken_B), torch.zeros_like(gradient_BCHW), gradient_BCHW)
+def _note(state: _State, look: Look) -> Tensor:
+    """Takes in what the new points show: keeps the best ones, and the last ones that reached the goal."""
+    finite_B = look.loss_B.isfinite() & look.gradient_BCHW.flatten(1).isfinite().all(1)
+    state.broken_B = state.broken_B | ~finite_B
+    better_B = (look.loss_B > state.best_loss_B) & ~state.broken_B
+    solved_B = look.solved_B & ~state.broken_B
+    state.gradient_BCHW = torch.where(expand(state.broken_B), torch.zeros_like(look.gradient_BCHW), look.gradient_BCHW)
     state.best_BCHW = torch.where(expand(better_B), state.point_BCHW, state.best_BCHW)
     state.best_gradient_BCHW = torch.where(expand(better_B), state.gradient_BCHW, state.best_gradient_BCHW)
-    state.best_loss_B = torch.where(better_B, loss_B, state.best_loss_B)
-    state.rises_B = state.rises_B + (loss_B > state.last_loss_B).to(state.rises_B.dtype)
-    state.last_loss_B = loss_B
+    state.best_loss_B = torch.where(better_B, look.loss_B, state.best_loss_B)
+    state.solved_BCHW = torch.where(expand(solved_B), state.point_BCHW, state.solved_BCHW)
+    state.solved_B = state.solved_B | solved_B
+    state.rises_B = state.rises_B + (look.loss_B > state.last_loss_B).to(state.rises_B.dtype)
+    state.last_loss_B = look.loss_B
     state.done_B = state.done_B + 1
     state.since_check_B = state.since_check_B + 1
-    return loss_B
+    return look.loss_B
 
 
 def _check_step_size(state: _State, windows: Windows) -> None:

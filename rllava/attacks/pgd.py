@@ -58,7 +58,7 @@ def pgd(
     point_BCHW = start_point(start, clean_BCHW, epsilon, seeds)
     velocity_BCHW = torch.zeros_like(point_BCHW)
     for _ in range(steps):
-        _, gradient_BCHW = loss_and_gradient(loss, point_BCHW, index_B)
-        velocity_BCHW = (momentum * velocity_BCHW + gradient_BCHW.sign()).sign()
+        look = loss_and_gradient(loss, point_BCHW, index_B)
+        velocity_BCHW = (momentum * velocity_BCHW + look.gradient_BCHW.sign()).sign()
         point_BCHW = project(point_BCHW + step_size * epsilon * PIXEL * velocity_BCHW, clean_BCHW, epsilon)
     return point_BCHW

@@ -25,3 +25,11 @@ def images(count: int) -> tuple[Tensor, Tensor]:
     generator = np.random.RandomState(11)
     pixels = np.clip(generator.rand(count, 3, 8, 8) * 1.2 - 0.1, 0, 1)
     return torch.from_numpy(pixels), torch.from_numpy(generator.randint(0, 5, count))
+
+
+def start_points(pixels_BCHW: Tensor, epsilon: float, norm: str) -> Tensor:
+    """Points on the budget's surface, in [0, 1]."""
+    noise = torch.from_numpy(np.random.RandomState(13).randn(*pixels_BCHW.shape))
+    flat = noise.flatten(1)
+    size = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    return (pixels_BCHW + noise / size[:, None, None, None] * epsilon / 255).clamp(0, 1)

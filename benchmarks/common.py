@@ -1,0 +1,73 @@
+"""What benchmarks share: a LLaVA that the ablation has trained, samples ready for it, and the sheet they write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rllava.data.benchmarks import BenchmarkSpec, list_samples
+from rllava.data.images import preprocess
+from rllava.errors import UserError
+from rllava.evaluation.samples import Sample
+from rllava.model.assemble import load_llava
+from rllava.model.llava import Llava
+from rllava.specs import ModelSpec
+from rllava.store import Store
+from sweeps.presets import PRESETS, model_spec, parse_candidate
+
+
+def trained_llava(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
+    """A candidate of preset ``tiny`` as the ablation has trained it.
+
+    Args:
+        storage: local results folder.
+        candidate: name.
+
+    Returns:
+        The frozen model in float32, and its spec.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    spec = model_spec(PRESETS.get("tiny"), parse_candidate(candidate).trained)
+    store = Store(str(storage))
+    artifact = store.artifact("models", spec.name, spec)
+    if not store.is_complete(artifact):
+        raise UserError(f"no trained {candidate} under {storage}; run make ablation, or give another --storage")
+    return load_llava(spec, store.filesystem, artifact.path, spec.encoders), spec
+
+
+def ready_samples(benchmark: BenchmarkSpec, image_size: int) -> list[Sample]:
+    """The benchmark's samples, decoded.
+
+    Args:
+        benchmark: data, prompt and sample list.
+        image_size: of the encoder.
+
+    Returns:
+        In order.
+    """
+    return [
+        Sample(
+            sample.sample_id,
+            benchmark.prompt.replace("{question}", sample.question or ""),
+            tuple(sample.references),
+            preprocess(sample.load_image(), image_size),
+            None,
+        )
+        for sample in list_samples(benchmark)
+    ]
+
+
+def write_sheet(path: Path, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Writes a Markdown sheet: a title, what was run, a table.
+
+    Args:
+        path: file.
+        title: of the sheet.
+        text: the command and its settings.
+        head: of the table.
+        rows: of the table.
+    """
+    table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([f"# {title}", "", text, "", *table]) + "\n")
+    print(f"written: {path}")

@@ -1,0 +1,259 @@
+"""The published evaluation loop beside ours: the same protocol, weights and samples in one run, on one machine.
+
+    python -m benchmarks.published_loop --robustvlm CHECKOUT --storage results --model tiny-tecoa4
+
+The other side is the loop of RobustVLM and Robust-LLaVA (``vlm_eval/run_evaluation.py``): one image at a time, round by
+round over all images, with their own APGD, logits of the whole sequence, and a greedy answer after every round. Ours is
+the attack worker as the pipeline runs it, without Ray. The model is one that the ablation has trained.
+"""
+
+import importlib.util
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import ready_samples, trained_llava, write_sheet
+from rllava.attacks.common import PIXEL
+from rllava.attacks.protocols import PROTOCOLS, Round
+from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
+from rllava.errors import UserError
+from rllava.evaluation.samples import Sample
+from rllava.evaluation.worker import AttackWorker, evaluate_shard, labels_of
+from rllava.metrics.metric import METRICS, Metric, MetricState
+from rllava.model.conversation import TEMPLATES, Tokens, pieces, tokenize
+from rllava.model.llava import Llava, spliced_labels
+from rllava.specs import EvalSpec
+from sweeps.console import run_script
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare.
+
+    Attributes:
+        robustvlm: folder of a checkout of chs20/RobustVLM.
+        storage: local results folder of an ablation.
+        model: candidate trained there.
+        benchmarks: names.
+        samples: of each.
+        epsilon: in 1/255.
+        protocol: name.
+        batch_size: of ours.
+        threads: of PyTorch.
+        output: Markdown file to write.
+    """
+
+    robustvlm: Path
+    storage: Path = Path("results")
+    model: str = "tiny-tecoa4"
+    benchmarks: tuple[str, ...] = ("easy_vqa", "easy_captions")
+    samples: int = 128
+    epsilon: float = 8.0
+    protocol: str = "paper_ensemble_10steps"
+    batch_size: int = 128
+    threads: int = 2
+    output: Path = Path("benchmarks/sheets/published_loop.md")
+
+
+Attacked = tuple[list[float], float]
+"""Worst score per sample, and seconds."""
+
+
+class PublishedLoop:
+    """Rounds over images one at a time, as published.
+
+    Args:
+        checkout: of chs20/RobustVLM.
+        llava: attacked model.
+        metric: scores.
+        state: of the metric.
+
+    Raises:
+        UserError: if its code is not there.
+    """
+
+    def __init__(self, checkout: Path, llava: Llava, metric: Metric, state: MetricState) -> None:
+        code = checkout / "vlm_eval/attacks/apgd.py"
+        spec = importlib.util.spec_from_file_location("published", code)
+        if spec is None or spec.loader is None or not code.is_file():
+            raise UserError(f"{code} is not there; --robustvlm takes the folder of a checkout of chs20/RobustVLM")
+        self.published = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.published)
+        self.llava, self.metric, self.state = llava, metric, state
+
+    def run(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
+        """The whole protocol.
+
+        Args:
+            evaluation: what is run.
+            samples: on what.
+
+        Returns:
+            Scores and seconds.
+        """
+        started = time.perf_counter()
+        benchmark = evaluation.benchmark
+        images = [torch.from_numpy(s.pixels_HWC).permute(2, 0, 1)[None].float() * PIXEL for s in samples]
+        worst = [self.answer(image, sample, benchmark) for image, sample in zip(images, samples, strict=True)]
+        best_images, best_labels = list(images), [0] * len(samples)
+        active = [not benchmark.drops(score) for score in worst]
+        for entry in evaluation.protocol.rounds(benchmark.task):
+            for b, sample in enumerate(samples):
+                labels = labels_of(sample, benchmark.task)
+                place = best_labels[b] if entry.label == "best" else entry.label
+                text = entry.target or (labels[int(place)] if int(place) < len(labels) else None)
+                if not active[b] or text is None:
+                    continue
+                start = best_images[b] - images[b] if entry.start == "best" else None
+                image = self.attack(images[b], sample, text, entry, evaluation.epsilon, start)
+                score = self.answer(image, sample, benchmark)
+                if score < worst[b]:
+                    worst[b], best_images[b] = score, image
+                    if entry.target is None and entry.label != "best":
+                        best_labels[b] = int(entry.label)
+                active[b] = not benchmark.drops(score)
+        return worst, time.perf_counter() - started
+
+    def attack(
+        self, image: Tensor, sample: Sample, text: str, entry: Round, epsilon: float, start: Tensor | None
+    ) -> Tensor:
+        """One run of the published APGD.
+
+        Args:
+            image: clean, [1, C, H, W].
+            sample: gives the prompt.
+            text: whose loss is attacked.
+            entry: round.
+            epsilon: in 1/255.
+            start: perturbation to start from, or None.
+
+        Returns:
+            Adversarial image, [1, C, H, W].
+        """
+        tokens = self.tokens(sample.prompt, text)
+        sign = -1.0 if entry.target else 1.0
+        found: Tensor = self.published.apgd(
+            lambda pixels: sign * self.loss(pixels, tokens), image, "linf", epsilon * PIXEL,
+            n_iter=entry.steps, alpha=1.0, pert_init=start,
+        )[0]  # fmt: skip
+        return found.detach()
+
+    def loss(self, pixels_1CHW: Tensor, tokens: Tokens) -> Tensor:
+        """Mean cross-entropy with logits of the whole sequence, as transformers computes it from labels.
+
+        Args:
+            pixels_1CHW: image.
+            tokens: prompt and answer.
+
+        Returns:
+            [1].
+        """
+        connector = self.llava.connector
+        visual_1PD = connector.visual_tokens(self.llava.features(pixels_1CHW))
+        embedded_TD = connector.embed(visual_1PD, [tokens.ids])[0]
+        labels = torch.tensor([spliced_labels(tokens, visual_1PD.shape[1])])
+        out = connector.language_model(inputs_embeds=embedded_TD[None], labels=labels)
+        loss: Tensor = out.loss[None]
+        return loss
+
+    def answer(self, image: Tensor, sample: Sample, benchmark: BenchmarkSpec) -> float:
+        """Score of the greedy answer.
+
+        Args:
+            image: [1, C, H, W].
+            sample: question and references.
+            benchmark: gives the answer's length.
+
+        Returns:
+            In the metric's units.
+        """
+        text = self.llava.generate(image, [self.tokens(sample.prompt, None)], benchmark.max_new_tokens)[0]
+        return self.metric.score(self.metric.clean(text), sample.references, self.state)
+
+    def tokens(self, prompt: str, answer: str | None) -> Tokens:
+        """A conversation's tokens.
+
+        Args:
+            prompt: user's turn.
+            answer: or None.
+
+        Returns:
+            Ids and labels.
+        """
+        return tokenize(self.llava.tokenizer, pieces(TEMPLATES.get(self.llava.conversation), [(prompt, answer)]))
+
+
+def ours(evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState) -> Attacked:
+    """The attack worker.
+
+    Args:
+        evaluation: what is run.
+        llava: attacked model.
+        samples: on what.
+        metric: scores.
+        state: of the metric.
+
+    Returns:
+        Scores and seconds.
+    """
+    started = time.perf_counter()
+    worker = AttackWorker(llava, torch.device("cpu"))
+    ((_, table),) = evaluate_shard(worker, samples, [evaluation], metric, state)
+    return table.column("score").to_pylist(), time.perf_counter() - started
+
+
+def main(options: Options) -> None:
+    """Runs both sides and writes the sheet.
+
+    Args:
+        options: see :class:`Options`.
+    """
+    torch.set_num_threads(options.threads)
+    llava, model = trained_llava(options.storage, options.model)
+    rows = []
+    for name in options.benchmarks:
+        benchmark = replace(BENCHMARKS.get(name), samples=options.samples)
+        samples = ready_samples(benchmark, llava.image_size)
+        metric = METRICS.get(benchmark.metric)
+        state = metric.prepare([sample.references for sample in samples])
+        protocol = PROTOCOLS.get(options.protocol)
+        evaluation = EvalSpec(
+            options.model, model, model.encoders, benchmark, protocol, options.epsilon, options.batch_size
+        )
+        theirs_scores, theirs_s = PublishedLoop(options.robustvlm, llava, metric, state).run(evaluation, samples)
+        our_scores, our_s = ours(evaluation, llava, samples, metric, state)
+        differing = sum(abs(a - b) > 1e-6 for a, b in zip(our_scores, theirs_scores, strict=True))
+        higher = sum(a > b + 1e-6 for a, b in zip(our_scores, theirs_scores, strict=True))
+        rows.append(
+            (
+                name,
+                f"{np.mean(theirs_scores):.2f}",
+                f"{np.mean(our_scores):.2f}",
+                f"{differing} ({higher} higher)",
+                f"{len(samples) / theirs_s:.2f}",
+                f"{len(samples) / our_s:.2f}",
+                f"{theirs_s / our_s:.1f}",
+            )
+        )
+        print(*rows[-1], sep=" | ", flush=True)
+    write_sheet(
+        options.output,
+        "The published evaluation loop beside ours",
+        f"`python -m benchmarks.published_loop`: {options.model} of the ablation, {options.protocol} at "
+        f"{options.epsilon:g}/255 on {options.samples} samples per benchmark, float32, {options.threads} threads\n"
+        f"({platform.machine()}, torch {torch.__version__}); ours with batches of {options.batch_size}.",
+        (
+            "benchmark", "score, published", "score, ours", "samples that differ", "samples/s, published",
+            "samples/s, ours", "ratio",
+        ),
+        rows,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_script(main, Options, __doc__)

@@ -1,0 +1,507 @@
+"""Attack checks: signs that a gradient attack failed and that the robustness it reports is not there.
+
+After AutoAttack's flags (``flags_doc.md`` of fra31/auto-attack), the indicators of attack failure (Pintor et al. 2022)
+and the advice of Carlini et al. 2019. A check never says that a model is robust; it says when a number proves nothing.
+Each sample is judged by itself, so a verdict does not depend on its batch mates. ``docs/attack-checks.md`` holds the
+texts of :data:`CHECKS`; a test compares them.
+
+Shapes: B batch, C channel, H/W image, S steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rllava.attacks.common import (
+    PIXEL,
+    AttackResult,
+    LossFunction,
+    Norm,
+    ascent,
+    check_budget,
+    check_images,
+    check_loss,
+    l2_norm,
+    loss_and_gradient,
+    loss_only,
+    project,
+)
+
+TOLERANCE = 1e-4
+"""Losses nearer than this times max(1, loss) count as equal; suits models in float32."""
+
+ZERO_GRADIENT_LIMIT = 0.05
+"""As in the report: more exactly zero gradient entries than this, over a sample's steps, are suspect."""
+
+LAST_RISE_LIMIT = 0.05
+"""More of a sample's total rise than this in the last tenth of its steps means that it was not done (Pintor: 0.05)."""
+
+SMALL_STEP = 1 / 16
+"""A step of at most this times epsilon should raise a smooth loss, or lower it by next to nothing."""
+
+SMALL_STEPS_LEAST = 5
+"""With fewer small steps than this, a sample's oscillation says nothing."""
+
+FALLS_LIMIT = 0.25
+"""More of the small steps than this must have lowered the loss; near a maximum, sound attacks do that as well."""
+
+FALLS_DEPTH_LIMIT = 0.02
+"""What the falls take per small step, over the total rise. Measured: below 0.01 in nine of ten samples on the shipped
+encoders up to 32/255; on a classifier behind random noise or shifts, 0.04 to 0.2 in the median at 8/255."""
+
+PROBE = 1.0
+"""Longest L-inf step along the gradient that it has to predict, in 1/255, but at most a quarter of epsilon (L2: just
+that)."""
+
+PREDICTION_LEAST = 0.25
+"""Least share of the predicted change that must be seen. Along a line on which the loss rises and is convex or concave,
+as the cross-entropy of nearly linear logits is, a central difference sees at least 0.5 of it, whatever the step."""
+
+WEAKER_LIMIT = 0.05
+"""Share of the smaller attack's rise by which the larger one may stay behind: both end in local maxima."""
+
+LOOKS = 4
+"""Forward passes on the same pixels, clean and attacked each: a model that tosses one coin escapes once in 64 times."""
+
+BUDGET_SLACK = 1e-3
+"""By how much another attack's images may leave the budget, in 1/255: rounding of their difference."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check is; :func:`check_attack` and :func:`compare_results` carry it out.
+
+    Attributes:
+        name: as in findings.
+        raised_when: the condition, per sample.
+        means: what it says about the number.
+        remedy: what to do.
+        limit: raised when more than this share of the samples looked at meet the condition; 0 means any sample.
+    """
+
+    name: str
+    raised_when: str
+    means: str
+    remedy: str
+    limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check that was raised.
+
+    Attributes:
+        check: name of the check.
+        share: share of the samples looked at that meet its condition.
+        samples: which, counted within the batch.
+        text: one line: what was seen, with numbers.
+    """
+
+    check: str
+    share: float
+    samples: tuple[int, ...]
+    text: str
+
+
+CHECKS = (
+    Check(
+        "zero_gradient",
+        f"More than {ZERO_GRADIENT_LIMIT:.0%} of the gradient's entries, over all steps, were exactly zero.",
+        "The attack was blind to those pixels. Rounded inputs, a tower under no_grad, a saturated softmax and half "
+        "precision all do this.",
+        "Replace the step that has no gradient by a differentiable one in the backward pass (BPDA), attack in float32, "
+        "or attack a margin of the logits; add a black-box attack. A crop that never sees some pixels is harmless.",
+    ),
+    Check(
+        "non_finite",
+        "The loss or its gradient was NaN or infinite at some step.",
+        "The attack of this sample broke off; its score is no evidence.",
+        "Find the first operation that overflows, attack in float32, and evaluate the sample again.",
+    ),
+    Check(
+        "no_descent",
+        "The best loss of the attack is that of its start.",
+        "The attack found no direction at all.",
+        "Look at the other findings first. Start at a random point, or at the best image of another attack. If the "
+        "attack started at the best image of an earlier round, that one may simply have been at a maximum.",
+    ),
+    Check(
+        "non_monotone",
+        f"In the second half of the attack, more than {FALLS_LIMIT:.0%} of the steps of at most a sixteenth of epsilon "
+        f"lowered the loss, by more than {FALLS_DEPTH_LIMIT:.0%} of its total rise per small step.",
+        "The gradient does not tell where the loss rises, even nearby: the loss is random or jagged.",
+        "Average the gradient over several forward passes (EOT) or over points nearby; use a smooth stand-in.",
+        limit=0.1,
+    ),
+    Check(
+        "still_rising",
+        f"More than {LAST_RISE_LIMIT:.0%} of the total rise of the loss came in the last tenth of the steps.",
+        "The attack was stopped before it was done; the true worst case is worse.",
+        "Take more steps until the loss stays flat at the end.",
+        limit=0.1,
+    ),
+    Check(
+        "stochastic",
+        f"{LOOKS} forward passes on the same pixels, clean or attacked, gave different losses.",
+        "The model draws random numbers. One gradient is a guess, and the best loss may be a lucky draw.",
+        "Switch dropout off (eval mode). If the randomness is the defence, attack its average (EOT) and score it over "
+        "several draws.",
+    ),
+    Check(
+        "noise_wins",
+        "The best of some random corners of the budget has a higher loss than the attack reached.",
+        "The gradient leads to worse places than chance: it is masked, or the attack is wrong.",
+        "Look at the other findings first. Check the sign of the loss and the step size; add a black-box attack.",
+    ),
+    Check(
+        "black_box_wins",
+        "An attack that never saw this model's gradient reached a higher loss within the budget.",
+        "The model hides its gradient; the gradient attack overstates its robustness.",
+        "Report the worst case over both. Give the black-box attack more queries, or start from its image; build an "
+        "attack for this defence.",
+    ),
+    Check(
+        "larger_budget_weaker",
+        f"With a larger epsilon, the attack's loss is lower by more than {WEAKER_LIMIT:.0%} of the smaller one's rise.",
+        "The larger budget holds every image of the smaller one, so the attack missed what it had found before.",
+        "Start the larger budget at the smaller one's best images; take more steps or restarts.",
+        limit=0.1,
+    ),
+    Check(
+        "more_steps_weaker",
+        f"With more steps, the attack's loss is lower by more than {WEAKER_LIMIT:.0%} of the smaller one's rise.",
+        "Where the attack ends is a matter of luck: the loss is jagged or random.",
+        "Use restarts and keep the worst case; look for stochastic and non_monotone.",
+        limit=0.1,
+    ),
+    Check(
+        "clean_mismatch",
+        "The clean images have another loss than was given for them, or an attack with epsilon 0 changed the image or "
+        "its loss.",
+        "Attack and clean evaluation do not see the same function: another preprocessing, precision or text.",
+        "Compare their inputs. Until they agree, clean and robust scores must not be compared.",
+    ),
+    Check(
+        "gradient_does_not_predict",
+        f"A step of {PROBE:g}/255 (at most a quarter of epsilon; L2: just that) along the clean gradient, and one of a "
+        f"quarter of it, both changed the loss by less than {PREDICTION_LEAST:g} of what the gradient predicts.",
+        "The gradient describes the loss only in a tiny neighbourhood, or is not its gradient: it is masked, shattered "
+        "or replaced.",
+        "Look for layers with their own backward pass and for jagged ones. Replace them by smooth stand-ins, or use "
+        "black-box and transfer attacks.",
+        limit=0.1,
+    ),
+)
+"""All checks, in the order in which they are reported."""
+
+_BY_NAME = {check.name: check for check in CHECKS}
+
+
+def check_attack(
+    loss: LossFunction,
+    images_BCHW: Tensor,
+    result: AttackResult,
+    *,
+    epsilon: float,
+    seeds: Sequence[int],
+    norm: Norm = "linf",
+    solved: Tensor | None = None,
+    others: Mapping[str, Tensor] | None = None,
+    clean_loss: Tensor | None = None,
+    noise_points: int = 8,
+    tolerance: float = TOLERANCE,
+) -> list[Finding]:
+    """Looks for signs that an attack failed.
+
+    Costs 13 + ``noise_points`` forward passes and one backward pass per sample, one more forward pass for each entry of
+    ``others`` that holds images; with epsilon 0, eight forward passes. No pass is larger than the batch.
+
+    Args:
+        loss: what the attack maximised.
+        images_BCHW: clean images, float32 or float64 in [0, 1].
+        result: what the attack left.
+        epsilon: budget of the attack in units of 1/255.
+        seeds: one per sample, for random points that do not depend on the batch.
+        norm: of the budget.
+        solved: [B], samples that the attack broke; only ``non_finite``, ``stochastic`` and ``clean_mismatch`` look at
+            them. Without it, those at which the loss said so.
+        others: what attacks without this model's gradient reached: losses [B], or images [B, C, H, W] in the budget.
+        clean_loss: [B], loss of the clean images as the clean evaluation knows it.
+        noise_points: random points at the edge of the budget to try per sample.
+        tolerance: losses nearer than this times max(1, loss) count as equal; 1e-2 suits models in half precision.
+
+    Returns:
+        One finding per check that was raised, in the order of :data:`CHECKS`; for ``black_box_wins`` one per attack.
+
+    Raises:
+        ValueError: naming the argument at fault.
+    """
+    check_images(images_BCHW)
+    check_budget(epsilon, 1, 1.0, norm)
+    _check_arguments(images_BCHW, result, seeds, solved, clean_loss)
+    whole_B = ~result.broken_B
+    open_B = whole_B & ~(result.solved_B if solved is None else solved.to(whole_B))
+    index_B = torch.arange(images_BCHW.shape[0], device=images_BCHW.device)
+    case = _Case(loss, images_BCHW.detach(), index_B, result, epsilon, norm, whole_B, open_B, tolerance)
+    clean_B = case.loss_at(case.clean_BCHW)
+    found = [_zero_gradient(case), _non_finite(case)]
+    if epsilon > 0:
+        found += [_no_descent(case), _non_monotone(case), _still_rising(case)]
+    found.append(_stochastic(case, clean_B))
+    if epsilon > 0:
+        who = f"the best of {noise_points} random points"
+        found.append(_higher(case, "noise_wins", who, _best_of_noise(case, seeds, noise_points)))
+        for name, other in (others or {}).items():
+            found.append(_higher(case, "black_box_wins", name, _loss_of_other(case, name, other)))
+    found.append(_clean_mismatch(case, clean_B, clean_loss))
+    if epsilon > 0:
+        found.append(_does_not_predict(case, clean_B))
+    return [finding for finding in found if finding is not None]
+
+
+def compare_results(
+    smaller: AttackResult,
+    larger: AttackResult,
+    *,
+    grew: Literal["budget", "steps"],
+    solved: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> list[Finding]:
+    """Compares two attacks of the same samples of which the larger one must not be the weaker; costs no pass.
+
+    Args:
+        smaller: attack with the smaller epsilon or fewer steps.
+        larger: attack with the larger epsilon or more steps.
+        grew: what is larger, ``"budget"`` or ``"steps"``.
+        solved: [B], samples that the larger attack broke, which are not compared; as in :func:`check_attack`.
+        tolerance: as in :func:`check_attack`.
+
+    Returns:
+        A finding ``larger_budget_weaker`` or ``more_steps_weaker``, or none.
+
+    Raises:
+        ValueError: if the two are not of equally many samples, or ``grew`` is neither of the two.
+    """
+    if smaller.loss_B.shape != larger.loss_B.shape:
+        raise ValueError(f"larger: expected {len(smaller.loss_B)} samples like smaller, got {len(larger.loss_B)}")
+    names = {"budget": "larger_budget_weaker", "steps": "more_steps_weaker"}
+    if grew not in names:
+        raise ValueError(f"grew: expected 'budget' or 'steps', got {grew!r}")
+    solved_B = larger.solved_B if solved is None else solved.to(larger.solved_B)
+    open_B = ~(smaller.broken_B | larger.broken_B | solved_B)
+    gap_B = smaller.loss_B - larger.loss_B
+    rise_B = smaller.loss_B - smaller.history.loss_SB[0]
+    weaker_B = gap_B > torch.maximum(WEAKER_LIMIT * rise_B, _slack(smaller.loss_B, tolerance))
+    more = {"budget": "a larger budget", "steps": "more steps"}[grew]
+    text = f"{more} left the loss lower, by {_mean(gap_B, weaker_B & open_B):.3g} on average"
+    finding = _finding(names[grew], weaker_B, open_B, text)
+    return [finding] if finding else []
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One attacked batch under examination."""
+
+    loss: LossFunction
+    clean_BCHW: Tensor
+    index_B: Tensor
+    result: AttackResult
+    epsilon: float
+    norm: Norm
+    whole_B: Tensor  # not broken
+    open_B: Tensor  # neither broken nor solved
+    tolerance: float
+
+    def loss_at(self, images_BCHW: Tensor) -> Tensor:
+        return loss_only(self.loss, images_BCHW, self.index_B).loss_B
+
+
+def _check_arguments(
+    images_BCHW: Tensor, result: AttackResult, seeds: Sequence[int], solved: Tensor | None, clean_loss: Tensor | None
+) -> None:
+    batch = images_BCHW.shape[0]
+    if result.images_BCHW.shape != images_BCHW.shape:
+        raise ValueError(
+            f"result: expected images of shape {list(images_BCHW.shape)}, got {list(result.images_BCHW.shape)}"
+        )
+    if len(seeds) != batch:
+        raise ValueError(f"seeds: random points need one seed per sample ({batch}), got {len(seeds)}")
+    for name, value in (("solved", solved), ("clean_loss", clean_loss)):
+        if value is not None and value.shape != (batch,):
+            raise ValueError(f"{name}: expected one value per sample, shape [{batch}], got {list(value.shape)}")
+
+
+def _slack(loss_B: Tensor, tolerance: float) -> Tensor:
+    """The difference up to which losses count as equal."""
+    return tolerance * loss_B.abs().clamp(min=1.0)
+
+
+def _mean(value_B: Tensor, where_B: Tensor) -> float:
+    return float(value_B[where_B].mean()) if bool(where_B.any()) else 0.0
+
+
+def _finding(name: str, concerned_B: Tensor, looked_B: Tensor, text: str) -> Finding | None:
+    """A finding if the samples concerned are more than the check's limit allows."""
+    concerned_B = concerned_B & looked_B
+    looked, concerned = int(looked_B.sum()), int(concerned_B.sum())
+    if concerned == 0 or concerned / looked <= _BY_NAME[name].limit:
+        return None
+    samples = tuple(concerned_B.nonzero()[:, 0].tolist())
+    return Finding(name, concerned / looked, samples, f"{concerned} of {looked} samples: {text}")
+
+
+def _zero_gradient(case: _Case) -> Finding | None:
+    zeros_SB = case.result.history.zero_gradient_SB
+    share_B = zeros_SB.mean(0)
+    concerned_B = share_B > ZERO_GRADIENT_LIMIT
+    blind = int(((zeros_SB == 1).all(0) & case.open_B).sum())
+    mean = _mean(share_B, concerned_B & case.open_B)
+    text = f"{mean:.0%} of the gradient's entries are exactly zero; {blind} never saw a gradient at all"
+    return _finding("zero_gradient", concerned_B, case.open_B, text)
+
+
+def _non_finite(case: _Case) -> Finding | None:
+    text = "loss or gradient was not finite at some step; the attack stopped there"
+    return _finding("non_finite", case.result.broken_B, torch.ones_like(case.result.broken_B), text)
+
+
+def _no_descent(case: _Case) -> Finding | None:
+    start_B = case.result.history.loss_SB[0]
+    concerned_B = case.result.loss_B <= start_B
+    text = f"the loss never rose above its start ({_mean(start_B, concerned_B & case.open_B):.3g} on average)"
+    return _finding("no_descent", concerned_B, case.open_B, text)
+
+
+def _non_monotone(case: _Case) -> Finding | None:
+    share_B, depth_B = _oscillation(case.result, SMALL_STEP * case.epsilon * PIXEL)
+    concerned_B = (share_B > FALLS_LIMIT) & (depth_B > FALLS_DEPTH_LIMIT)
+    seen_B = concerned_B & case.open_B
+    text = (
+        f"{_mean(share_B, seen_B):.0%} of the small steps of the second half lowered the loss, "
+        f"by {_mean(depth_B, seen_B):.1%} of its total rise per small step"
+    )
+    return _finding("non_monotone", concerned_B, case.open_B, text)
+
+
+def _oscillation(result: AttackResult, small: float) -> tuple[Tensor, Tensor]:
+    """Share of the second half's small steps that lowered the loss; their falls per small step, over the total rise."""
+    history = result.history
+    half = len(history.step_size_SB) // 2
+    change_SB = history.loss_SB.diff(dim=0)[half:]
+    # A step size that was halved in float32 may lie above the product by its last digit.
+    small_SB = history.step_size_SB[half:] <= small * (1 + 1e-4)
+    fell_SB = small_SB & (change_SB < 0)
+    steps_B = small_SB.sum(0)
+    rise_B = result.loss_B - history.loss_SB[0]
+    falls_B = torch.where(fell_SB, -change_SB, 0.0).sum(0)
+    enough_B = steps_B >= SMALL_STEPS_LEAST
+    share_B = torch.where(enough_B, fell_SB.sum(0) / steps_B.clamp(min=1), 0.0)
+    depth_B = torch.where(enough_B & (rise_B > 0), falls_B / steps_B.clamp(min=1) / rise_B, 0.0)
+    return share_B, depth_B
+
+
+def _still_rising(case: _Case) -> Finding | None:
+    best_SB = case.result.history.loss_SB.cummax(0).values
+    steps = len(best_SB) - 1
+    last = max(1, steps // 10)
+    rise_B = best_SB[-1] - best_SB[0]
+    share_B = torch.where(rise_B > 0, (best_SB[-1] - best_SB[-1 - last]) / rise_B, 0.0)
+    concerned_B = share_B > LAST_RISE_LIMIT
+    text = f"{_mean(share_B, concerned_B & case.open_B):.0%} of the rise came in the last {last} of {steps} steps"
+    return _finding("still_rising", concerned_B, case.open_B, text)
+
+
+def _stochastic(case: _Case, clean_B: Tensor) -> Finding | None:
+    clean_gap_B = _spread([clean_B, *(case.loss_at(case.clean_BCHW) for _ in range(LOOKS - 1))])
+    best_gap_B = _spread([case.loss_at(case.result.images_BCHW) for _ in range(LOOKS)])
+    gap_B = torch.maximum(clean_gap_B, best_gap_B)
+    concerned_B = (clean_gap_B > _slack(clean_B, case.tolerance)) | (
+        best_gap_B > _slack(case.result.loss_B, case.tolerance)
+    )
+    gap = _mean(gap_B, concerned_B & case.whole_B)
+    text = f"the loss of the same pixels differs by {gap:.3g} between {LOOKS} passes"
+    return _finding("stochastic", concerned_B, case.whole_B, text)
+
+
+def _spread(losses: Sequence[Tensor]) -> Tensor:
+    losses_LB = torch.stack(list(losses))
+    return losses_LB.amax(0) - losses_LB.amin(0)
+
+
+def _best_of_noise(case: _Case, seeds: Sequence[int], points: int) -> Tensor:
+    """Highest loss over random corners (L2: of the sphere): they move a loss further than inner points."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    losses = [torch.full_like(case.result.loss_B, -torch.inf)]
+    for _ in range(points):
+        signs = [torch.randint(0, 2, case.clean_BCHW.shape[1:], generator=generator) for generator in generators]
+        noise_BCHW = ascent((2 * torch.stack(signs) - 1).to(case.clean_BCHW), case.norm) * (case.epsilon * PIXEL)
+        point_BCHW = project(case.clean_BCHW + noise_BCHW, case.clean_BCHW, case.epsilon, case.norm)
+        losses.append(case.loss_at(point_BCHW).nan_to_num(nan=-torch.inf).to(losses[0]))
+    return torch.stack(losses).amax(0)
+
+
+def _loss_of_other(case: _Case, name: str, other: Tensor) -> Tensor:
+    if other.ndim == 1:
+        check_loss(other, case.clean_BCHW)
+        return other
+    if other.shape != case.clean_BCHW.shape:
+        raise ValueError(f"others: '{name}' is neither losses [B] nor images {list(case.clean_BCHW.shape)}")
+    images_BCHW = other.to(case.clean_BCHW)
+    delta_BCHW = images_BCHW - case.clean_BCHW
+    length_B = delta_BCHW.abs().flatten(1).amax(1) if case.norm == "linf" else l2_norm(delta_BCHW)
+    longest = float(length_B.max()) / PIXEL
+    if not longest <= case.epsilon + BUDGET_SLACK:
+        raise ValueError(f"others: '{name}' left the budget ({longest:.4g} > {case.epsilon:g}), so it proves nothing")
+    return case.loss_at(images_BCHW)
+
+
+def _higher(case: _Case, check: str, who: str, other_B: Tensor) -> Finding | None:
+    """A finding if another attack reached a higher loss."""
+    reached_B = case.result.loss_B
+    gap_B = other_B.to(reached_B) - reached_B
+    concerned_B = gap_B > _slack(reached_B, case.tolerance)
+    gap = _mean(gap_B, concerned_B & case.open_B)
+    text = f"{who} reached a higher loss than the attack, by {gap:.3g} on average"
+    return _finding(check, concerned_B, case.open_B, text)
+
+
+def _clean_mismatch(case: _Case, clean_B: Tensor, clean_loss: Tensor | None) -> Finding | None:
+    gap_B = torch.zeros_like(clean_B) if clean_loss is None else (clean_loss.to(clean_B) - clean_B).abs()
+    moved_B = torch.zeros_like(case.whole_B)
+    if case.epsilon == 0:
+        gap_B = torch.maximum(gap_B, (case.result.loss_B.to(clean_B) - clean_B).abs())
+        moved_B = (case.result.images_BCHW != case.clean_BCHW).flatten(1).any(1)
+    concerned_B = moved_B | (gap_B > _slack(clean_B, case.tolerance))
+    gap, moved = _mean(gap_B, concerned_B & case.whole_B), int((moved_B & case.whole_B).sum())
+    text = f"the loss of the clean images is off by {gap:.3g} on average; {moved} images moved without a budget"
+    return _finding("clean_mismatch", concerned_B, case.whole_B, text)
+
+
+def _does_not_predict(case: _Case, clean_B: Tensor) -> Finding | None:
+    """Small steps uphill and downhill, at two lengths; a gradient that predicts at either is trusted.
+
+    Central differences: a step uphill alone sees too little of a concave loss (a targeted one), and one downhill too
+    little of a convex one. To see more than predicted is no fault: the loss of confident answers rises ever faster.
+    """
+    gradient_BCHW = loss_and_gradient(case.loss, case.clean_BCHW, case.index_B).gradient_BCHW
+    direction_BCHW = ascent(gradient_BCHW, case.norm)
+    longest = case.epsilon / 4 if case.norm == "l2" else min(PROBE, case.epsilon / 4)
+    judged_B, predicts_B = torch.zeros_like(case.whole_B), torch.zeros_like(case.whole_B)
+    seen_B = torch.full_like(clean_B, -torch.inf)
+    for length in (longest * PIXEL, longest / 4 * PIXEL):
+        above_BCHW = (case.clean_BCHW + length * direction_BCHW).clamp(0.0, 1.0)
+        below_BCHW = (case.clean_BCHW - length * direction_BCHW).clamp(0.0, 1.0)
+        predicted_B = (gradient_BCHW * (above_BCHW - below_BCHW)).flatten(1).sum(1).to(clean_B)
+        change_B = case.loss_at(above_BCHW) - case.loss_at(below_BCHW)
+        # What is predicted must stand out from rounding errors to be judged.
+        large_B = predicted_B > 10 * _slack(clean_B, case.tolerance)
+        judged_B = judged_B | large_B
+        predicts_B = predicts_B | (large_B & (change_B >= PREDICTION_LEAST * predicted_B))
+        seen_B = torch.where(large_B, torch.maximum(seen_B, change_B / predicted_B), seen_B)
+    fails_B = judged_B & ~predicts_B
+    seen = _mean(seen_B, fails_B & case.open_B)
+    text = f"small steps along the gradient have {seen:.3g} of the effect that it predicts"
+    return _finding("gradient_does_not_predict", fails_B, case.open_B, text)
