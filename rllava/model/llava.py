@@ -1,7 +1,7 @@
 """The LLaVA: encoders, one projector each, a language model; token-interleaved when there are several encoders.
 
 Shapes: B batch, C channel, H/W image, P visual tokens of an image (all encoders together), D width of the language
-model, T sequence, L labelled tokens, V vocabulary.
+model, T sequence, N labelled tokens or targets, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -148,6 +148,10 @@ def spliced_labels(sample: Tokens, visual_tokens: int) -> list[int]:
     return labels
 
 
+def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+
+
 def _pad(row_TD: Tensor, length: int) -> Tensor:
     return F.pad(row_TD, (0, 0, 0, length - row_TD.shape[0]))
 
@@ -209,6 +213,45 @@ class Llava(nn.Module):
         loss_B, count_B = self.connector(self.features(pixels_BCHW), tokens, max_length=1 << 30)
         mean_B: Tensor = loss_B / count_B.clamp(min=1)
         return mean_B
+
+    def targets_loss(self, image_1CHW: Tensor, targets: Sequence[Tokens]) -> Tensor:
+        """The answer loss of many answers to one prompt about one image, which are encoded once for all of them.
+
+        The loss of a universal attack: the same values as :meth:`answer_loss` of the image repeated, without repeating
+        it. The cached keys and values of the prompt carry the gradient.
+
+        Args:
+            image_1CHW: RGB in [0, 1].
+            targets: the same prompt with different answers.
+
+        Returns:
+            loss_N, float32.
+
+        Raises:
+            UserError: if the prompts differ.
+        """
+        length = next(place for place, label in enumerate(targets[0].labels) if label != IGNORE)
+        prompt = targets[0].ids[:length]
+        if any(target.ids[:length] != prompt for target in targets):
+            raise UserError("targets of different prompts; a prompt that is encoded once has to be the same for all")
+        language_model = cast(Any, self.connector.language_model)
+        visual_1PD = self.connector.visual_tokens(self.features(image_1CHW))
+        prompt_1TD = self.connector.embed(visual_1PD, [prompt])[0][None]
+        encoded = language_model.model(inputs_embeds=prompt_1TD, use_cache=True)
+        cache = encoded.past_key_values
+        cache.batch_repeat_interleave(len(targets))
+        longest = max(len(target.ids) for target in targets) - length
+        device = image_1CHW.device
+        label_NT = _padded([target.labels[length:] for target in targets], longest, IGNORE).to(device)
+        # Padding is on the right and the model is causal: whatever stands there is seen by nobody.
+        id_NT = _padded([target.ids[length:] for target in targets], longest, 0).to(device)
+        words_NTD = language_model.get_input_embeddings()(id_NT)
+        answer_NTD = language_model.model(inputs_embeds=words_NTD, past_key_values=cache).last_hidden_state
+        last_N1D = encoded.last_hidden_state[:, -1:].expand(len(targets), -1, -1)
+        logits_NTV = language_model.lm_head(torch.cat([last_N1D, answer_NTD[:, :-1]], dim=1)).float()
+        loss_NT = F.cross_entropy(logits_NTV.transpose(1, 2), label_NT, ignore_index=IGNORE, reduction="none")
+        mean_N: Tensor = loss_NT.sum(1) / (label_NT != IGNORE).sum(1)
+        return mean_N
 
     @torch.no_grad()
     def generate(self, pixels_BCHW: Tensor, prompts: Sequence[Tokens], max_new_tokens: int) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rllava.attacks import universal
 from rllava.encoders import build_encoder, encoder_spec
 from rllava.errors import UserError
 from rllava.model.assemble import build_connector
@@ -100,6 +101,43 @@ def test_generation_is_the_greedy_argmax_of_the_full_forward_pass() -> None:
             break
         embedded = torch.cat([embedded, table(torch.tensor([ids[-1]]))])
     assert llava.generate(pixels_BCHW, [prompt], 6) == [llava.tokenizer.decode(ids, skip_special_tokens=True).strip()]
+
+
+TARGETS = ("There is a red circle.", "no", "a somewhat longer answer about a teal triangle", "There is a red square.")
+
+
+@pytest.mark.parametrize("names", [("tiny-clip",), ("tiny-clip", "tiny-advxl")])
+def test_targets_of_one_prompt_cost_one_encoding_and_lose_what_they_lose_alone(names: tuple[str, ...]) -> None:
+    llava = make(*names)
+    targets = [conversation(llava, QUESTIONS[2][0], answer) for answer in TARGETS]
+    seen: list[int] = []
+    llava.encoders[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    image_1CHW = pixels(1).requires_grad_(True)
+    loss_N = llava.targets_loss(image_1CHW, targets)
+    (gradient_1CHW,) = torch.autograd.grad(loss_N.sum(), image_1CHW)
+    assert seen == [1]
+    expected_N = llava.answer_loss(image_1CHW.expand(len(targets), -1, -1, -1), targets)
+    (expected_1CHW,) = torch.autograd.grad(expected_N.sum(), image_1CHW)
+    torch.testing.assert_close(loss_N, expected_N, rtol=0, atol=2e-6)  # logits are float32
+    torch.testing.assert_close(gradient_1CHW, expected_1CHW, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="different prompts"):
+        llava.targets_loss(image_1CHW, [*targets, conversation(llava, QUESTIONS[0][0], "no")])
+
+
+def test_one_image_makes_many_targets_likelier() -> None:
+    llava = make("tiny-clip", dtype=torch.float32)
+    targets = [conversation(llava, QUESTIONS[2][0], answer) for answer in TARGETS]
+    image_CHW = pixels(1, torch.float32)[0]
+
+    def likelihood(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
+        return -llava.targets_loss(image_1CHW, [targets[n] for n in index_N.tolist()])
+
+    result = universal(likelihood, image_CHW, targets=len(targets), steps=12, batch=2, epsilon=32, step_size=4, seed=0)
+    everyone_N = torch.arange(len(targets))
+    with torch.no_grad():
+        before, after = (float(likelihood(image[None], everyone_N).mean()) for image in (image_CHW, result.image_CHW))
+    assert after > before + 0.05
+    assert float((result.image_CHW - image_CHW).abs().max()) <= 32 / 255 + 1e-6
 
 
 def test_long_sequences_are_cut() -> None:
