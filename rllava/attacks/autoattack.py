@@ -8,7 +8,7 @@ attack has broken is left out of the next; robust is who survives all.
 Shapes: B batch, C channel, H/W image, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,12 +68,8 @@ def apgd_ce(
     Returns:
         What is left.
     """
-    state = _State(model, images_BCHW, label_B)
-    for restart in range(restarts):
-        who_N = state.robust()
-        seeds = _seeds(who_N, seed, restart)
-        loss = classifier_loss(model, label_B[who_N], "ce")
-        state.note("apgd-ce", who_N, _run(loss, images_BCHW[who_N], epsilon, norm, steps, seeds))
+    state = _State(model, images_BCHW, label_B, epsilon, norm, seed)
+    state.apgd_ce(steps, restarts)
     return state.result()
 
 
@@ -105,15 +101,8 @@ def apgd_t(
     Returns:
         What is left.
     """
-    state = _State(model, images_BCHW, label_B)
-    ranked_BK = state.logits_BK.argsort(1, descending=True)
-    for rank in range(1, min(targets, ranked_BK.shape[1] - 1) + 1):
-        for restart in range(restarts):
-            who_N = state.robust()
-            seeds = _seeds(who_N, seed, rank * restarts + restart)
-            # Those still robust are right on the clean image: their first class is the label.
-            loss = classifier_loss(model, label_B[who_N], "targeted_dlr", ranked_BK[who_N, rank])
-            state.note("apgd-t", who_N, _run(loss, images_BCHW[who_N], epsilon, norm, steps, seeds))
+    state = _State(model, images_BCHW, label_B, epsilon, norm, seed)
+    state.apgd_t(steps, restarts, targets)
     return state.result()
 
 
@@ -143,58 +132,74 @@ def autoattack(
     Returns:
         What is left.
     """
-    state = _State(model, images_BCHW, label_B)
-    for attack in (apgd_ce, apgd_t):
-        who_N = state.robust()
-        if len(who_N):
-            left = attack(model, images_BCHW[who_N], label_B[who_N], epsilon=epsilon, norm=norm, steps=steps, seed=seed)
-            state.note(attack.__name__.replace("_", "-"), who_N, (left.images_BCHW, ~left.robust_B))
-    who_N = state.robust()
-    if norm == "linf" and len(who_N):
-        loss = classifier_loss(model, label_B[who_N], "margin")
-        found = square(loss, images_BCHW[who_N], epsilon=epsilon, queries=queries, seeds=_seeds(who_N, seed, 0))
-        state.note("square", who_N, (found.images_BCHW, found.solved_B))
+    state = _State(model, images_BCHW, label_B, epsilon, norm, seed)
+    state.apgd_ce(steps, restarts=1)
+    state.apgd_t(steps, restarts=1, targets=TARGETS)
+    if norm == "linf":
+        state.square(queries)
     return state.result()
 
 
 class _State:
-    """Who is still robust, and who broke the others."""
+    """Who is still robust, and who broke the others; each attack goes on with those that are left."""
 
-    def __init__(self, model: Classifier, images_BCHW: Tensor, label_B: Tensor) -> None:
+    def __init__(
+        self, model: Classifier, images_BCHW: Tensor, label_B: Tensor, epsilon: float, norm: Norm, seed: int
+    ) -> None:
         check_images(images_BCHW)
+        self.model, self.clean_BCHW, self.label_B = model, images_BCHW, label_B
+        self.epsilon, self.norm, self.seed = epsilon, norm, seed
         with torch.no_grad():
             self.logits_BK = model(images_BCHW)
         self.images_BCHW = images_BCHW.clone()
         self.robust_B = self.logits_BK.argmax(1) == label_B
         self.broken_by: list[str | None] = [None if right else "clean" for right in self.robust_B.tolist()]
 
-    def robust(self) -> Tensor:
+    def apgd_ce(self, steps: int, restarts: int) -> None:
+        for restart in range(restarts):
+            who_N = self.left()
+            loss = classifier_loss(self.model, self.label_B[who_N], "ce")
+            self.apgd("apgd-ce", loss, who_N, steps, restart)
+
+    def apgd_t(self, steps: int, restarts: int, targets: int) -> None:
+        ranked_BK = self.logits_BK.argsort(1, descending=True)
+        for rank in range(1, min(targets, ranked_BK.shape[1] - 1) + 1):
+            for restart in range(restarts):
+                who_N = self.left()
+                # Those still robust are right on the clean image: their first class is the label.
+                loss = classifier_loss(self.model, self.label_B[who_N], "targeted_dlr", ranked_BK[who_N, rank])
+                self.apgd("apgd-t", loss, who_N, steps, rank * restarts + restart)
+
+    def apgd(self, name: str, loss: LossFunction, who_N: Tensor, steps: int, run: int) -> None:
+        """AutoAttack's preset: from the budget's surface, first step 2 epsilon, last misclassified point."""
+        if len(who_N):
+            found = apgd(
+                loss, self.clean_BCHW[who_N], epsilon=self.epsilon, steps=steps, norm=self.norm,
+                start="surface", step_size=2.0, seeds=self.seeds(who_N, run),
+            )  # fmt: skip
+            self.note(name, who_N, found.solved_BCHW, found.solved_B)
+
+    def square(self, queries: int) -> None:
+        who_N = self.left()
+        if len(who_N):
+            loss = classifier_loss(self.model, self.label_B[who_N], "margin")
+            seeds = self.seeds(who_N, run=0)
+            found = square(loss, self.clean_BCHW[who_N], epsilon=self.epsilon, queries=queries, seeds=seeds)
+            self.note("square", who_N, found.images_BCHW, found.solved_B)
+
+    def left(self) -> Tensor:
         return self.robust_B.nonzero()[:, 0]
 
-    def note(self, attack: str, who_N: Tensor, found: tuple[Tensor, Tensor]) -> None:
-        images_NCHW, broken_N = found
-        for place in broken_N.nonzero()[:, 0].tolist():
-            sample = int(who_N[place])
-            self.images_BCHW[sample] = images_NCHW[place]
-            self.robust_B[sample] = False
+    def seeds(self, who_N: Tensor, run: int) -> list[int]:
+        """One seed per sample and run, whoever else is attacked."""
+        return [(self.seed * 1_000_003 + run) * 1_000_003 + sample for sample in who_N.tolist()]
+
+    def note(self, attack: str, who_N: Tensor, images_NCHW: Tensor, broken_N: Tensor) -> None:
+        broken = who_N[broken_N]
+        self.images_BCHW[broken] = images_NCHW[broken_N]
+        self.robust_B[broken] = False
+        for sample in broken.tolist():
             self.broken_by[sample] = attack
 
     def result(self) -> ClassifierResult:
         return ClassifierResult(self.images_BCHW, self.robust_B, tuple(self.broken_by))
-
-
-def _run(
-    loss: LossFunction, images_NCHW: Tensor, epsilon: float, norm: Norm, steps: int, seeds: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """AutoAttack's preset of APGD: from the budget's surface, first step 2 epsilon, last misclassified point."""
-    if not len(images_NCHW):
-        return images_NCHW, torch.zeros(0, dtype=torch.bool)
-    result = apgd(
-        loss, images_NCHW, epsilon=epsilon, steps=steps, norm=norm, start="surface", step_size=2.0, seeds=seeds
-    )
-    return result.solved_BCHW, result.solved_B
-
-
-def _seeds(who_N: Tensor, seed: int, run: int) -> list[int]:
-    """One seed per sample and run, whoever else is attacked."""
-    return [(seed * 1_000_003 + run) * 1_000_003 + sample for sample in who_N.tolist()]
