@@ -17,7 +17,6 @@ from benchmarks.common import ready_samples, trained_llava
 from rllava.attacks import apgd, random_noise, square
 from rllava.attacks.common import PIXEL
 from rllava.data.benchmarks import BENCHMARKS
-from rllava.model.conversation import TEMPLATES, pieces, tokenize
 from sweeps.console import run_script
 
 
@@ -53,8 +52,7 @@ def main(options: Options) -> None:
     llava, _ = trained_llava(options.storage, options.model)
     samples = ready_samples(replace(BENCHMARKS.get(options.benchmark), samples=options.samples), llava.image_size)
     images_BCHW = torch.stack([torch.from_numpy(s.pixels_HWC) for s in samples]).permute(0, 3, 1, 2).float() * PIXEL
-    template = TEMPLATES.get(llava.conversation)
-    tokens = [tokenize(llava.tokenizer, pieces(template, [(s.prompt, s.references[0])])) for s in samples]
+    tokens = [llava.tokens(sample.prompt, sample.references[0]) for sample in samples]
 
     def loss(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
         return llava.answer_loss(pixels_BCHW, [tokens[b] for b in index_B.tolist()])

@@ -25,7 +25,7 @@ from rllava.errors import UserError
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.worker import AttackWorker, evaluate_shard, labels_of
 from rllava.metrics.metric import METRICS, Metric, MetricState
-from rllava.model.conversation import TEMPLATES, Tokens, pieces, tokenize
+from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, spliced_labels
 from rllava.specs import EvalSpec
 from sweeps.console import run_script
@@ -135,7 +135,7 @@ class PublishedLoop:
         Returns:
             Adversarial image, [1, C, H, W].
         """
-        tokens = self.tokens(sample.prompt, text)
+        tokens = self.llava.tokens(sample.prompt, text)
         sign = -1.0 if entry.target else 1.0
         found: Tensor = self.published.apgd(
             lambda pixels: sign * self.loss(pixels, tokens), image, "linf", epsilon * PIXEL,
@@ -172,20 +172,8 @@ class PublishedLoop:
         Returns:
             In the metric's units.
         """
-        text = self.llava.generate(image, [self.tokens(sample.prompt, None)], benchmark.max_new_tokens)[0]
+        text = self.llava.generate(image, [self.llava.tokens(sample.prompt)], benchmark.max_new_tokens)[0]
         return self.metric.score(self.metric.clean(text), sample.references, self.state)
-
-    def tokens(self, prompt: str, answer: str | None) -> Tokens:
-        """A conversation's tokens.
-
-        Args:
-            prompt: user's turn.
-            answer: or None.
-
-        Returns:
-            Ids and labels.
-        """
-        return tokenize(self.llava.tokenizer, pieces(TEMPLATES.get(self.llava.conversation), [(prompt, answer)]))
 
 
 def ours(evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState) -> Attacked:

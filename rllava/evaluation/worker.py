@@ -20,7 +20,6 @@ from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import encode_png
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
-from rllava.model.conversation import TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Llava
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
@@ -96,7 +95,7 @@ class AttackWorker:
             Predictions and scores.
         """
         llava = self.model(precision)
-        prompts = [self._tokens(llava, sample.prompt, None) for sample in samples]
+        prompts = [llava.tokens(sample.prompt) for sample in samples]
         texts = llava.generate(pixels_BCHW.to(self.device), prompts, benchmark.max_new_tokens)
         predictions = [metric.clean(text) for text in texts]
         scores = [
@@ -147,7 +146,7 @@ class AttackWorker:
 
         def loss_of(who: Sequence[int], texts: Sequence[str], targeted: bool, precision: str) -> LossFunction:
             llava = self.model(precision)
-            tokens = [self._tokens(llava, batch.samples[b].prompt, text) for b, text in zip(who, texts, strict=True)]
+            tokens = [llava.tokens(batch.samples[b].prompt, text) for b, text in zip(who, texts, strict=True)]
             sign = -1.0 if targeted else 1.0
 
             def loss(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
@@ -182,10 +181,6 @@ class AttackWorker:
                 rows[b] |= {"prediction_8bit": answers[place], "score_8bit": scores[place]}
                 rows[b]["adversarial_png"] = encode_png(to_uint8(rounded_BCHW[place]))
         return rows
-
-    @staticmethod
-    def _tokens(llava: Llava, prompt: str, answer: str | None) -> Tokens:
-        return tokenize(llava.tokenizer, pieces(TEMPLATES.get(llava.conversation), [(prompt, answer)]))
 
 
 def to_uint8(image_CHW: Tensor) -> np.ndarray:

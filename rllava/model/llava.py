@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder
 from rllava.errors import UserError
-from rllava.model.conversation import IGNORE, IMAGE_TOKEN, Tokens
+from rllava.model.conversation import IGNORE, IMAGE_TOKEN, TEMPLATES, Tokens, pieces, tokenize
 
 
 def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
@@ -122,7 +122,7 @@ class Connector(nn.Module):
         labels = [spliced_labels(sample, visual_BPD.shape[1]) for sample in tokens]
         length = min(max(len(row) for row in labels), max_length)
         inputs_BTD = torch.stack([_pad(row[:length], length) for row in embedded])
-        label_BT = torch.tensor([(row + [IGNORE] * length)[:length] for row in labels], device=visual_BPD.device)
+        label_BT = _padded(labels, length, IGNORE).to(visual_BPD.device)
         hidden_BTD = cast(Any, self.language_model).model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
         shifted_BT = F.pad(label_BT[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         wanted_BT = shifted_BT != IGNORE
@@ -149,7 +149,7 @@ def spliced_labels(sample: Tokens, visual_tokens: int) -> list[int]:
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+    return torch.tensor([[*row[:length], *[value] * (length - len(row))] for row in rows])
 
 
 def _pad(row_TD: Tensor, length: int) -> Tensor:
@@ -188,6 +188,18 @@ class Llava(nn.Module):
     def image_size(self) -> int:
         """Side of the square input, in pixels."""
         return cast(Encoder, self.encoders[0]).spec.image_size
+
+    def tokens(self, prompt: str, answer: str | None = None) -> Tokens:
+        """A question in the model's conversation template.
+
+        Args:
+            prompt: the user's turn.
+            answer: labelled; None ends the text where generation begins.
+
+        Returns:
+            Ids and labels.
+        """
+        return tokenize(self.tokenizer, pieces(TEMPLATES.get(self.conversation), [(prompt, answer)]))
 
     def features(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Tokens of every encoder.
