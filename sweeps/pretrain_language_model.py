@@ -17,8 +17,8 @@ import torch.nn.functional as F
 import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rllava.data.corpus import Line, easy_corpus
-from rllava.model.conversation import IGNORE
+from rllava.data.corpus import easy_corpus
+from rllava.model.conversation import IGNORE, Piece, Tokens, tokenize
 from rllava.torchvision_shim import declare_missing_operators
 
 declare_missing_operators()
@@ -80,22 +80,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, line: Line) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a line; a prompt carries no loss, as in instruction tuning.
-
-    Args:
-        tokenizer: of the model.
-        line: of the corpus.
-
-    Returns:
-        Ids from the beginning to the end token, and the same with :data:`IGNORE` where no loss is taken.
-    """
-    prompt = [tokenizer.bos_token_id, *tokenizer(line.prompt, add_special_tokens=False)["input_ids"]]
-    text = [*tokenizer(line.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return prompt + text, [IGNORE] * len(prompt) + text
-
-
-def corpus_loss(model: Any, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+def corpus_loss(model: Any, rows: list[Tokens]) -> torch.Tensor:
     """Mean cross-entropy of the labelled tokens.
 
     Args:
@@ -105,9 +90,9 @@ def corpus_loss(model: Any, rows: list[tuple[list[int], list[int]]]) -> torch.Te
     Returns:
         Scalar.
     """
-    width = max(len(ids) for ids, _ in rows)
-    ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-    labels_BT = torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows])
+    width = max(len(row.ids) for row in rows)
+    ids_BT = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows])
+    labels_BT = torch.tensor([[*row.labels, *[IGNORE] * (width - len(row.labels))] for row in rows])
     logits_BTV = model(input_ids=ids_BT).logits
     return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORE)
 
@@ -141,7 +126,8 @@ def main(options: Options) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    encoded = [encode(tokenizer, line) for line in lines]
+    # A prompt carries no loss, as in instruction tuning.
+    encoded = [tokenize(tokenizer, [Piece(line.prompt), Piece(line.text, labelled=True, end=True)]) for line in lines]
     plain = [row for row, line in zip(encoded, lines, strict=True) if not line.prompt]
     conversations = [row for row, line in zip(encoded, lines, strict=True) if line.prompt]
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
