@@ -1,12 +1,15 @@
 """What benchmarks share: a LLaVA that the ablation has trained, samples ready for it, and the sheet they write."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rllava.data.benchmarks import BenchmarkSpec, list_samples
-from rllava.data.images import preprocess
+from rllava.data.benchmarks import BenchmarkSpec, build_benchmark, read_metric
+from rllava.data.shards import read_shard
 from rllava.errors import UserError
-from rllava.evaluation.samples import Sample
+from rllava.evaluation.samples import Sample, decode_shard
+from rllava.filesystem import open_filesystem
+from rllava.metrics.metric import Metric, MetricState
 from rllava.model.assemble import load_llava
 from rllava.model.llava import Llava
 from rllava.specs import ModelSpec
@@ -35,26 +38,21 @@ def trained_llava(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
     return load_llava(spec, store.filesystem, artifact.path, spec.encoders), spec
 
 
-def ready_samples(benchmark: BenchmarkSpec, image_size: int) -> list[Sample]:
-    """The benchmark's samples, decoded.
+def ready_benchmark(benchmark: BenchmarkSpec, image_size: int) -> tuple[list[Sample], Metric, MetricState]:
+    """A benchmark built and read back as the pipeline does.
 
     Args:
         benchmark: data, prompt and sample list.
         image_size: of the encoder.
 
     Returns:
-        In order.
+        Its samples in order, its metric, and the metric's state.
     """
-    return [
-        Sample(
-            sample.sample_id,
-            benchmark.prompt.replace("{question}", sample.question or ""),
-            tuple(sample.references),
-            preprocess(sample.load_image(), image_size),
-            None,
-        )
-        for sample in list_samples(benchmark)
-    ]
+    with tempfile.TemporaryDirectory(prefix="rllava-benchmark-") as name:
+        filesystem, folder = open_filesystem(name)
+        shards = build_benchmark(benchmark, filesystem, folder)
+        samples = [sample for shard in shards for sample in decode_shard(read_shard(filesystem, shard), image_size)]
+        return samples, *read_metric(filesystem, folder)
 
 
 def write_sheet(path: Path, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

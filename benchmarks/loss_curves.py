@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.report import render_png
-from benchmarks.common import ready_samples, trained_llava
+from benchmarks.common import ready_benchmark, trained_llava
 from rllava.attacks import apgd, random_noise, square
 from rllava.attacks.common import PIXEL
 from rllava.data.benchmarks import BENCHMARKS
@@ -50,7 +50,8 @@ def main(options: Options) -> None:
         options: see :class:`Options`.
     """
     llava, _ = trained_llava(options.storage, options.model)
-    samples = ready_samples(replace(BENCHMARKS.get(options.benchmark), samples=options.samples), llava.image_size)
+    spec = replace(BENCHMARKS.get(options.benchmark), samples=options.samples)
+    samples, _, _ = ready_benchmark(spec, llava.image_size)
     images_BCHW = torch.stack([torch.from_numpy(s.pixels_HWC) for s in samples]).permute(0, 3, 1, 2).float() * PIXEL
     tokens = [llava.tokens(sample.prompt, sample.references[0]) for sample in samples]
 

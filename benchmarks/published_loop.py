@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import ready_samples, trained_llava, write_sheet
+from benchmarks.common import ready_benchmark, trained_llava, write_sheet
 from rllava.attacks.common import PIXEL
 from rllava.attacks.protocols import PROTOCOLS, Round
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.worker import AttackWorker, evaluate_shard, labels_of
-from rllava.metrics.metric import METRICS, Metric, MetricState
+from rllava.metrics.metric import Metric, MetricState
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, spliced_labels
 from rllava.specs import EvalSpec
@@ -206,9 +206,7 @@ def main(options: Options) -> None:
     rows = []
     for name in options.benchmarks:
         benchmark = replace(BENCHMARKS.get(name), samples=options.samples)
-        samples = ready_samples(benchmark, llava.image_size)
-        metric = METRICS.get(benchmark.metric)
-        state = metric.prepare([sample.references for sample in samples])
+        samples, metric, state = ready_benchmark(benchmark, llava.image_size)
         protocol = PROTOCOLS.get(options.protocol)
         evaluation = EvalSpec(
             options.model, model, model.encoders, benchmark, protocol, options.epsilon, options.batch_size
