@@ -1,25 +1,44 @@
 """Evidence that the attacks worked, per candidate and budget: what the records tell about gradients and losses."""
 
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.scores import Scores, is_error
+from rllava.check_list import CHECKS, LAST_RISE_LIMIT, ZERO_GRADIENT_LIMIT
 
-ZERO_GRADIENT_LIMIT = 0.05
-LAST_RISE_LIMIT = 0.05
 ROUNDING_LIMIT = 1.0
 LINF_SLACK = 1e-3
+
+RISING_LIMIT = 0.1
+"""Share of samples that may score higher at a larger budget: both attacks end in local maxima."""
+
+_CHECKS = {check.name: check for check in CHECKS}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A reason to distrust a robust score: ``text`` says what was seen and why it matters."""
+    """A reason to distrust a robust score.
+
+    Attributes:
+        candidate: whose score.
+        epsilon: budget of the score, in 1/255.
+        check: name of the attack check, or of what was seen.
+        text: what was seen, with numbers.
+        means: what it says about the score.
+        remedy: what to do.
+    """
 
     candidate: str
     epsilon: float
+    check: str
     text: str
+    means: str
+    remedy: str
 
 
 def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
@@ -34,8 +53,9 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         them that no round lowered; ``steps`` (mean); ``zero_gradients`` (mean share of exactly zero image gradients);
         ``loss_clean`` and ``loss_best`` (means); ``last_rise``, the share of the loss's rise that came in the last
         tenth of the steps; ``score_float`` and ``score_8bit``, means over the attacked samples before and after
-        rounding the image to 8 bits; ``linf`` (largest, in 1/255); ``rising``, the share of samples that score higher
-        than at some smaller positive budget, which a perfect attack would never leave.
+        rounding the image to 8 bits; ``linf`` (largest, in 1/255); ``checked`` samples of the attack checks, and a
+        column ``check_NAME`` per check with the share of them that raised it; ``rising``, the share of samples that
+        score higher than at some smaller positive budget, which a perfect attack would never leave.
     """
     valid = records[~is_error(records)]
     rows = []
@@ -50,33 +70,49 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
-_COLUMNS = (
-    "candidate", "epsilon", "attacked", "unbroken", "steps", "zero_gradients", "loss_clean", "loss_best", "last_rise",
-    "score_float", "score_8bit", "linf", "rising",
+_MEANS = (
+    "unbroken", "steps", "zero_gradients", "loss_clean", "loss_best", "last_rise", "score_float", "score_8bit", "linf",
 )  # fmt: skip
+_COLUMNS = ("candidate", "epsilon", "attacked", *_MEANS, "checked", *(f"check_{name}" for name in _CHECKS), "rising")
 
 
 def attack_flags(evidence: pd.DataFrame) -> list[Flag]:
     """Lists what in the evidence speaks against trusting a robust score."""
     flags = []
     for row in evidence.to_dict("records"):
-        texts = []
+        seen: dict[str, tuple[str, str, str]] = {}
         if row["linf"] > row["epsilon"] + LINF_SLACK:
-            texts.append(f"an image left the budget (L∞ {row['linf']:.3f} > {row['epsilon']:g}): the score is void")
-        if row["zero_gradients"] > ZERO_GRADIENT_LIMIT:
-            texts.append(f"{row['zero_gradients']:.0%} of the gradients are exactly zero: gradients may be masked")
-        if row["last_rise"] > LAST_RISE_LIMIT:
-            texts.append(f"{row['last_rise']:.0%} of the loss's rise came in the last tenth of steps: take more steps")
+            text = f"an image left the budget (L∞ {row['linf']:.3f} > {row['epsilon']:g})"
+            seen["budget"] = (text, "The score is void.", "Report this: attacks must keep their budget.")
         if row["score_8bit"] - row["score_float"] > ROUNDING_LIMIT:
-            rise = row["score_8bit"] - row["score_float"]
-            texts.append(f"rounding to 8 bits gives {rise:.1f} points back: part of the attack is below 1/255")
-        flags += [Flag(row["candidate"], row["epsilon"], text) for text in texts]
+            text = f"rounding to 8 bits gives {row['score_8bit'] - row['score_float']:.1f} points back"
+            seen["rounding"] = (text, "Part of the attack is below 1/255.", "Quote the 8-bit score for image files.")
+        for name, text in _raised(row).items():
+            seen[name] = (text, _CHECKS[name].means, _CHECKS[name].remedy)
+        flags += [Flag(row["candidate"], row["epsilon"], name, *texts) for name, texts in seen.items()]
     return flags
 
 
+def _raised(row: Mapping[Hashable, Any]) -> dict[str, str]:
+    """What each raised check saw: in the attack checks of single samples, or in the means over all of them."""
+    raised = {
+        name: f"{row[f'check_{name}']:.0%} of {row['checked']} checked samples raise {name}"
+        for name in _CHECKS
+        if row[f"check_{name}"] > _CHECKS[name].limit
+    }
+    if row["zero_gradients"] > ZERO_GRADIENT_LIMIT:
+        raised["zero_gradient"] = f"{row['zero_gradients']:.0%} of the gradients are exactly zero"
+    if row["last_rise"] > LAST_RISE_LIMIT:
+        raised["still_rising"] = f"{row['last_rise']:.0%} of the loss's rise came in the last tenth of steps"
+    if row["rising"] > RISING_LIMIT:
+        raised["larger_budget_weaker"] = f"{row['rising']:.0%} of the samples score higher than at a smaller budget"
+    return raised
+
+
 def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
+    shares = _check_shares(attacked)
     if attacked.empty:
-        return {"attacked": 0, **{name: float("nan") for name in _COLUMNS[3:-1]}}
+        return {"attacked": 0, **dict.fromkeys(_MEANS, float("nan")), **shares}
     rise = (attacked["loss_best"] - attacked["loss_clean"]).sum()
     rounded = attacked[attacked["score_8bit"].notna()]
     return {
@@ -90,7 +126,15 @@ def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
         "score_float": float(rounded["score"].mean()),
         "score_8bit": float(rounded["score_8bit"].mean()),
         "linf": float(attacked["linf"].max()),
+        **shares,
     }
+
+
+def _check_shares(attacked: pd.DataFrame) -> dict[str, float]:
+    checked = attacked[attacked["checked"] == True]  # noqa: E712 (null: not checked)
+    raised = Counter(name for names in checked["findings"] for name in names)
+    shares = {f"check_{name}": raised[name] / len(checked) if len(checked) else float("nan") for name in _CHECKS}
+    return {"checked": len(checked), **shares}
 
 
 def _rising_share(scores: Scores, candidate: str, epsilon: float) -> float:

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 import vl_convert
 
-from analysis.evidence import attack_flags
+from analysis.evidence import Flag, attack_flags
 from analysis.findings import Findings, answer, confidence
 from analysis.gallery import Exhibit, magnification
 from analysis.scores import AVERAGE
@@ -30,6 +30,7 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
         give the same page.
     """
     manifest = findings.results.manifest
+    flags = attack_flags(findings.evidence)
     return _template().render(
         manifest=manifest,
         findings=findings,
@@ -45,7 +46,8 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
         exhibits=exhibits,
         factor=magnification(findings.epsilon),
         evidence=_records(findings.evidence),
-        flags=attack_flags(findings.evidence),
+        flags=flags,
+        doubts=_doubts(flags),
         errors=_error_counts(findings),
         times=_times(findings),
         average=AVERAGE,
@@ -95,6 +97,14 @@ def _results_table(findings: Findings) -> dict[str, Any]:
         ]
         rows.append({"candidate": candidate, "on_front": on_front[candidate], "cells": row})
     return {"benchmarks": benchmarks, "epsilons": findings.scores.epsilons, "rows": rows}
+
+
+def _doubts(flags: Sequence[Flag]) -> dict[tuple[str, float], str]:
+    """What is held against each number: the texts of the flags of a candidate and budget."""
+    texts: dict[tuple[str, float], list[str]] = {}
+    for flag in flags:
+        texts.setdefault((flag.candidate, flag.epsilon), []).append(f"{flag.check}: {flag.text}")
+    return {key: "; ".join(lines) for key, lines in texts.items()}
 
 
 def _comparisons_table(findings: Findings) -> list[dict[str, Any]]:

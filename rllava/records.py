@@ -24,6 +24,8 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("linf", pa.float64(), "largest absolute pixel change of the scored image, in 1/255; at most epsilon"),
     ("steps", pa.int32(), "gradient steps over all rounds"),
     ("rounds", pa.list_(pa.string()), "rounds that attacked this sample, in order"),
+    ("round_predictions", pa.list_(pa.string()), "answer after each round; null after one that only prepares"),
+    ("round_scores", pa.list_(pa.float64()), "metric of each"),
     ("best_round", pa.string(), "round that gave the worst score; 'clean' where no attack lowered it"),
     ("loss_clean", pa.float64(), "attack loss at the start of the best round (first round if none helped)"),
     ("loss_best", pa.float64(), "largest attack loss of that round"),
@@ -31,12 +33,15 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("zero_gradient_share", pa.float64(), "share of exactly zero image gradients over all steps, in [0, 1]"),
     ("clean_png", pa.binary(), "the encoder's clean input image, 8 bit (records of epsilon 0 only)"),
     ("adversarial_png", pa.binary(), "the worst adversarial image rounded to 8 bits (attacked samples only)"),
+    ("adversarial_rest", pa.binary(), "scored image minus adversarial_png in 1/128 level: int8, rows, columns, RGB"),
+    ("checked", pa.bool_(), "whether the attack checks looked at this sample (null: not)"),
+    ("findings", pa.list_(pa.string()), "checks that were raised for it"),
     ("error", pa.string(), "why there is no score (null where there is one)"),
 ]
 
 RECORD_SCHEMA = pa.schema(
     [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
-    metadata={"rllava.schema": "record-v1"},
+    metadata={"rllava.schema": "record-v2"},
 )
 """Arrow schema of a records part; the description of each column is in its field's metadata."""
 

@@ -16,6 +16,9 @@ PURE = ("rllava.encoders", "rllava.model", "rllava.attacks", "rllava.metrics", "
 ADAPTERS = ("rllava.data.ray_dataset", "rllava.training.ray_trainer", "rllava.evaluation.pipeline")
 """The only modules of the library that know Ray."""
 
+LIGHT = ("rllava.records", "rllava.check_list", "rllava.filesystem", "rllava.errors")
+"""What the analysis shares with what writes records."""
+
 GPU_STACK = ("torch", "torchvision", "ray", "transformers", "deepspeed", "timm")
 
 
@@ -44,13 +47,11 @@ RULES = {
     "attacks know no LLaVA": Rule(
         ("rllava.attacks",),
         ("rllava", "transformers", "timm", "deepspeed"),
-        allowed=("rllava.attacks", "rllava.errors", "rllava.registry"),
+        allowed=("rllava.attacks", "rllava.check_list", "rllava.errors", "rllava.registry"),
     ),
     "analysis runs without the GPU stack": Rule(("analysis",), (*GPU_STACK, "sweeps", "cluster")),
-    "analysis knows the record, not what wrote it": Rule(
-        ("analysis",), ("rllava",), allowed=("rllava.records", "rllava.filesystem", "rllava.errors")
-    ),
-    "the record needs no GPU stack": Rule(("rllava.records", "rllava.filesystem", "rllava.errors"), GPU_STACK),
+    "analysis knows the record, not what wrote it": Rule(("analysis",), ("rllava",), allowed=LIGHT),
+    "the record needs no GPU stack": Rule(LIGHT, GPU_STACK),
 }
 
 

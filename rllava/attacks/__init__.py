@@ -8,13 +8,14 @@ A classifier is attacked through :func:`classifier_loss`; :mod:`rllava.attacks.a
 """
 
 from rllava.attacks.apgd import apgd
-from rllava.attacks.checks import CHECKS, Finding, check_attack, compare_results
+from rllava.attacks.checks import Finding, check_attack, compare_results
 from rllava.attacks.common import AttackResult, History, LossFunction, Norm
 from rllava.attacks.losses import classifier_loss
 from rllava.attacks.noise import QueryResult, random_noise
 from rllava.attacks.pgd import pgd
 from rllava.attacks.square import square
 from rllava.attacks.universal import UniversalResult, read_corpus, universal
+from rllava.check_list import CHECKS
 
 __all__ = [
     "CHECKS",

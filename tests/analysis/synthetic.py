@@ -81,6 +81,8 @@ def make_record(
         "linf": epsilon if attacked else 0.0,
         "steps": 100 if attacked else 0,
         "rounds": ["apgd_ce_fp32"] if attacked else [],
+        "round_predictions": ["banana"] if attacked else [],
+        "round_scores": [score] if attacked else [],
         "best_round": "apgd_ce_fp32" if broken else "clean",
         "loss_clean": 0.4,
         "loss_best": 0.4 + 0.5 * epsilon,
@@ -88,6 +90,9 @@ def make_record(
         "zero_gradient_share": 0.001,
         "clean_png": make_png(seed, side, answer, 0) if side and epsilon == 0 else None,
         "adversarial_png": make_png(seed, side, answer, int(epsilon)) if side and attacked else None,
+        "adversarial_rest": bytes(3 * side * side) if side and attacked else None,
+        "checked": True if attacked else None,
+        "findings": [] if attacked else None,
         "error": None,
     }
     return {**record, **others}

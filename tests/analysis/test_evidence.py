@@ -5,6 +5,7 @@ import pytest
 
 from analysis.evidence import attack_evidence, attack_flags
 from analysis.scores import arrange_scores
+from rllava.check_list import CHECKS
 from tests.analysis.synthetic import make_record
 
 
@@ -45,7 +46,8 @@ def test_a_sound_attack_raises_no_doubt() -> None:
     [
         ({"linf": 8.5}, "left the budget"),
         ({"zero_gradient_share": 0.5}, "exactly zero"),
-        ({"loss_last_rise": 2.0}, "take more steps"),
+        ({"loss_last_rise": 2.0}, "last tenth of steps"),
+        ({"findings": ["noise_wins"]}, "100% of 1 checked samples raise noise_wins"),
         ({"score_8bit": 50.0}, "rounding to 8 bits gives 50.0 points back"),
     ],
 )
@@ -54,6 +56,15 @@ def test_each_failure_raises_its_doubt(others: dict[str, object], text: str) -> 
     assert len(flags) == 1
     assert text in flags[0].text
     assert (flags[0].candidate, flags[0].epsilon) == ("a", 8.0)
+
+
+def test_a_check_is_quoted_with_what_it_means_and_what_to_do() -> None:
+    rows = [attacked(f"s{i}", findings=["still_rising"] if i < 2 else [], checked=i < 10 or None) for i in range(20)]
+    (flag,) = attack_flags(evidence_of(rows))
+    assert (flag.check, flag.text) == ("still_rising", "20% of 10 checked samples raise still_rising")
+    assert (flag.means, flag.remedy) == next((c.means, c.remedy) for c in CHECKS if c.name == "still_rising")
+    few = [attacked(f"s{i}", findings=["still_rising"] if i < 1 else []) for i in range(20)]
+    assert attack_flags(evidence_of(few)) == [], "one in twenty is below the limit of this check"
 
 
 def test_rising_counts_samples_that_score_higher_at_a_larger_budget() -> None:
