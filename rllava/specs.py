@@ -94,7 +94,10 @@ class EvalSpec:
         benchmark: data, prompt, metric and sample list.
         protocol: rounds of the attack.
         epsilon: budget in 1/255; 0: clean.
-        batch_size: samples attacked together. Part of the fingerprint, as batched matrix products round differently.
+        batch_size: samples in flight together; 0: as many as memory holds. Part of the fingerprint, as batched matrix
+            products round differently.
+        smaller: this evaluation at the next smaller budget, if the protocol starts from its images.
+        sources: evaluations at the same budget whose images this one's protocol starts from.
     """
 
     candidate: str
@@ -104,6 +107,8 @@ class EvalSpec:
     protocol: Protocol
     epsilon: float
     batch_size: int
+    smaller: "EvalSpec | None" = None
+    sources: tuple["EvalSpec", ...] = ()
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from rllava.attacks.protocols import PROTOCOLS, with_steps
+from rllava.attacks.protocols import PROTOCOLS, in_precision, with_steps
 from rllava.errors import UserError
 from sweeps.console import run_script
 from sweeps.plan import Plan, check_inputs
@@ -33,7 +33,12 @@ class Options:
         budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
         protocol: attack protocol instead of the preset's.
         attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
+        attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
+            half precision), float16 or bfloat16; the records carry another protocol name.
         samples: samples per benchmark instead of the preset's.
+        batch_size: samples attacked together instead of the preset's; 0: as many as memory holds.
+        save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
+        compile: run attacked models through torch.compile; answers may differ in rounding.
         workers: training workers per candidate (one GPU each where there are GPUs).
         attack_workers: most attack workers per candidate.
         trials: candidates at a time; by default as many as the machines serve.
@@ -49,7 +54,11 @@ class Options:
     budgets: tuple[str, ...] = ()
     protocol: str | None = None
     attack_steps: int | None = None
+    attack_precision: str | None = None
     samples: int | None = None
+    batch_size: int | None = None
+    save_every: float = 60.0
+    compile: bool = False
     workers: int = 1
     attack_workers: int = 1
     trials: int | None = None
@@ -75,13 +84,31 @@ def make_plan(options: Options) -> Plan:
         if options.samples < 2:
             raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
         preset = replace(preset, samples=options.samples)
+    if options.batch_size is not None:
+        if options.batch_size < 0:
+            raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
+        preset = replace(preset, batch_size=options.batch_size)
+    if not options.save_every >= 0:
+        raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
     budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or preset.budgets
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
     benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
     protocol = PROTOCOLS.get(options.protocol or preset.protocol)
     if options.attack_steps is not None:
         protocol = with_steps(protocol, options.attack_steps)
-    return Plan(SWEEP, absolute(options.storage), preset, candidates, benchmarks, budgets, protocol)
+    if options.attack_precision is not None:
+        protocol = in_precision(protocol, options.attack_precision)
+    return Plan(
+        SWEEP,
+        absolute(options.storage),
+        preset,
+        candidates,
+        benchmarks,
+        budgets,
+        protocol,
+        options.save_every,
+        options.compile,
+    )
 
 
 def absolute(storage: str) -> str:

@@ -1,5 +1,6 @@
 """What a sweep consists of: candidates, benchmarks, budgets, and the artifacts they lead to."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ class Plan:
         benchmarks: data, prompt, metric.
         budgets: in 1/255.
         protocol: rounds of the attack.
+        save_every_s: seconds between two saved states of an attack in flight.
+        compiled: whether attacked models go through torch.compile.
     """
 
     sweep: str
@@ -38,6 +41,8 @@ class Plan:
     benchmarks: tuple[BenchmarkSpec, ...]
     budgets: tuple[float, ...]
     protocol: Protocol
+    save_every_s: float = 60.0
+    compiled: bool = False
 
     @cached_property
     def store(self) -> Store:
@@ -45,8 +50,12 @@ class Plan:
         return Store(self.storage)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = ("sweep", "storage", "preset", "candidates", "benchmarks", "budgets", "protocol")
-        return (Plan, tuple(getattr(self, field) for field in fields))
+        return (Plan, tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    @property
+    def first(self) -> "Plan | None":
+        """What has to be run before this plan: the protocol that its own starts from."""
+        return None if self.protocol.after is None else dataclasses.replace(self, protocol=self.protocol.after)
 
     def candidate(self, name: str) -> Candidate:
         """A candidate by name.
@@ -80,13 +89,31 @@ class Plan:
         Returns:
             Specs with their artifacts, budgets rising within each benchmark.
         """
-        model, _ = self.model(candidate)
         specs = [
-            EvalSpec(candidate.name, model, candidate.used, benchmark, self.protocol, epsilon, self.preset.batch_size)
-            for benchmark in self.benchmarks
-            for epsilon in self.budgets
+            self._evaluation(candidate, benchmark, epsilon) for benchmark in self.benchmarks for epsilon in self.budgets
         ]
         return [(spec, self.store.artifact("records", spec.name, spec)) for spec in specs]
+
+    def _evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, epsilon: float) -> EvalSpec:
+        model, _ = self.model(candidate)
+        smaller = max((budget for budget in self.budgets if 0 < budget < epsilon), default=None)
+        before = None
+        if self.protocol.chained and smaller is not None:
+            before = self._evaluation(candidate, benchmark, smaller)
+        sources: tuple[EvalSpec, ...] = ()
+        if self.first is not None and epsilon > 0:
+            sources = tuple(self.first._evaluation(other, benchmark, epsilon) for other in self.candidates)
+        return EvalSpec(
+            candidate=candidate.name,
+            model=model,
+            encoders=candidate.used,
+            benchmark=benchmark,
+            protocol=self.protocol,
+            epsilon=epsilon,
+            batch_size=self.preset.batch_size,
+            smaller=before,
+            sources=sources,
+        )
 
     def instruction_specs(self) -> tuple[InstructionSpec, InstructionSpec]:
         """Data of the two training stages."""
@@ -136,8 +163,10 @@ def check_inputs(plan: Plan) -> None:
         plan: of the sweep.
 
     Raises:
-        UserError: if a weights file is missing or has another hash.
+        UserError: if a weights file is missing or has another hash, or the protocol is not for a benchmark.
     """
+    for benchmark in plan.benchmarks:
+        plan.protocol.rounds(benchmark.task)
     for spec in {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values():
         check_weights(spec)
 

@@ -70,16 +70,20 @@ def run(plan: Plan, machines: Machines) -> str:
     board = Board({candidate.name: not candidate.plugged for candidate in plan.candidates})
     prepare_data(plan, board.say)
     before = completed(plan)
-    missing = [c.name for c in plan.candidates if plan.pending(c) or not plan.store.is_complete(plan.model(c)[1])]
+    board.say(plan.protocol.describe())
     board.say(
-        f"{plan.sweep}: {len(plan.candidates)} candidates, {len(missing)} with something to do; storage {plan.storage}"
+        f"{plan.sweep}: {len(plan.candidates)} candidates, {len(unfinished(plan))} with something to do; "
+        f"storage {plan.storage}"
     )
     machine: dict[str, Any] = {}
-    if missing:
-        info, placement, trials = find_machines(plan, machines, len(missing))
-        machine = describe_machine(info)
-        with board:
-            tune_over(plan, placement, trials, board)
+    # What a protocol starts from has to be there for all candidates before the first one goes on.
+    for stage in (plan.first, plan):
+        missing = [] if stage is None else unfinished(stage)
+        if stage is not None and missing:
+            info, placement, trials = find_machines(stage, machines, len(missing))
+            machine = describe_machine(info)
+            with board:
+                tune_over(stage, placement, trials, board)
     manifest = write_manifest(plan, before, machine, started)
     paths = write_report(plan.storage, plan.sweep)
     print(format_table(load_sweep(plan.storage, plan.sweep)))
@@ -87,6 +91,18 @@ def run(plan: Plan, machines: Machines) -> str:
     print(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
     print(f"report:  {paths.index}")
     return str(paths.index)
+
+
+def unfinished(plan: Plan) -> list[str]:
+    """Candidates with something to do.
+
+    Args:
+        plan: of the sweep.
+
+    Returns:
+        Their names.
+    """
+    return [c.name for c in plan.candidates if plan.pending(c) or not plan.store.is_complete(plan.model(c)[1])]
 
 
 def check_workers_of(plan: Plan, machines: Machines) -> None:

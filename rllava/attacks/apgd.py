@@ -10,7 +10,7 @@ Shapes: B batch, C channel, H/W image, S steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from rllava.attacks.common import (
     expand,
     loss_and_gradient,
     loss_only,
-    project,
+    project_to_radius,
     start_point,
 )
 
@@ -62,26 +62,163 @@ class Windows:
 
 
 @dataclass
-class _State:
-    """All state of a batch in flight; every tensor has the batch as its first dimension."""
+class Lanes:
+    """Attacks in flight; every tensor has the lane as its first dimension, and no lane reads another's row.
 
-    point_BCHW: Tensor
-    previous_BCHW: Tensor
-    gradient_BCHW: Tensor
-    best_BCHW: Tensor
-    best_gradient_BCHW: Tensor
-    best_loss_B: Tensor
-    solved_BCHW: Tensor  # last point that reached the goal
-    solved_B: Tensor
-    step_size_B: Tensor
-    done_B: Tensor  # steps taken
-    since_check_B: Tensor
-    window_B: Tensor  # length of the current window
-    rises_B: Tensor  # steps of the current window in which the loss rose
-    last_loss_B: Tensor  # loss of the previous step; 0 before the first one, as in the reference
-    best_loss_at_check_B: Tensor
-    reduced_at_check_B: Tensor
-    broken_B: Tensor
+    A lane has its own budget and number of steps, and may be at another step than its neighbours. Its life: ``enter``
+    at a start point; then each look at its point is taken in by ``absorb`` and followed by ``move`` to the next point,
+    until ``steps`` + 1 looks are taken in.
+
+    Attributes:
+        clean_LCHW: clean images.
+        radius_L: budgets in pixel units.
+        steps_L: steps of each attack.
+        done_L: steps taken; -1 before the first look.
+        point_LCHW: where the lane stands.
+        previous_LCHW: where it stood before.
+        gradient_LCHW: at the point.
+        best_LCHW: point of highest loss.
+        best_gradient_LCHW: the gradient there.
+        best_loss_L: its loss.
+        solved_LCHW: last point that reached the goal.
+        solved_L: whether any did.
+        step_size_L: in pixel units.
+        since_check_L: steps in the current window.
+        window_L: length of the current window.
+        shortest_L: length below which windows do not fall.
+        decrement_L: by which they shrink.
+        rises_L: steps of the current window in which the loss rose.
+        last_loss_L: loss of the previous step; 0 before the first one, as in the reference.
+        best_loss_at_check_L: when the current window began.
+        reduced_at_check_L: whether the last check reduced the step size.
+        broken_L: whether a loss or gradient was not finite; the lane stands still from then on.
+        loss_LS: loss of the point at each step, column 0 the start; as many columns as the longest attack needs.
+        step_size_LS: step size taken at each step.
+        zero_gradient_LS: share of exactly zero entries of each gradient used.
+    """
+
+    clean_LCHW: Tensor
+    radius_L: Tensor
+    steps_L: Tensor
+    done_L: Tensor
+    point_LCHW: Tensor
+    previous_LCHW: Tensor
+    gradient_LCHW: Tensor
+    best_LCHW: Tensor
+    best_gradient_LCHW: Tensor
+    best_loss_L: Tensor
+    solved_LCHW: Tensor
+    solved_L: Tensor
+    step_size_L: Tensor
+    since_check_L: Tensor
+    window_L: Tensor
+    shortest_L: Tensor
+    decrement_L: Tensor
+    rises_L: Tensor
+    last_loss_L: Tensor
+    best_loss_at_check_L: Tensor
+    reduced_at_check_L: Tensor
+    broken_L: Tensor
+    loss_LS: Tensor
+    step_size_LS: Tensor
+    zero_gradient_LS: Tensor
+
+    def __len__(self) -> int:
+        return self.clean_LCHW.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state by name, to be saved.
+
+        Returns:
+            Field name to tensor; ``Lanes(**tensors)`` is the same state.
+        """
+        return {field.name: self.__dict__[field.name] for field in fields(self)}
+
+    def rows(self, rows: Sequence[int]) -> "Lanes":
+        """Some of the lanes, copied.
+
+        Args:
+            rows: which, in the new order.
+
+        Returns:
+            Those lanes.
+        """
+        index = torch.tensor(rows, dtype=torch.int64, device=self.clean_LCHW.device)
+        return Lanes(**{name: value[index] for name, value in self.tensors().items()})
+
+    def join(self, others: "Lanes") -> "Lanes":
+        """These lanes and then others.
+
+        Args:
+            others: with the same columns of history.
+
+        Returns:
+            All of them.
+        """
+        theirs = others.tensors()
+        return Lanes(**{name: torch.cat([value, theirs[name]]) for name, value in self.tensors().items()})
+
+
+def enter(
+    clean_LCHW: Tensor,
+    point_LCHW: Tensor,
+    *,
+    epsilon: Sequence[float],
+    steps: Sequence[int],
+    step_size: Sequence[float],
+    columns: int | None = None,
+) -> Lanes:
+    """Lanes that stand at their start points and have seen nothing.
+
+    Args:
+        clean_LCHW: clean images.
+        point_LCHW: start points within the budgets.
+        epsilon: budgets in 1/255.
+        steps: of each attack.
+        step_size: first step sizes, in units of epsilon.
+        columns: steps that the histories hold; the longest attack's if None.
+
+    Returns:
+        The lanes.
+    """
+    count, longest = len(steps), max(steps) if columns is None else columns
+    windows = [Windows.of(total) for total in steps]
+    zeros_LCHW = torch.zeros_like(clean_LCHW)
+    false_L = torch.zeros(count, dtype=torch.bool, device=clean_LCHW.device)
+
+    def whole(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=clean_LCHW.device)
+
+    def number(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=clean_LCHW.dtype, device=clean_LCHW.device)
+
+    return Lanes(
+        clean_LCHW=clean_LCHW.clone(),
+        radius_L=number([value * PIXEL for value in epsilon]),
+        steps_L=whole(steps),
+        done_L=whole([-1] * count),
+        point_LCHW=point_LCHW.clone(),
+        previous_LCHW=point_LCHW.clone(),
+        gradient_LCHW=zeros_LCHW,
+        best_LCHW=point_LCHW.clone(),
+        best_gradient_LCHW=zeros_LCHW.clone(),
+        best_loss_L=number([-torch.inf] * count),
+        solved_LCHW=point_LCHW.clone(),
+        solved_L=false_L,
+        step_size_L=number([size * value * PIXEL for size, value in zip(step_size, epsilon, strict=True)]),
+        since_check_L=whole([-1] * count),
+        window_L=whole([window.first for window in windows]),
+        shortest_L=whole([window.shortest for window in windows]),
+        decrement_L=whole([window.decrement for window in windows]),
+        rises_L=whole([0] * count),
+        last_loss_L=number([0.0] * count),
+        best_loss_at_check_L=number([-torch.inf] * count),
+        reduced_at_check_L=~false_L,
+        broken_L=false_L.clone(),
+        loss_LS=clean_LCHW.new_zeros(count, longest + 1),
+        step_size_LS=clean_LCHW.new_zeros(count, longest),
+        zero_gradient_LS=clean_LCHW.new_zeros(count, longest),
+    )
 
 
 def apgd(
@@ -117,103 +254,110 @@ def apgd(
     check_images(images_BCHW)
     check_budget(epsilon, steps, step_size, norm)
     clean_BCHW = images_BCHW.detach()
-    index_B = torch.arange(clean_BCHW.shape[0], device=clean_BCHW.device)
-    windows = Windows.of(steps)
-    point_BCHW = start_point(start, clean_BCHW, epsilon, seeds, norm)
-    state = _begin(loss_and_gradient(loss, point_BCHW, index_B), point_BCHW, step_size * epsilon * PIXEL, windows)
-    losses, sizes, zeros = [state.best_loss_B.clone()], [], []
-    for step in range(steps):
-        sizes.append(state.step_size_B.clone())
-        zeros.append((state.gradient_BCHW == 0).flatten(1).to(clean_BCHW.dtype).mean(1))
-        _move(state, clean_BCHW, epsilon, norm)
+    count = clean_BCHW.shape[0]
+    index_B = torch.arange(count, device=clean_BCHW.device)
+    lanes = enter(
+        clean_BCHW,
+        start_point(start, clean_BCHW, epsilon, seeds, norm),
+        epsilon=[epsilon] * count,
+        steps=[steps] * count,
+        step_size=[step_size] * count,
+    )
+    for step in range(steps + 1):
         # The last point needs no gradient: no step follows.
-        look = loss_only if step == steps - 1 else loss_and_gradient
-        losses.append(_note(state, look(loss, state.point_BCHW, index_B)))
-        _check_step_size(state, windows)
-    history = History(torch.stack(losses), torch.stack(sizes), torch.stack(zeros))
+        look = loss_only if step == steps else loss_and_gradient
+        absorb(lanes, look(loss, lanes.point_LCHW, index_B))
+        if step < steps:
+            move(lanes, norm)
+    return result_of(lanes, steps)
+
+
+def result_of(lanes: Lanes, steps: int) -> AttackResult:
+    """What attacks of equally many steps leave.
+
+    Args:
+        lanes: that are done.
+        steps: of each.
+
+    Returns:
+        Points, losses, history.
+    """
+    history = History(
+        lanes.loss_LS[:, : steps + 1].T, lanes.step_size_LS[:, :steps].T, lanes.zero_gradient_LS[:, :steps].T
+    )
     return AttackResult(
-        state.best_BCHW,
-        state.best_loss_B,
-        state.solved_BCHW,
-        state.solved_B,
+        lanes.best_LCHW,
+        lanes.best_loss_L,
+        lanes.solved_LCHW,
+        lanes.solved_L,
         history,
-        state.broken_B,
+        lanes.broken_L,
         forwards=steps + 1,
         backwards=steps,
     )
 
 
-def _begin(look: Look, point_BCHW: Tensor, step_size: float, windows: Windows) -> _State:
-    broken_B = ~(look.loss_B.isfinite() & look.gradient_BCHW.flatten(1).isfinite().all(1))
-    gradient_BCHW = torch.where(expand(broken_B), torch.zeros_like(look.gradient_BCHW), look.gradient_BCHW)
-    zeros_B = torch.zeros_like(broken_B, dtype=torch.int64)
-    return _State(
-        point_BCHW=point_BCHW,
-        previous_BCHW=point_BCHW.clone(),
-        gradient_BCHW=gradient_BCHW,
-        best_BCHW=point_BCHW.clone(),
-        best_gradient_BCHW=gradient_BCHW.clone(),
-        best_loss_B=look.loss_B.clone(),
-        solved_BCHW=point_BCHW.clone(),
-        solved_B=look.solved_B & ~broken_B,
-        step_size_B=torch.full_like(look.loss_B, step_size),
-        done_B=zeros_B.clone(),
-        since_check_B=zeros_B.clone(),
-        window_B=torch.full_like(zeros_B, windows.first),
-        rises_B=zeros_B.clone(),
-        last_loss_B=torch.zeros_like(look.loss_B),
-        best_loss_at_check_B=look.loss_B.clone(),
-        reduced_at_check_B=torch.ones_like(broken_B),
-        broken_B=broken_B,
-    )
+def absorb(lanes: Lanes, look: Look) -> None:
+    """Takes in what the points show: keeps the best ones and the last ones that reached the goal, sets step sizes.
+
+    Args:
+        lanes: changed.
+        look: at their points.
+    """
+    loss_L = look.loss_B.to(lanes.best_loss_L.dtype)
+    first_L = lanes.done_L < 0
+    lanes.broken_L = lanes.broken_L | ~(loss_L.isfinite() & look.gradient_BCHW.flatten(1).isfinite().all(1))
+    lanes.gradient_LCHW = torch.where(expand(lanes.broken_L), 0.0, look.gradient_BCHW.to(lanes.point_LCHW.dtype))
+    # A start point whose loss is not finite is the best one there is; its loss says what it is.
+    better_L = torch.where(first_L, True, (loss_L > lanes.best_loss_L) & ~lanes.broken_L)
+    solved_L = look.solved_B & ~lanes.broken_L
+    lanes.best_LCHW = torch.where(expand(better_L), lanes.point_LCHW, lanes.best_LCHW)
+    lanes.best_gradient_LCHW = torch.where(expand(better_L), lanes.gradient_LCHW, lanes.best_gradient_LCHW)
+    lanes.best_loss_L = torch.where(better_L, loss_L, lanes.best_loss_L)
+    lanes.best_loss_at_check_L = torch.where(first_L, loss_L, lanes.best_loss_at_check_L)
+    lanes.solved_LCHW = torch.where(expand(solved_L), lanes.point_LCHW, lanes.solved_LCHW)
+    lanes.solved_L = lanes.solved_L | solved_L
+    lanes.rises_L = lanes.rises_L + ((loss_L > lanes.last_loss_L) & ~first_L)
+    lanes.last_loss_L = torch.where(first_L, 0.0, loss_L)
+    lanes.done_L = lanes.done_L + 1
+    lanes.since_check_L = lanes.since_check_L + 1
+    lanes.loss_LS.scatter_(1, lanes.done_L[:, None], loss_L[:, None])
+    _check_step_size(lanes)
 
 
-def _move(state: _State, clean_BCHW: Tensor, epsilon: float, norm: Norm) -> None:
-    """One step uphill, with momentum; samples that broke stay where they are."""
-    displacement_BCHW = state.point_BCHW - state.previous_BCHW
-    momentum_B111 = expand(torch.where(state.done_B == 0, 1.0, MOMENTUM).to(clean_BCHW.dtype))
-    target_BCHW = state.point_BCHW + expand(state.step_size_B) * ascent(state.gradient_BCHW, norm)
-    target_BCHW = project(target_BCHW, clean_BCHW, epsilon, norm)
-    moved_BCHW = (
-        state.point_BCHW + momentum_B111 * (target_BCHW - state.point_BCHW) + (1 - momentum_B111) * displacement_BCHW
-    )
-    moved_BCHW = project(moved_BCHW, clean_BCHW, epsilon, norm)
-    state.previous_BCHW = state.point_BCHW
-    state.point_BCHW = torch.where(expand(state.broken_B), state.point_BCHW, moved_BCHW)
+def _check_step_size(lanes: Lanes) -> None:
+    """At the end of a lane's window: if it oscillates or stands still, halve its step, go back to its best point."""
+    due_L = lanes.since_check_L == lanes.window_L
+    oscillates_L = lanes.rises_L <= OSCILLATION * lanes.window_L
+    stands_still_L = ~lanes.reduced_at_check_L & (lanes.best_loss_at_check_L >= lanes.best_loss_L)
+    reduce_L = due_L & (oscillates_L | stands_still_L)
+    lanes.step_size_L = torch.where(reduce_L, lanes.step_size_L / 2, lanes.step_size_L)
+    lanes.point_LCHW = torch.where(expand(reduce_L), lanes.best_LCHW, lanes.point_LCHW)
+    lanes.gradient_LCHW = torch.where(expand(reduce_L), lanes.best_gradient_LCHW, lanes.gradient_LCHW)
+    lanes.reduced_at_check_L = torch.where(due_L, reduce_L, lanes.reduced_at_check_L)
+    lanes.best_loss_at_check_L = torch.where(due_L, lanes.best_loss_L, lanes.best_loss_at_check_L)
+    lanes.since_check_L = torch.where(due_L, 0, lanes.since_check_L)
+    lanes.rises_L = torch.where(due_L, 0, lanes.rises_L)
+    shorter_L = torch.maximum(lanes.window_L - lanes.decrement_L, lanes.shortest_L)
+    lanes.window_L = torch.where(due_L, shorter_L, lanes.window_L)
 
 
-def _note(state: _State, look: Look) -> Tensor:
-    """Takes in what the new points show: keeps the best ones, and the last ones that reached the goal."""
-    finite_B = look.loss_B.isfinite() & look.gradient_BCHW.flatten(1).isfinite().all(1)
-    state.broken_B = state.broken_B | ~finite_B
-    better_B = (look.loss_B > state.best_loss_B) & ~state.broken_B
-    solved_B = look.solved_B & ~state.broken_B
-    state.gradient_BCHW = torch.where(expand(state.broken_B), torch.zeros_like(look.gradient_BCHW), look.gradient_BCHW)
-    state.best_BCHW = torch.where(expand(better_B), state.point_BCHW, state.best_BCHW)
-    state.best_gradient_BCHW = torch.where(expand(better_B), state.gradient_BCHW, state.best_gradient_BCHW)
-    state.best_loss_B = torch.where(better_B, look.loss_B, state.best_loss_B)
-    state.solved_BCHW = torch.where(expand(solved_B), state.point_BCHW, state.solved_BCHW)
-    state.solved_B = state.solved_B | solved_B
-    state.rises_B = state.rises_B + (look.loss_B > state.last_loss_B).to(state.rises_B.dtype)
-    state.last_loss_B = look.loss_B
-    state.done_B = state.done_B + 1
-    state.since_check_B = state.since_check_B + 1
-    return look.loss_B
+def move(lanes: Lanes, norm: Norm = "linf") -> None:
+    """One step uphill, with momentum; lanes that broke stay where they are, those that are done must not be moved.
 
-
-def _check_step_size(state: _State, windows: Windows) -> None:
-    """At the end of a sample's window: if it oscillates or stands still, halve its step, go back to its best point."""
-    due_B = state.since_check_B == state.window_B
-    oscillates_B = state.rises_B <= OSCILLATION * state.window_B
-    stands_still_B = ~state.reduced_at_check_B & (state.best_loss_at_check_B >= state.best_loss_B)
-    reduce_B = due_B & (oscillates_B | stands_still_B)
-    state.step_size_B = torch.where(reduce_B, state.step_size_B / 2, state.step_size_B)
-    state.point_BCHW = torch.where(expand(reduce_B), state.best_BCHW, state.point_BCHW)
-    state.gradient_BCHW = torch.where(expand(reduce_B), state.best_gradient_BCHW, state.gradient_BCHW)
-    state.reduced_at_check_B = torch.where(due_B, reduce_B, state.reduced_at_check_B)
-    state.best_loss_at_check_B = torch.where(due_B, state.best_loss_B, state.best_loss_at_check_B)
-    state.since_check_B = torch.where(due_B, 0, state.since_check_B)
-    state.rises_B = torch.where(due_B, 0, state.rises_B)
-    state.window_B = torch.where(
-        due_B, (state.window_B - windows.decrement).clamp(min=windows.shortest), state.window_B
-    )
+    Args:
+        lanes: changed.
+        norm: of the budgets.
+    """
+    zero_L = (lanes.gradient_LCHW == 0).flatten(1).to(lanes.zero_gradient_LS.dtype).mean(1)
+    lanes.zero_gradient_LS.scatter_(1, lanes.done_L[:, None], zero_L[:, None])
+    lanes.step_size_LS.scatter_(1, lanes.done_L[:, None], lanes.step_size_L[:, None])
+    point_LCHW, clean_LCHW, radius_L = lanes.point_LCHW, lanes.clean_LCHW, lanes.radius_L
+    displacement_LCHW = point_LCHW - lanes.previous_LCHW
+    momentum_L111 = expand(torch.where(lanes.done_L == 0, 1.0, MOMENTUM).to(point_LCHW.dtype))
+    target_LCHW = point_LCHW + expand(lanes.step_size_L) * ascent(lanes.gradient_LCHW, norm)
+    target_LCHW = project_to_radius(target_LCHW, clean_LCHW, radius_L, norm)
+    moved_LCHW = point_LCHW + momentum_L111 * (target_LCHW - point_LCHW) + (1 - momentum_L111) * displacement_LCHW
+    moved_LCHW = project_to_radius(moved_LCHW, clean_LCHW, radius_L, norm)
+    lanes.previous_LCHW = point_LCHW
+    lanes.point_LCHW = torch.where(expand(lanes.broken_L), point_LCHW, moved_LCHW)

@@ -131,11 +131,26 @@ def project(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float, norm: Norm 
     Returns:
         Projected images, [B, C, H, W].
     """
-    radius = epsilon * PIXEL
+    return project_to_radius(images_BCHW, clean_BCHW, clean_BCHW.new_full(clean_BCHW.shape[:1], epsilon * PIXEL), norm)
+
+
+def project_to_radius(images_BCHW: Tensor, clean_BCHW: Tensor, radius_B: Tensor, norm: Norm) -> Tensor:
+    """:func:`project` with one budget per sample.
+
+    Args:
+        images_BCHW: any images.
+        clean_BCHW: clean images.
+        radius_B: budgets in pixel units.
+        norm: of the budgets.
+
+    Returns:
+        Projected images, [B, C, H, W].
+    """
     if norm == "linf":
-        return images_BCHW.clamp(clean_BCHW - radius, clean_BCHW + radius).clamp(0.0, 1.0)
+        radius_B111 = expand(radius_B)
+        return images_BCHW.clamp(clean_BCHW - radius_B111, clean_BCHW + radius_B111).clamp(0.0, 1.0)
     delta_BCHW = images_BCHW - clean_BCHW
-    return (clean_BCHW + unit(delta_BCHW) * expand(l2_norm(delta_BCHW).clamp(max=radius))).clamp(0.0, 1.0)
+    return (clean_BCHW + unit(delta_BCHW) * expand(torch.minimum(l2_norm(delta_BCHW), radius_B))).clamp(0.0, 1.0)
 
 
 def ascent(gradient_BCHW: Tensor, norm: Norm) -> Tensor:

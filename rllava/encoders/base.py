@@ -65,14 +65,11 @@ class Encoder(nn.Module):
         spec: what it is.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("mean", torch.tensor(spec.mean)[None, :, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std)[None, :, None, None], persistent=False)
+        # No buffers: those would be rounded with the weights when the encoder goes to half precision.
+        self._statistics: tuple[Tensor, Tensor] | None = None
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Encodes images.
@@ -84,8 +81,24 @@ class Encoder(nn.Module):
         Returns:
             Visual tokens, [B, P, D], in the precision of the weights.
         """
-        normalised_BCHW = (pixels_BCHW - self.mean.to(pixels_BCHW.dtype)) / self.std.to(pixels_BCHW.dtype)
-        return self.features(normalised_BCHW.to(next(self.parameters()).dtype))
+        mean_1C11, std_1C11 = self.statistics(pixels_BCHW)
+        return self.features(((pixels_BCHW - mean_1C11) / std_1C11).to(next(self.parameters()).dtype))
+
+    def statistics(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the encoder's training, whatever the precision of its weights.
+
+        Args:
+            pixels_BCHW: gives precision and device.
+
+        Returns:
+            Both [1, C, 1, 1].
+        """
+        cached = self._statistics
+        if cached is None or (cached[0].dtype, cached[0].device) != (pixels_BCHW.dtype, pixels_BCHW.device):
+            like = {"dtype": pixels_BCHW.dtype, "device": pixels_BCHW.device}
+            mean, std = (torch.tensor(values, **like) for values in (self.spec.mean, self.spec.std))  # type: ignore[arg-type]
+            self._statistics = cached = (mean[None, :, None, None], std[None, :, None, None])
+        return cached
 
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """Visual tokens of normalised images; what a family implements.

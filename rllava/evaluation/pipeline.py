@@ -17,8 +17,11 @@ import torch
 
 from rllava.data.benchmarks import read_metric
 from rllava.data.shards import list_shards, parquet_bytes
+from rllava.evaluation.answers import answer_bank
+from rllava.evaluation.in_flight import InFlight
 from rllava.evaluation.samples import load_unit, unpack
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.transfer import images_of_others
+from rllava.evaluation.worker import AttackWorker, Keeping, evaluate_shard
 from rllava.model.assemble import load_llava
 from rllava.specs import EvalSpec
 from rllava.store import Artifact, Store
@@ -34,6 +37,8 @@ class EvalJob:
         specs: evaluations, complete ones left out.
         paths: of their records artifacts, in the same order.
         data: benchmark name to the folder of its shards.
+        save_every_s: seconds between two saved states of an attack in flight; a killed worker loses at most that.
+        compiled: whether the model goes through torch.compile.
     """
 
     storage: str
@@ -41,6 +46,8 @@ class EvalJob:
     specs: tuple[EvalSpec, ...]
     paths: tuple[str, ...]
     data: Mapping[str, str]
+    save_every_s: float = 60.0
+    compiled: bool = False
 
     def part(self, place: int, shard: int) -> str:
         """Path of a part.
@@ -183,7 +190,25 @@ class ShardAttacker:
         self.store = Store(job.storage)
         spec = job.specs[0]
         llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders)
-        self.worker = AttackWorker(llava, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.worker = AttackWorker(llava, device, "inductor" if job.compiled else None)
+        self.banks: dict[str, tuple[str, ...]] = {}
+
+    def bank(self, spec: EvalSpec) -> tuple[str, ...]:
+        """Answers to other samples, if the protocol aims at such; read once per benchmark.
+
+        Args:
+            spec: of an evaluation.
+
+        Returns:
+            Texts.
+        """
+        name = spec.benchmark.name
+        if not any(entry.decoy is not None for entry in spec.protocol.rounds(spec.benchmark.task)):
+            return ()
+        if name not in self.banks:
+            self.banks[name] = answer_bank(self.store.filesystem, self.job.data[name])
+        return self.banks[name]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """Attacks one shard at every budget that lacks it.
@@ -204,10 +229,24 @@ class ShardAttacker:
             return
         metric, state = read_metric(self.store.filesystem, self.job.data[name])
         specs = [self.job.specs[place] for place in places]
-        shards = evaluate_shard(self.worker, unpack(bytes(batch["samples"][0])), specs, metric, state)
+        samples = unpack(bytes(batch["samples"][0]))
+        states = InFlight(
+            self.store, {spec: self.job.paths[place] for spec, place in zip(specs, places, strict=True)}, shard, samples
+        )
         started = time.monotonic()
-        for place, (spec, table) in zip(places, shards, strict=True):
+        tables = evaluate_shard(
+            self.worker,
+            samples,
+            specs,
+            metric,
+            state,
+            bank=self.bank(specs[0]),
+            keeping=Keeping(states, self.job.save_every_s),
+            others=lambda spec, wanted: images_of_others(self.store, spec, shard, wanted),
+        )
+        for place, (spec, table) in zip(places, tables, strict=True):
             self.store.write(self.job.part(place, shard), parquet_bytes(table))
+            states.remove(spec)
             scores = [score for score in table.column("score").to_pylist() if score is not None]
             yield {
                 "benchmark": [name],

@@ -1,35 +1,85 @@
 """The attack worker: a loaded LLaVA that turns shards of a benchmark into records. This file knows no Ray.
 
-Shapes: B batch, C channel, H/W image.
+Shapes: B batch, N some of its samples, C channel, H/W image.
 """
 
 import copy
+import hashlib
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rllava.attacks.common import PIXEL, LossFunction
-from rllava.attacks.worst_case import Outcome, round_to_8_bits, worst_case
+from rllava.attacks.common import PIXEL, loss_and_gradient
+from rllava.attacks.engine import Engine, Task, Victims
+from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_that_fit
+from rllava.attacks.outcome import Outcome, round_to_8_bits
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import encode_png
+from rllava.evaluation.checking import findings
+from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
-from rllava.model.llava import Llava
+from rllava.model.conversation import Tokens
+from rllava.model.llava import Llava, Prefix
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
+TARGETS_AT_A_TIME = 32
+"""Decoys ranked in one pass: each needs a copy of the prompt's keys and values (LLaVA-1.5-7B in float32: 0.7 GB)."""
 
-@dataclass
+
+class StateStore(Protocol):
+    """Where the attack of a shard is kept while it is in flight."""
+
+    def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
+        """What was saved last, or None."""
+
+    def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
+        """Replaces it."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How attacks in flight are kept.
+
+    Attributes:
+        store: where.
+        every_s: seconds between two states; 0: after every look.
+    """
+
+    store: StateStore
+    every_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How answers to a benchmark are scored.
+
+    Attributes:
+        benchmark: data, prompt and answer length.
+        metric: scores.
+        state: of the metric.
+        bank: answers to other samples of the benchmark, from which decoys are taken.
+    """
+
+    benchmark: BenchmarkSpec
+    metric: Metric
+    state: MetricState
+    bank: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Answered:
-    """Clean images, answers and scores of a batch, shared by all budgets."""
+    """Clean images, answers and scores of a shard, shared by all budgets."""
 
     samples: list[Sample]
     pixels_BCHW: Tensor
@@ -52,17 +102,41 @@ def labels_of(sample: Sample, task: str) -> list[str]:
     return [answer for answer, _ in Counter(sample.references).most_common()]
 
 
+def seed_of(sample_id: str) -> int:
+    """A sample's seed, whatever shard or worker it is in.
+
+    Args:
+        sample_id: unique within its benchmark.
+
+    Returns:
+        Below 2^32.
+    """
+    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:4], "big")
+
+
 class AttackWorker:
     """A loaded model that attacks, answers and scores.
 
     Args:
         llava: frozen, in float32.
         device: to run on.
+        compiler: torch.compile's backend for encoders and language model, e.g. ``inductor``; None: not compiled.
+            Answers may differ in rounding.
     """
 
-    def __init__(self, llava: Llava, device: torch.device) -> None:
+    def __init__(self, llava: Llava, device: torch.device, compiler: str | None = None) -> None:
         self.device = device
-        self._models = {"float32": llava.to(device)}
+        self._compiler = compiler
+        self._models = {"float32": self._ready(llava.to(device))}
+        self._prefixes: dict[tuple[str, tuple[int, ...]], Prefix] = {}
+        self._tokens: dict[tuple[str, str], Tokens] = {}
+
+    def _ready(self, llava: Llava) -> Llava:
+        if self._compiler is not None:
+            # Layer by layer: all layers of the language model share one compiled graph, decoding included.
+            for module in (*llava.encoders, *cast(Any, llava.connector.language_model).model.layers):
+                module.compile(backend=self._compiler, dynamic=True)
+        return llava
 
     def model(self, precision: str) -> Llava:
         """The model in a precision; copies in half precision are made once.
@@ -74,203 +148,290 @@ class AttackWorker:
             The model.
         """
         if precision not in self._models:
-            self._models[precision] = copy.deepcopy(self._models["float32"]).to(HALF[precision])
+            half = copy.deepcopy(self._models["float32"]).to(HALF[precision])
+            self._models[precision] = self._ready(half)
         return self._models[precision]
 
+    def tokens(self, prompt: str, text: str) -> Tokens:
+        """A question and a labelled answer; tokenised once.
+
+        Args:
+            prompt: the user's turn.
+            text: the answer.
+
+        Returns:
+            Ids and labels.
+        """
+        if (prompt, text) not in self._tokens:
+            self._tokens[prompt, text] = self._models["float32"].tokens(prompt, text)
+        return self._tokens[prompt, text]
+
+    def loss(self, pixels_NCHW: Tensor, tokens: Sequence[Tokens], precision: str) -> Tensor:
+        """Mean cross-entropy of each answer, the text before the images encoded once and for all.
+
+        Args:
+            pixels_NCHW: images in [0, 1].
+            tokens: question and answer per image.
+            precision: of the model.
+
+        Returns:
+            loss_N, float32.
+        """
+        llava = self.model(precision)
+        prefix = self._prefix(llava, tokens[0], precision)
+        if prefix is not None and any(sample.ids[: len(prefix.ids)] != prefix.ids for sample in tokens):
+            prefix = None
+        return llava.answer_loss(pixels_NCHW, tokens, prefix)
+
+    def _prefix(self, llava: Llava, tokens: Tokens, precision: str) -> Prefix | None:
+        for (kind, ids), known in self._prefixes.items():
+            if kind == precision and tokens.ids[: len(ids)] == ids:
+                return known
+        prefix = llava.encode_prefix(tokens)
+        if prefix is not None:
+            self._prefixes[precision, prefix.ids] = prefix
+        return prefix
+
     def answer(
-        self, pixels_BCHW: Tensor, samples: Sequence[Sample], benchmark: BenchmarkSpec, metric: Metric,
-        state: MetricState, precision: str,
-    ) -> tuple[list[str], list[float]]:  # fmt: skip
+        self, pixels_NCHW: Tensor, samples: Sequence[Sample], scoring: Scoring, precision: str
+    ) -> tuple[list[str], list[float]]:
         """Greedy answers and their scores.
 
         Args:
-            pixels_BCHW: images in [0, 1], on any device.
+            pixels_NCHW: images in [0, 1], on any device.
             samples: whose.
-            benchmark: gives the answer's length.
-            metric: scores.
-            state: of the metric.
+            scoring: metric and answer length.
             precision: of the model.
 
         Returns:
             Predictions and scores.
         """
-        llava = self.model(precision)
+        llava, metric = self.model(precision), scoring.metric
         prompts = [llava.tokens(sample.prompt) for sample in samples]
-        texts = llava.generate(pixels_BCHW.to(self.device), prompts, benchmark.max_new_tokens)
+        texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.max_new_tokens)
         predictions = [metric.clean(text) for text in texts]
         scores = [
-            metric.score(prediction, sample.references, state)
+            metric.score(prediction, sample.references, scoring.state)
             for prediction, sample in zip(predictions, samples, strict=True)
         ]
         return predictions, scores
 
-    def clean(
-        self, samples: list[Sample], benchmark: BenchmarkSpec, metric: Metric, state: MetricState, precision: str
-    ) -> Answered:
-        """Answers a batch's clean images.
+    def clean(self, samples: list[Sample], scoring: Scoring, precision: str, batches: Batches) -> Answered:
+        """Answers the clean images of a shard.
 
         Args:
-            samples: without errors.
-            benchmark: gives the answer's length.
-            metric: scores.
-            state: of the metric.
+            samples: without errors, at least one.
+            scoring: metric and answer length.
             precision: of the clean pass: that of the protocol's first round.
+            batches: splits the work.
 
         Returns:
             What all budgets share.
         """
-        stacked = np.stack([sample.pixels_HWC for sample in samples if sample.pixels_HWC is not None])
-        pixels_BCHW = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
-        predictions, scores = self.answer(pixels_BCHW, samples, benchmark, metric, state, precision)
-        return Answered(samples, pixels_BCHW, predictions, scores)
+        pixels_BCHW = self.pixels(samples)
+        answered = batches.run(
+            lambda part: self.answer(pixels_BCHW[part], [samples[b] for b in part], scoring, precision),
+            list(range(len(samples))),
+        )
+        predictions = [prediction for part, _ in answered for prediction in part]
+        return Answered(samples, pixels_BCHW, predictions, [score for _, part in answered for score in part])
 
-    def attack(self, spec: EvalSpec, batch: Answered, metric: Metric, state: MetricState) -> list[dict[str, Any]]:
-        """Runs the protocol on a batch at one budget.
+    def pixels(self, samples: Sequence[Sample]) -> Tensor:
+        """Clean images on the device.
+
+        Args:
+            samples: without errors.
+
+        Returns:
+            [B, 3, H, W], float32 in [0, 1].
+        """
+        stacked = np.stack([sample.pixels_HWC for sample in samples if sample.pixels_HWC is not None])
+        return torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
+
+    def decoys(self, image_1CHW: Tensor, sample: Sample, scoring: Scoring) -> list[str]:
+        """Wrong answers to aim at: of those in the bank that score least, the likeliest for an image first.
+
+        Args:
+            image_1CHW: to start from.
+            sample: whose.
+            scoring: with a bank.
+
+        Returns:
+            Answers.
+        """
+        metric = scoring.metric
+        scores = [metric.score(metric.clean(text), sample.references, scoring.state) for text in scoring.bank]
+        worst = [text for text, score in zip(scoring.bank, scores, strict=True) if score == min(scores)]
+        targets = [self.tokens(sample.prompt, text) for text in worst]
+        llava = self.model("float32")
+        with torch.no_grad():
+            losses = [
+                llava.targets_loss(image_1CHW, targets[first : first + TARGETS_AT_A_TIME])
+                for first in range(0, len(targets), TARGETS_AT_A_TIME)
+            ]
+        order = torch.cat(losses).argsort(stable=True).tolist() if losses else []
+        return [worst[place] for place in order]
+
+    def batches(self, samples: Sequence[Sample], batch_size: int, precision: str) -> Batches:
+        """How many samples go through the model at a time.
+
+        Args:
+            samples: of the shard.
+            batch_size: so many; 0: as many as memory holds.
+            precision: of the model.
+
+        Returns:
+            Batches of that size, which shrink if they do not fit.
+        """
+        say = logging.getLogger(__name__).warning
+        if batch_size > 0 or self.device.type != "cuda":
+            return Batches(batch_size or len(samples), say)
+        tokens = [self.tokens(sample.prompt, max(sample.references, key=len)) for sample in samples[:2]] * 2
+        pixels_2CHW = self.pixels((*samples[:2], *samples[:2])[:2])
+
+        def one_pass(count: int) -> None:
+            def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
+                return self.loss(pixels_NCHW, tokens[:count], precision)
+
+            loss_and_gradient(loss, pixels_2CHW[:count], torch.arange(count))
+
+        one_pass(1)  # what is set up once must not count
+        free = cuda_free_bytes(self.device)
+        return Batches(samples_that_fit(cuda_peak(one_pass, self.device), free, len(samples)), say)
+
+    def attack(
+        self, spec: EvalSpec, shard: Answered, scoring: Scoring, batches: Batches, keeping: Keeping | None,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Runs the protocol on a shard at one budget.
 
         Args:
             spec: candidate, benchmark, protocol, budget.
-            batch: clean images and answers.
-            metric: scores.
-            state: of the metric.
+            shard: clean images and answers.
+            scoring: metric and answer length.
+            batches: splits the work.
+            keeping: where the attack is kept while it is in flight; None: nowhere.
+            others: images that attacks on other models found, by name.
 
         Returns:
             One record per sample.
         """
-        benchmark, task = spec.benchmark, spec.benchmark.task
-        if spec.epsilon == 0:
-            pngs = [encode_png(to_uint8(image_CHW)) for image_CHW in batch.pixels_BCHW]
-            return [
-                {**record_head(spec, sample), **clean_fields(batch, b), "clean_png": pngs[b]}
-                for b, sample in enumerate(batch.samples)
-            ]
-
-        def loss_of(who: Sequence[int], texts: Sequence[str], targeted: bool, precision: str) -> LossFunction:
-            llava = self.model(precision)
-            tokens = [llava.tokens(batch.samples[b].prompt, text) for b, text in zip(who, texts, strict=True)]
-            sign = -1.0 if targeted else 1.0
-
-            def loss(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
-                return sign * llava.answer_loss(pixels_BCHW, [tokens[i] for i in index_B.tolist()])
-
-            return loss
-
-        def judge(images_BCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
-            return self.answer(images_BCHW, [batch.samples[b] for b in who], benchmark, metric, state, precision)
-
-        outcomes = worst_case(
-            spec.protocol.rounds(task),
-            batch.pixels_BCHW,
-            [labels_of(sample, task) for sample in batch.samples],
-            batch.predictions,
-            batch.scores,
-            epsilon=spec.epsilon,
-            loss_of=loss_of,
-            judge=judge,
-            dropped=benchmark.drops,
-        )
+        samples, clean_BCHW = shard.samples, shard.pixels_BCHW
         rows = [
-            {**record_head(spec, sample), **clean_fields(batch, b), **attack_fields(outcomes[b], batch.pixels_BCHW[b])}
-            for b, sample in enumerate(batch.samples)
+            {**record_head(spec, sample), **clean_fields(prediction, score)}
+            for sample, prediction, score in zip(samples, shard.predictions, shard.scores, strict=True)
         ]
-        attacked = [b for b, outcome in enumerate(outcomes) if outcome.steps]
-        if attacked:
-            worst_BCHW = torch.stack([outcomes[b].image_CHW for b in attacked])
-            rounded_BCHW = round_to_8_bits(worst_BCHW, batch.pixels_BCHW[attacked], spec.epsilon)
-            answers, scores = judge(rounded_BCHW, attacked, "float32")
-            for place, b in enumerate(attacked):
-                rows[b] |= {"prediction_8bit": answers[place], "score_8bit": scores[place]}
-                rows[b]["adversarial_png"] = encode_png(to_uint8(rounded_BCHW[place]))
+        if spec.epsilon == 0:
+            for row, image_CHW in zip(rows, clean_BCHW, strict=True):
+                row["clean_png"] = encode_png(to_uint8(image_CHW))
+            return rows
+        outcomes = self._engine(spec, shard, scoring, batches, others, keeping)
+        attacked = [b for b, outcome in enumerate(outcomes) if outcome.rounds]
+        for b in attacked:
+            rows[b] |= attack_fields(outcomes[b], clean_BCHW[b])
+            rows[b] |= image_fields(outcomes[b].image_CHW, clean_BCHW[b], spec.epsilon)
+        for part, (answers, scores) in batches.run(
+            lambda part: (part, self._answer_8_bit(spec, shard, scoring, outcomes, part)), attacked
+        ):
+            for b, answer, score in zip(part, answers, scores, strict=True):
+                rows[b] |= {"prediction_8bit": answer, "score_8bit": score}
+        for b, names in self._findings(spec, shard, scoring, outcomes, batches).items():
+            rows[b] |= {"checked": True, "findings": names}
         return rows
 
+    def _engine(
+        self, spec: EvalSpec, shard: Answered, scoring: Scoring, batches: Batches,
+        others: Mapping[str, Tensor] | None, keeping: Keeping | None,
+    ) -> list[Outcome]:  # fmt: skip
+        samples = shard.samples
 
-def to_uint8(image_CHW: Tensor) -> np.ndarray:
-    """An 8-bit image.
+        def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+            return self.loss(pixels_NCHW, self._of(samples, tasks), precision)
+
+        def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
+            return self.answer(images_NCHW, [samples[b] for b in who], scoring, precision)
+
+        victims = Victims(
+            images_BCHW=shard.pixels_BCHW,
+            labels=[labels_of(sample, spec.benchmark.task) for sample in samples],
+            predictions=shard.predictions,
+            scores=shard.scores,
+            seeds=[seed_of(sample.sample_id) for sample in samples],
+            decoys=lambda b, image_CHW: self.decoys(image_CHW[None], samples[b], scoring),
+            others=others,
+        )
+        engine = Engine(
+            spec.protocol.rounds(spec.benchmark.task),
+            victims,
+            epsilon=spec.epsilon,
+            answer_loss=answer_loss,
+            judge=judge,
+            dropped=dropped_by(spec),
+            places=spec.batch_size or len(samples),
+            batches=batches,
+        )
+        if keeping is None:
+            return engine.run()
+        saved = keeping.store.load(spec)
+        if saved is not None:
+            engine.load_state_dict(saved)
+        return engine.run(lambda state: keeping.store.save(spec, state), keeping.every_s)
+
+    def _of(self, samples: Sequence[Sample], tasks: Sequence[Task]) -> list[Tokens]:
+        return [self.tokens(samples[task.sample].prompt, task.text) for task in tasks]
+
+    def _answer_8_bit(
+        self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], part: Sequence[int]
+    ) -> tuple[list[str], list[float]]:
+        worst_NCHW = torch.stack([outcomes[b].image_CHW for b in part])
+        rounded_NCHW = round_to_8_bits(worst_NCHW, shard.pixels_BCHW[part], spec.epsilon)
+        return self.answer(rounded_NCHW, [shard.samples[b] for b in part], scoring, "float32")
+
+    def _findings(
+        self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches
+    ) -> dict[int, list[str]]:
+        def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+            return self.loss(pixels_NCHW, self._of(shard.samples, tasks), precision)
+
+        def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
+            return self.answer(images_NCHW, [shard.samples[b] for b in who], scoring, precision)[0]
+
+        return findings(
+            outcomes,
+            shard.pixels_BCHW,
+            shard.predictions,
+            epsilon=spec.epsilon,
+            clean_precision=spec.protocol.rounds(spec.benchmark.task)[0].precision,
+            seeds=[seed_of(sample.sample_id) for sample in shard.samples],
+            dropped=dropped_by(spec),
+            answer_loss=answer_loss,
+            answer=answer,
+            most=batches.limit,
+        )
+
+
+def dropped_by(spec: EvalSpec) -> Callable[[float], bool]:
+    """Which scores leave nothing to attack.
 
     Args:
-        image_CHW: in [0, 1], multiples of 1/255.
+        spec: protocol and benchmark.
 
     Returns:
-        uint8 [H, W, 3].
+        A function of a score.
     """
-    pixels: np.ndarray = (image_CHW / PIXEL).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
-def record_head(spec: EvalSpec, sample: Sample) -> dict[str, Any]:
-    """The columns every record has.
-
-    Args:
-        spec: of the evaluation.
-        sample: of the record.
-
-    Returns:
-        Part of a record.
-    """
-    return {
-        "candidate": spec.candidate,
-        "benchmark": spec.benchmark.name,
-        "sample_id": sample.sample_id,
-        "protocol": spec.protocol.label,
-        "epsilon": spec.epsilon,
-        "prompt": sample.prompt,
-        "references": list(sample.references),
-        "error": sample.error,
+    rules: dict[str, Callable[[float], bool]] = {
+        "threshold": spec.benchmark.drops,
+        "floor": lambda score: score <= 0,
+        "never": lambda score: False,
     }
-
-
-def clean_fields(batch: Answered, b: int) -> dict[str, Any]:
-    """The clean answer of a sample, as what it is until an attack does worse.
-
-    Args:
-        batch: answered.
-        b: place in it.
-
-    Returns:
-        Part of a record.
-    """
-    prediction, score = batch.predictions[b], batch.scores[b]
-    return {
-        "clean_prediction": prediction,
-        "prediction": prediction,
-        "clean_score": score,
-        "score": score,
-        "prediction_8bit": prediction,
-        "score_8bit": score,
-        "linf": 0.0,
-        "steps": 0,
-        "rounds": [],
-        "best_round": "clean",
-    }
-
-
-def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
-    """What an attack did to a sample.
-
-    Args:
-        outcome: of the protocol.
-        clean_CHW: clean image.
-
-    Returns:
-        Part of a record.
-    """
-    return {
-        "prediction": outcome.prediction,
-        "score": outcome.score if outcome.error is None else None,  # a broken attack proves no robustness
-        "linf": float((outcome.image_CHW - clean_CHW).abs().max()) / PIXEL,
-        "steps": outcome.steps,
-        "rounds": outcome.rounds,
-        "best_round": outcome.best_round,
-        "loss_clean": outcome.loss_clean,
-        "loss_best": outcome.loss_best,
-        "loss_last_rise": outcome.loss_last_rise,
-        "zero_gradient_share": outcome.zero_gradient_share,
-        "error": outcome.error,
-    }
+    return rules[spec.protocol.drops]
 
 
 def evaluate_shard(
-    worker: AttackWorker, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState
-) -> Iterator[tuple[EvalSpec, pa.Table]]:
+    worker: AttackWorker, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState,
+    *, bank: Sequence[str] = (), keeping: Keeping | None = None,
+    others: Callable[[EvalSpec, Sequence[Sample]], Mapping[str, Tensor]] | None = None,
+) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
     """Records of a shard at every budget, one clean pass for all of them.
 
     Args:
@@ -279,18 +440,26 @@ def evaluate_shard(
         specs: evaluations of this benchmark that still lack this shard.
         metric: of the benchmark.
         state: of the metric.
+        bank: answers to other samples of the benchmark, for protocols that aim at wrong ones.
+        keeping: where attacks are kept while they are in flight; None: nowhere.
+        others: gives the images that attacks on other models found, for protocols that start from them.
 
     Yields:
         Per spec, the shard's records in the order of its samples.
     """
-    batch_size = specs[0].batch_size
+    first = specs[0]
+    scoring = Scoring(first.benchmark, metric, state, tuple(bank))
     whole = [sample for sample in samples if sample.error is None]
-    precision = specs[0].protocol.rounds(specs[0].benchmark.task)[0].precision
-    batches = [
-        worker.clean(whole[first : first + batch_size], specs[0].benchmark, metric, state, precision)
-        for first in range(0, len(whole), batch_size)
-    ]
+    precision = first.protocol.rounds(first.benchmark.task)[0].precision
+    shard: Answered | None = None
+    if whole:
+        batches = worker.batches(whole, first.batch_size, precision)
+        shard = worker.clean(whole, scoring, precision, batches)
     for spec in specs:
-        scored = {row["sample_id"]: row for batch in batches for row in worker.attack(spec, batch, metric, state)}
-        rows = [scored.get(sample.sample_id, record_head(spec, sample)) for sample in samples]
-        yield spec, pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)
+        scored = {}
+        if shard is not None:
+            found = None if others is None else others(spec, shard.samples)
+            rows = worker.attack(spec, shard, scoring, batches, keeping, found)
+            scored = {row["sample_id"]: row for row in rows}
+        table = [scored.get(sample.sample_id, record_head(spec, sample)) for sample in samples]
+        yield spec, pa.Table.from_pylist(table, schema=RECORD_SCHEMA)

@@ -4,7 +4,9 @@ Shapes: B batch, C channel, H/W image, P visual tokens of an image (all encoders
 model, T sequence, N labelled tokens or targets, V vocabulary.
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -51,6 +53,32 @@ def check_ensemble(encoders: Sequence[Encoder]) -> None:
         if len({getattr(spec, field) for spec in specs}) > 1:
             described = ", ".join(f"{spec.name} {getattr(spec, field)}" for spec in specs)
             raise UserError(f"ensemble of encoders with different {field} ({described}); interleaving needs equal ones")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The text before the image, encoded once for all samples and all steps of an attack.
+
+    Attributes:
+        ids: its tokens.
+        cache: keys and values of every layer, for a batch of one; never changed.
+    """
+
+    ids: tuple[int, ...]
+    cache: Any
+
+    def repeated(self, count: int) -> Any:
+        """A cache to go on from.
+
+        Args:
+            count: samples.
+
+        Returns:
+            A copy for a batch of so many.
+        """
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(count)
+        return cache
 
 
 class Connector(nn.Module):
@@ -103,7 +131,9 @@ class Connector(nn.Module):
             embedded.append(text_TD)
         return embedded
 
-    def forward(self, features: Sequence[Tensor], tokens: Sequence[Tokens], max_length: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Sequence[Tensor], tokens: Sequence[Tokens], max_length: int, prefix: Prefix | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the labelled tokens, summed per sample.
 
         Padding is on the right and the model is causal, so no token ever sees padding. Logits are computed at
@@ -113,17 +143,21 @@ class Connector(nn.Module):
             features: the encoders' tokens, per encoder [B, P_e, D_e].
             tokens: ids and labels of the B conversations.
             max_length: in tokens, visual ones included; longer sequences are cut.
+            prefix: that all conversations begin with, already encoded.
 
         Returns:
             Summed loss and number of labelled tokens, both [B].
         """
         visual_BPD = self.visual_tokens(features)
-        embedded = self.embed(visual_BPD, [sample.ids for sample in tokens])
-        labels = [spliced_labels(sample, visual_BPD.shape[1]) for sample in tokens]
-        length = min(max(len(row) for row in labels), max_length)
+        known = 0 if prefix is None else len(prefix.ids)
+        assert prefix is None or all(sample.ids[:known] == prefix.ids for sample in tokens)
+        embedded = self.embed(visual_BPD, [sample.ids[known:] for sample in tokens])
+        labels = [spliced_labels(sample, visual_BPD.shape[1])[known:] for sample in tokens]
+        length = min(max(len(row) for row in labels), max_length - known)
         inputs_BTD = torch.stack([_pad(row[:length], length) for row in embedded])
         label_BT = _padded(labels, length, IGNORE).to(visual_BPD.device)
-        hidden_BTD = cast(Any, self.language_model).model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
+        cache = {"use_cache": False} if prefix is None else {"past_key_values": prefix.repeated(len(tokens))}
+        hidden_BTD = cast(Any, self.language_model).model(inputs_embeds=inputs_BTD, **cache).last_hidden_state
         shifted_BT = F.pad(label_BT[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         wanted_BT = shifted_BT != IGNORE
         logits_NV = cast(Any, self.language_model).lm_head(hidden_BTD[wanted_BT]).float()
@@ -212,17 +246,35 @@ class Llava(nn.Module):
         """
         return [encoder(pixels_BCHW) for encoder in self.encoders]
 
-    def answer_loss(self, pixels_BCHW: Tensor, tokens: Sequence[Tokens]) -> Tensor:
+    @torch.no_grad()
+    def encode_prefix(self, tokens: Tokens) -> Prefix | None:
+        """Encodes the text before the image, which no pixel changes: the model is causal.
+
+        Args:
+            tokens: a conversation.
+
+        Returns:
+            For :meth:`answer_loss` of conversations that begin alike; None if there is no image, or nothing before it.
+        """
+        if IMAGE_TOKEN not in tokens.ids[1:]:
+            return None
+        ids = tokens.ids[: tokens.ids.index(IMAGE_TOKEN)]
+        language_model = cast(Any, self.connector.language_model)
+        id_1T = torch.tensor([ids], device=next(language_model.parameters()).device)
+        return Prefix(ids, language_model.model(input_ids=id_1T, use_cache=True).past_key_values)
+
+    def answer_loss(self, pixels_BCHW: Tensor, tokens: Sequence[Tokens], prefix: Prefix | None = None) -> Tensor:
         """Mean cross-entropy over each sample's answer tokens and end token (protocol section 4.2).
 
         Args:
             pixels_BCHW: RGB in [0, 1].
             tokens: prompt and answer per sample.
+            prefix: that they all begin with, already encoded by these weights in this precision.
 
         Returns:
             loss_B, float32.
         """
-        loss_B, count_B = self.connector(self.features(pixels_BCHW), tokens, max_length=1 << 30)
+        loss_B, count_B = self.connector(self.features(pixels_BCHW), tokens, max_length=1 << 30, prefix=prefix)
         mean_B: Tensor = loss_B / count_B.clamp(min=1)
         return mean_B
 

@@ -3,16 +3,22 @@
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from rllava.attacks.protocols import PROTOCOLS
+from rllava.attacks.common import PIXEL
+from rllava.attacks.outcome import unpack_images
+from rllava.attacks.protocols import PROTOCOLS, Protocol, Round, in_precision
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
-from rllava.evaluation.worker import AttackWorker, evaluate_shard, labels_of
+from rllava.evaluation.worker import AttackWorker, Keeping, Scoring, evaluate_shard, labels_of, seed_of
 from rllava.metrics.metric import METRICS
 from rllava.specs import EvalSpec
 from sweeps.presets import PRESETS, model_spec
@@ -36,23 +42,27 @@ def shard(name: str, count: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=BENCHMARK_SCHEMA)
 
 
-def spec_of(name: str, epsilon: float, batch_size: int = 4, protocol: str = "paper_ensemble_3steps") -> EvalSpec:
+def spec_of(
+    name: str, epsilon: float, batch_size: int = 4, protocol: str | Protocol = "paper_ensemble_3steps"
+) -> EvalSpec:
     llava = make("tiny-clip")
     encoders = tuple(encoder.spec for encoder in llava.encoders)  # type: ignore[misc]
     benchmark = dataclasses.replace(BENCHMARKS.get(name), samples=6)
     model = model_spec(PRESET, encoders)  # type: ignore[arg-type]
-    return EvalSpec("tiny-clip", model, encoders, benchmark, PROTOCOLS.get(protocol), epsilon, batch_size)  # type: ignore[arg-type]
+    chosen = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
+    return EvalSpec("tiny-clip", model, encoders, benchmark, chosen, epsilon, batch_size)  # type: ignore[arg-type]
 
 
 def evaluate(
-    name: str, samples: list[Sample], epsilons: tuple[float, ...], batch_size: int = 4
-) -> list[list[dict[str, object]]]:
+    name: str, samples: list[Sample], epsilons: tuple[float, ...], batch_size: int = 4,
+    protocol: str | Protocol = "paper_ensemble_3steps", worker: AttackWorker | None = None, **others: Any,
+) -> list[list[dict[str, Any]]]:  # fmt: skip
     metric = METRICS.get(BENCHMARKS.get(name).metric)
     state = metric.prepare([sample.references or ("none",) for sample in samples])
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = worker or AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     # An untrained LLaVA answers nothing right; references that it does give make it worth attacking.
-    specs = [spec_of(name, epsilon, batch_size) for epsilon in epsilons]
-    return [table.to_pylist() for _, table in evaluate_shard(worker, samples, specs, metric, state)]
+    specs = [spec_of(name, epsilon, batch_size, protocol) for epsilon in epsilons]
+    return [table.to_pylist() for _, table in evaluate_shard(worker, samples, specs, metric, state, **others)]
 
 
 def answered_by_itself(name: str, samples: list[Sample]) -> list[Sample]:
@@ -149,3 +159,151 @@ def test_half_precision_rounds_use_a_half_precision_model() -> None:
 def test_prompts_reach_the_model_word_for_word() -> None:
     prompts = {json.dumps(row["prompt"]) for row in shard("easy_captions", 3).to_pylist()}
     assert prompts == {json.dumps("<image>\nProvide a short caption for this image.")}
+
+
+def scored_image(row: dict[str, Any]) -> Tensor:
+    """The scored image of a record, from its two columns."""
+    rounded_HWC = torch.from_numpy(np.array(Image.open(io.BytesIO(row["adversarial_png"]))))
+    rest_HWC = torch.from_numpy(np.frombuffer(row["adversarial_rest"], np.int8).copy()).view(rounded_HWC.shape)
+    return unpack_images(rounded_HWC.permute(2, 0, 1), rest_HWC.permute(2, 0, 1))
+
+
+def test_a_stored_image_gives_the_stored_answer_again() -> None:
+    samples = answered_by_itself("easy_captions", decode_shard(shard("easy_captions", 6), 64))
+    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    (rows,) = evaluate("easy_captions", samples, (12.5,), worker=worker)
+    metric = METRICS.get("cider")
+    scoring = Scoring(BENCHMARKS.get("easy_captions"), metric, metric.prepare([s.references for s in samples]))
+    attacked = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row["rounds"]]
+    assert attacked
+    for row, sample in attacked:
+        image_1CHW = scored_image(row)[None]
+        assert worker.answer(image_1CHW, [sample], scoring, "float32")[0] == [row["prediction"]]
+        delta_CHW = (image_1CHW - worker.pixels([sample])).abs() / PIXEL
+        assert float(delta_CHW.max()) == pytest.approx(row["linf"], abs=1e-3)
+        assert row["linf"] <= 12.5
+
+
+class Memory:
+    """Keeps states in memory, serialised as the store does, and breaks off after some."""
+
+    def __init__(self, breaks_after: int = 1 << 30) -> None:
+        self.kept: dict[float, bytes] = {}
+        self.left = breaks_after
+        self.loaded = 0
+
+    def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
+        if spec.epsilon not in self.kept:
+            return None
+        self.loaded += 1
+        state: Mapping[str, Any] = torch.load(io.BytesIO(self.kept[spec.epsilon]), weights_only=True)
+        return state
+
+    def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        self.kept[spec.epsilon] = buffer.getvalue()
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_an_attack_that_broke_off_goes_on_to_the_same_rows() -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 6), 64))
+    unbroken = evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2)
+    memory = Memory(breaks_after=11)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, keeping=Keeping(memory, every_s=0.0))
+    memory.left = 1 << 30
+    assert evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, keeping=Keeping(memory, every_s=0.0)) == unbroken
+    assert memory.loaded == 1
+
+
+def test_a_batch_size_of_zero_takes_the_whole_shard() -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 5), 64))
+    whole, five = (evaluate("easy_vqa", samples, (8.0,), batch_size=size) for size in (0, 5))
+    assert whole == five
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_attacks_keep_images_in_float32(precision: str) -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 4), 64))
+    protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), precision)
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    for encoder in worker.model(precision).encoders:
+        encoder.register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
+    (rows,) = evaluate("easy_vqa", samples, (8.0,), protocol=protocol, worker=worker)
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    assert seen == {(torch.float32, half)}
+    for row in rows:
+        if row["rounds"]:
+            assert row["protocol"] == f"paper_ensemble_3steps_{precision}-v1"
+            assert row["error"] is None
+            assert row["linf"] <= 8.0
+            assert row["loss_best"] >= row["loss_clean"]
+
+
+def test_normalisation_is_not_rounded_with_the_weights() -> None:
+    encoder = make("tiny-clip", dtype=torch.float32).encoders[0].bfloat16()
+    mean_1C11, std_1C11 = encoder.statistics(torch.zeros(1, 3, 64, 64))
+    assert mean_1C11.flatten().tolist() == torch.tensor(encoder.spec.mean).tolist()
+    assert std_1C11.flatten().tolist() == torch.tensor(encoder.spec.std).tolist()
+
+
+def test_a_compiled_model_gives_the_same_attack() -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 2), 64))
+    protocol = Protocol("once", 1, (), (Round("label0", 2, "float32", "clean", 0),))
+    llava = make("tiny-clip", dtype=torch.float32)
+    compiled = AttackWorker(llava, torch.device("cpu"), compiler="eager")
+    assert all(encoder._compiled_call_impl is not None for encoder in llava.encoders)
+    rows = [evaluate("easy_vqa", samples, (8.0,), protocol=protocol, worker=worker)[0] for worker in (compiled, None)]
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine["prediction"] == theirs["prediction"]
+        assert mine["loss_best"] == pytest.approx(theirs["loss_best"], abs=1e-4)
+
+
+def test_decoys_are_the_worst_answers_the_likeliest_first() -> None:
+    (sample,) = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 1), 64))
+    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    metric = METRICS.get("vqa_accuracy")
+    bank = ("red", "blue", sample.references[0], "green", "triangle", "yes", "no", "teal", "circle", "gray")
+    image_1CHW = worker.pixels([sample])
+    found = worker.decoys(image_1CHW, sample, Scoring(BENCHMARKS.get("easy_vqa"), metric, None, bank))
+    assert sorted(found) == sorted(set(bank) - {sample.references[0]})
+    with torch.no_grad():
+        losses = [float(worker.loss(image_1CHW, [worker.tokens(sample.prompt, text)], "float32")) for text in found]
+    assert losses == sorted(losses)
+    assert seed_of("a") != seed_of("b")
+
+
+class Rounded(torch.autograd.Function):
+    """8 levels, and no gradient: a defence that masks it."""
+
+    @staticmethod
+    def forward(context: Any, pixels_BCHW: Tensor) -> Tensor:
+        return (pixels_BCHW * 8).round() / 8
+
+    @staticmethod
+    def backward(context: Any, gradient_BCHW: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.zeros_like(gradient_BCHW)
+
+
+def shifted(pixels_BCHW: Tensor) -> Tensor:
+    """Another random shift in each pass: a randomised defence."""
+    return pixels_BCHW.roll(int(torch.randint(1, 9, ())), 3)
+
+
+@pytest.mark.parametrize(
+    ("defence", "check"), [(Rounded.apply, "zero_gradient"), (shifted, "stochastic")], ids=["rounding", "shifting"]
+)
+def test_a_defence_that_fools_the_attack_is_found_and_recorded(defence: Any, check: str) -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 4), 64))
+    llava = make("tiny-clip", dtype=torch.float32)
+    llava.encoders[0].register_forward_pre_hook(lambda module, inputs: (defence(inputs[0]),))
+    (defended,) = evaluate("easy_vqa", samples, (16.0,), worker=AttackWorker(llava, torch.device("cpu")))
+    checked = [row for row in defended if row["checked"]]
+    assert checked
+    assert any(check in row["findings"] for row in checked), checked[0]["findings"]
+    (sound,) = evaluate("easy_vqa", samples, (16.0,))
+    assert all(check not in row["findings"] for row in sound if row["checked"])

@@ -1,0 +1,274 @@
+"""What a protocol did to a sample, and the grid of 1/128 level on which adversarial images are scored and stored.
+
+Shapes: N samples, C channel, H/W image, S steps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rllava.attacks.apgd import Lanes
+from rllava.attacks.common import PIXEL, AttackResult, History
+from rllava.attacks.protocols import Round
+
+GRID = 128
+"""Scored images are multiples of 1/128 of an 8-bit level, so that an 8-bit image and one signed byte per value store
+them without loss."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One round of one sample, as the attack checks need it.
+
+    Attributes:
+        text: whose loss was attacked.
+        targeted: whether it was minimised.
+        precision: of the model.
+        loss_S: what the attack maximised, at each step; column 0 is the start.
+        step_size_S: in pixel units.
+        zero_gradient_S: share of exactly zero gradient entries.
+        best_CHW: point of highest loss.
+        broken: whether the attack broke off.
+    """
+
+    text: str
+    targeted: bool
+    precision: str
+    loss_S: Tensor
+    step_size_S: Tensor
+    zero_gradient_S: Tensor
+    best_CHW: Tensor
+    broken: bool
+
+    @classmethod
+    def of(cls, lanes: Lanes, row: int, entry: Round, text: str, steps: int) -> "Evidence":
+        """What a lane shows.
+
+        Args:
+            lanes: holding it.
+            row: of the lane.
+            entry: its round.
+            text: it attacked.
+            steps: it took.
+
+        Returns:
+            The evidence.
+        """
+        return cls(
+            text,
+            entry.targeted,
+            entry.precision,
+            lanes.loss_LS[row, : steps + 1].clone(),
+            lanes.step_size_LS[row, :steps].clone(),
+            lanes.zero_gradient_LS[row, :steps].clone(),
+            lanes.best_LCHW[row].clone(),
+            bool(lanes.broken_L[row]),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the round."""
+        return len(self.step_size_S)
+
+    @property
+    def last_rise(self) -> float:
+        """Rise of the best loss over the last tenth of the steps."""
+        best_S = self.loss_S.cummax(0).values
+        return float(best_S[-1] - best_S[len(best_S) - 1 - max(1, self.steps // 10)])
+
+
+def attack_result(rounds: list[Evidence]) -> AttackResult:
+    """Rounds of several samples, of equally many steps, as the checks want them.
+
+    Args:
+        rounds: one per sample.
+
+    Returns:
+        The result of attacking these samples.
+    """
+    history = History(
+        torch.stack([entry.loss_S for entry in rounds], dim=1),
+        torch.stack([entry.step_size_S for entry in rounds], dim=1),
+        torch.stack([entry.zero_gradient_S for entry in rounds], dim=1),
+    )
+    best_NCHW = torch.stack([entry.best_CHW for entry in rounds])
+    broken_N = torch.tensor([entry.broken for entry in rounds], device=best_NCHW.device)
+    # The best loss of the history; a sample that broke has NaN there from some step on.
+    loss_N = history.loss_SB.nan_to_num(nan=-torch.inf).amax(0)
+    steps = rounds[0].steps
+    return AttackResult(
+        best_NCHW, loss_N, best_NCHW, torch.zeros_like(broken_N), history, broken_N, forwards=steps + 1, backwards=steps
+    )
+
+
+@dataclass
+class Outcome:
+    """What a protocol did to one sample.
+
+    Attributes:
+        prediction: answer to the worst image.
+        score: its score.
+        image_CHW: the worst image (the clean one where no round lowered the score).
+        label: index of the label whose loss led there; None for rounds without one.
+        best_round: name of the round, ``"clean"`` where none helped.
+        rounds: names of the rounds that attacked the sample.
+        round_predictions: answer after each; None after a round that is not judged.
+        round_scores: its score.
+        forwards: forward passes over all rounds, answers left out.
+        steps: gradient steps over all rounds.
+        zero_gradients: share of exactly zero gradient entries, summed over steps.
+        evidence: the best round; the first one where none helped; None where no gradient step was taken.
+        previous_CHW: the worst image of the last round; where it ended if it was not judged.
+        error: why a round broke off, or None.
+    """
+
+    prediction: str
+    score: float
+    image_CHW: Tensor
+    label: int | None = None
+    best_round: str = "clean"
+    rounds: list[str] = field(default_factory=list)
+    round_predictions: list[str | None] = field(default_factory=list)
+    round_scores: list[float | None] = field(default_factory=list)
+    forwards: int = 0
+    steps: int = 0
+    zero_gradients: float = 0.0
+    evidence: Evidence | None = None
+    previous_CHW: Tensor | None = None
+    error: str | None = None
+
+    @property
+    def zero_gradient_share(self) -> float | None:
+        """Mean share of exactly zero gradient entries; None if there was no step."""
+        return self.zero_gradients / self.steps if self.steps else None
+
+    def note(self, entry: Round, evidence: Evidence, image_CHW: Tensor, verdict: tuple[str, float] | None) -> None:
+        """Takes in a round that is done.
+
+        Args:
+            entry: the round.
+            evidence: what it shows.
+            image_CHW: its worst image, as it was scored; where it ended if it is not judged.
+            verdict: answer and score; None if the round is not judged.
+        """
+        better = verdict is not None and verdict[1] < self.score
+        self.rounds.append(entry.name)
+        self.round_predictions.append(None if verdict is None else verdict[0])
+        self.round_scores.append(None if verdict is None else verdict[1])
+        self.forwards += evidence.steps + 1
+        self.steps += evidence.steps
+        self.zero_gradients += float(evidence.zero_gradient_S.sum())
+        self.previous_CHW = image_CHW
+        if evidence.broken:
+            self.error = f"round {entry.name}: loss or gradient was not finite; the attack stopped at its best point"
+        if evidence.steps and (better or self.evidence is None):
+            self.evidence = evidence
+        if better:
+            assert verdict is not None
+            self.prediction, self.score = verdict
+            self.image_CHW, self.best_round = image_CHW, entry.name
+            if isinstance(entry.label, int):
+                self.label = entry.label
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as tensors, numbers and text; the clean image is left out.
+
+        Returns:
+            For :meth:`load_state_dict`.
+        """
+        state = dict(self.__dict__)
+        state["evidence"] = None if self.evidence is None else dict(self.evidence.__dict__)
+        if self.best_round == "clean":
+            state["image_CHW"] = None
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], clean_CHW: Tensor) -> None:
+        """Becomes what another outcome was.
+
+        Args:
+            state: from its :meth:`state_dict`.
+            clean_CHW: the sample's clean image; says where the tensors belong.
+        """
+
+        def here(value: Any) -> Any:
+            return value.to(clean_CHW.device) if isinstance(value, Tensor) else value
+
+        self.__dict__.update({name: here(value) for name, value in state.items()})
+        if state["image_CHW"] is None:
+            self.image_CHW = clean_CHW
+        if state["evidence"] is not None:
+            self.evidence = Evidence(**{name: here(value) for name, value in state["evidence"].items()})
+
+
+def snap(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float) -> Tensor:
+    """The nearest images on the grid of 1/128 level that keep the budget.
+
+    Args:
+        images_NCHW: adversarial images in [0, 1].
+        clean_NCHW: clean images, multiples of 1/255.
+        epsilon: budget in 1/255.
+
+    Returns:
+        What is scored: :func:`pack_images` stores it without loss.
+    """
+    return _from_grid(_on_grid(images_NCHW, clean_NCHW, epsilon))
+
+
+def pack_images(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Splits scored images into 8-bit images and what they lack.
+
+    Args:
+        images_NCHW: from :func:`snap`.
+        clean_NCHW: clean images, multiples of 1/255.
+        epsilon: budget in 1/255.
+
+    Returns:
+        uint8 images [N, C, H, W] within the whole levels that the budget allows, and the rest in 1/128 level, int8.
+    """
+    rounded_NCHW = (round_to_8_bits(images_NCHW, clean_NCHW, epsilon) / PIXEL).round().to(torch.int32)
+    rest_NCHW = _on_grid(images_NCHW, clean_NCHW, epsilon) - rounded_NCHW * GRID
+    return rounded_NCHW.to(torch.uint8), rest_NCHW.to(torch.int8)
+
+
+def unpack_images(rounded_NCHW: Tensor, rest_NCHW: Tensor) -> Tensor:
+    """The scored images, bit by bit.
+
+    Args:
+        rounded_NCHW: uint8.
+        rest_NCHW: in 1/128 level, int8.
+
+    Returns:
+        float32 images in [0, 1].
+    """
+    return _from_grid(rounded_NCHW.to(torch.int32) * GRID + rest_NCHW.to(torch.int32))
+
+
+def _on_grid(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float) -> Tensor:
+    """Values in 1/128 level, int32."""
+    most = float(int(epsilon * GRID))
+    unit = PIXEL / GRID
+    delta_NCHW = ((images_NCHW - clean_NCHW) / unit).round().clamp(-most, most)
+    return ((clean_NCHW / unit).round() + delta_NCHW).clamp(0, 255 * GRID).to(torch.int32)
+
+
+def _from_grid(values_NCHW: Tensor) -> Tensor:
+    return values_NCHW.to(torch.float32) * (PIXEL / GRID)
+
+
+def round_to_8_bits(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float) -> Tensor:
+    """The nearest 8-bit images that keep the budget; the clean images are 8-bit images themselves.
+
+    Args:
+        images_BCHW: adversarial images in [0, 1].
+        clean_BCHW: clean images, multiples of 1/255.
+        epsilon: budget in 1/255.
+
+    Returns:
+        Images whose every value is a multiple of 1/255, within the whole levels that the budget allows.
+    """
+    levels = float(int(epsilon))
+    delta_BCHW = ((images_BCHW - clean_BCHW) / PIXEL).round().clamp(-levels, levels)
+    return ((clean_BCHW / PIXEL).round() + delta_BCHW).clamp(0, 255) * PIXEL

@@ -1,0 +1,28 @@
+"""A bank of a benchmark's own answers, from which wrong ones are taken as targets."""
+
+from collections import Counter
+from typing import Any
+
+from rllava.data.shards import list_shards, read_shard
+
+BANK_SIZE = 32
+"""Answers that the model ranks for a sample: about as many tokens as a forward pass of a prompt of 600."""
+
+
+def answer_bank(filesystem: Any, folder: str) -> tuple[str, ...]:
+    """The most common first references of a benchmark's fixed sample list.
+
+    It depends on the sample list alone, so that a sample's decoys do not depend on the shard it is in.
+
+    Args:
+        filesystem: fsspec file system.
+        folder: of the benchmark's shards.
+
+    Returns:
+        At most :data:`BANK_SIZE` different texts.
+    """
+    first: Counter[str] = Counter()
+    for shard in list_shards(filesystem, folder):
+        for references in read_shard(filesystem, shard, ["references"]).column("references").to_pylist():
+            first.update([text for text in references or () if text.strip()][:1])
+    return tuple(text for text, _ in first.most_common(BANK_SIZE))

@@ -1,0 +1,119 @@
+"""The attack checks of an evaluation: on a few samples of every shard, at every budget.
+
+The checks of :mod:`rllava.attacks.checks` need some forward passes more. So they look at the first few attacked samples
+of a shard; which those are depends on the shard's samples alone. What a check finds stands in the records of the
+samples it concerns.
+
+Shapes: B samples of a shard, N some of them, C channel, H/W image.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from rllava.attacks import check_attack, square
+from rllava.attacks.checks import TOLERANCE
+from rllava.attacks.common import LossFunction
+from rllava.attacks.engine import AnswerLoss, Task
+from rllava.attacks.outcome import Outcome, attack_result
+
+CHECKED_PER_SHARD = 8
+"""Samples of a shard that are checked. A masked gradient is a property of the model and shows on any sample."""
+
+SQUARE_QUERIES = 16
+"""Of the black-box attack that a gradient attack has to beat."""
+
+HALF_TOLERANCE = 1e-2
+"""Losses of models in half precision that are nearer than this, relatively, count as equal."""
+
+Answer = Callable[[Tensor, Sequence[int], str], list[str]]
+"""``answer(images_NCHW, samples, precision) -> answers`` of those samples."""
+
+
+def findings(
+    outcomes: Sequence[Outcome], clean_BCHW: Tensor, predictions: Sequence[str], *, epsilon: float,
+    clean_precision: str, seeds: Sequence[int], dropped: Callable[[float], bool], answer_loss: AnswerLoss,
+    answer: Answer, most: int,
+) -> dict[int, list[str]]:  # fmt: skip
+    """Checks some of the attacks on a shard.
+
+    Args:
+        outcomes: of all samples.
+        clean_BCHW: clean images.
+        predictions: clean answers.
+        epsilon: budget in 1/255.
+        clean_precision: in which they were given.
+        seeds: one per sample.
+        dropped: whether nothing is left to attack at a score; such samples need no excuse.
+        answer_loss: what was attacked.
+        answer: answers again.
+        most: samples that go through the model at a time.
+
+    Returns:
+        Per checked sample, the names of the checks that were raised, in their order.
+    """
+    checked = [b for b, outcome in enumerate(outcomes) if outcome.evidence is not None][:CHECKED_PER_SHARD]
+    found: dict[int, list[str]] = {b: [] for b in checked}
+
+    def kind(b: int) -> tuple[str, int]:
+        evidence = outcomes[b].evidence
+        assert evidence is not None
+        return evidence.precision, evidence.steps
+
+    for _, group in groupby(sorted(checked, key=kind), key=kind):
+        members = list(group)
+        for first in range(0, len(members), most):
+            part = members[first : first + most]
+            solved = [dropped(outcomes[b].score) for b in part]
+            for b, names in zip(
+                part, _check(part, solved, outcomes, clean_BCHW, epsilon, seeds, answer_loss), strict=True
+            ):
+                found[b] += names
+    for first in range(0, len(checked), most):
+        part = checked[first : first + most]
+        again = answer(clean_BCHW[part], part, clean_precision)
+        for b, text in zip(part, again, strict=True):
+            if text != predictions[b] and "clean_mismatch" not in found[b]:
+                found[b].append("clean_mismatch")
+    return found
+
+
+def _check(
+    who: Sequence[int], solved: Sequence[bool], outcomes: Sequence[Outcome], clean_BCHW: Tensor, epsilon: float,
+    seeds: Sequence[int], answer_loss: AnswerLoss,
+) -> list[list[str]]:  # fmt: skip
+    """Names of findings per sample, of samples attacked in one precision by equally many steps."""
+    rounds = [evidence for b in who if (evidence := outcomes[b].evidence) is not None]
+    precision = rounds[0].precision
+    clean_NCHW = clean_BCHW[list(who)]
+
+    def loss_of(places: Sequence[int]) -> LossFunction:
+        tasks = [Task(who[place], rounds[place].text) for place in places]
+        sign_N = torch.tensor([-1.0 if rounds[place].targeted else 1.0 for place in places], device=clean_NCHW.device)
+
+        def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
+            chosen = index_N.tolist()
+            return sign_N[chosen] * answer_loss(pixels_NCHW, [tasks[i] for i in chosen], precision)
+
+        return loss
+
+    loss = loss_of(range(len(who)))
+    own = [seeds[b] for b in who]
+    black_box = square(loss, clean_NCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=own)
+    raised = check_attack(
+        loss,
+        clean_NCHW,
+        attack_result(rounds),
+        epsilon=epsilon,
+        seeds=own,
+        solved=torch.tensor(solved, device=clean_NCHW.device),
+        others={"square": black_box.loss_B},
+        tolerance=TOLERANCE if rounds[0].precision == "float32" else HALF_TOLERANCE,
+    )
+    names: list[list[str]] = [[] for _ in who]
+    for finding in raised:
+        for place in finding.samples:
+            names[place].append(finding.check)
+    return names

@@ -1,0 +1,85 @@
+"""Attacks in flight, kept in storage beside the parts they will become."""
+
+import io
+import logging
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rllava.evaluation.samples import Sample
+from rllava.specs import EvalSpec
+from rllava.store import Store
+
+FORMAT = "engine-v1"
+
+
+class InFlight:
+    """States of one shard's attacks, one file per budget; removed when the part is there.
+
+    Args:
+        store: results folder.
+        paths: of the records artifact of each spec.
+        shard: number.
+        samples: of the shard; a state of other samples is never loaded.
+    """
+
+    def __init__(self, store: Store, paths: Mapping[EvalSpec, str], shard: int, samples: Sequence[Sample]) -> None:
+        self.store, self.paths, self.shard = store, paths, shard
+        self.samples = [sample.sample_id for sample in samples]
+
+    def path(self, spec: EvalSpec) -> str:
+        """Where an attack is kept.
+
+        Args:
+            spec: of the evaluation; its fingerprint is in the folder's name.
+
+        Returns:
+            Path in the storage.
+        """
+        return f"{self.paths[spec]}/state-{self.shard:05d}.pt"
+
+    def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
+        """What was saved last. A state that cannot be used is passed over: the attack begins anew.
+
+        Args:
+            spec: of the evaluation.
+
+        Returns:
+            The engine's state, or None.
+        """
+        try:
+            content = self.store.filesystem.cat_file(self.path(spec))
+        except FileNotFoundError:
+            return None
+        try:
+            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if saved["format"] == FORMAT and saved["samples"] == self.samples:
+                state: Mapping[str, Any] = saved["state"]
+                return state
+            reason = "of another version or other samples"
+        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            reason = f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        logging.getLogger(__name__).warning("%s is %s; this shard's attack begins anew", self.path(spec), reason)
+        return None
+
+    def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
+        """Replaces the state.
+
+        Args:
+            spec: of the evaluation.
+            state: of its engine.
+        """
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "samples": self.samples, "state": dict(state)}, buffer)
+        self.store.write(self.path(spec), buffer.getvalue())
+
+    def remove(self, spec: EvalSpec) -> None:
+        """Forgets an attack whose part is written.
+
+        Args:
+            spec: of the evaluation.
+        """
+        if self.store.exists(self.path(spec)):
+            self.store.filesystem.rm_file(self.path(spec))

@@ -1,0 +1,129 @@
+"""From what an attack did to the columns of a record."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllava.attacks.common import PIXEL
+from rllava.attacks.outcome import GRID, Outcome, pack_images
+from rllava.data.images import encode_png
+from rllava.evaluation.samples import Sample
+from rllava.specs import EvalSpec
+
+
+def record_head(spec: EvalSpec, sample: Sample) -> dict[str, Any]:
+    """The columns every record has.
+
+    Args:
+        spec: of the evaluation.
+        sample: of the record.
+
+    Returns:
+        Part of a record.
+    """
+    return {
+        "candidate": spec.candidate,
+        "benchmark": spec.benchmark.name,
+        "sample_id": sample.sample_id,
+        "protocol": spec.protocol.label,
+        "epsilon": spec.epsilon,
+        "prompt": sample.prompt,
+        "references": list(sample.references),
+        "error": sample.error,
+    }
+
+
+def clean_fields(prediction: str, score: float) -> dict[str, Any]:
+    """The clean answer of a sample, as what it is until an attack does worse.
+
+    Args:
+        prediction: clean answer.
+        score: its score.
+
+    Returns:
+        Part of a record.
+    """
+    return {
+        "clean_prediction": prediction,
+        "prediction": prediction,
+        "clean_score": score,
+        "score": score,
+        "prediction_8bit": prediction,
+        "score_8bit": score,
+        "linf": 0.0,
+        "steps": 0,
+        "rounds": [],
+        "round_predictions": [],
+        "round_scores": [],
+        "best_round": "clean",
+    }
+
+
+def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
+    """What an attack did to a sample.
+
+    Args:
+        outcome: of the protocol.
+        clean_CHW: clean image.
+
+    Returns:
+        Part of a record.
+    """
+    fields = {
+        "prediction": outcome.prediction,
+        "score": outcome.score if outcome.error is None else None,  # a broken attack proves no robustness
+        # In whole steps of the grid, so that no rounding shows it above the budget.
+        "linf": round(float((outcome.image_CHW - clean_CHW).abs().max()) / PIXEL * GRID) / GRID,
+        "steps": outcome.steps,
+        "rounds": outcome.rounds,
+        "round_predictions": outcome.round_predictions,
+        "round_scores": outcome.round_scores,
+        "best_round": outcome.best_round,
+        "zero_gradient_share": outcome.zero_gradient_share,
+        "error": outcome.error,
+    }
+    if outcome.evidence is not None:
+        best_S = outcome.evidence.loss_S.cummax(0).values
+        fields |= {
+            "loss_clean": float(best_S[0]),
+            "loss_best": float(best_S[-1]),
+            "loss_last_rise": outcome.evidence.last_rise,
+        }
+    return fields
+
+
+def image_fields(image_CHW: Tensor, clean_CHW: Tensor, epsilon: float) -> dict[str, Any]:
+    """The scored image: its 8-bit version, and what that lacks.
+
+    Args:
+        image_CHW: scored, on the grid of 1/128 level.
+        clean_CHW: clean image.
+        epsilon: budget in 1/255.
+
+    Returns:
+        Part of a record.
+    """
+    rounded_1CHW, rest_1CHW = pack_images(image_CHW[None], clean_CHW[None], epsilon)
+    return {
+        "adversarial_png": encode_png(_last_channel(rounded_1CHW[0])),
+        "adversarial_rest": _last_channel(rest_1CHW[0]).tobytes(),
+    }
+
+
+def to_uint8(image_CHW: Tensor) -> np.ndarray:
+    """An 8-bit image.
+
+    Args:
+        image_CHW: in [0, 1], multiples of 1/255.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    return _last_channel((image_CHW / PIXEL).round().clamp(0, 255).to(torch.uint8))
+
+
+def _last_channel(values_CHW: Tensor) -> np.ndarray:
+    values_HWC: np.ndarray = values_CHW.permute(1, 2, 0).contiguous().cpu().numpy()
+    return values_HWC
