@@ -12,6 +12,7 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from benchmarks.common import ready_benchmark, trained_llava, write_sheet
 from rllava.attacks.common import PIXEL
-from rllava.attacks.protocols import PROTOCOLS, Round
+from rllava.attacks.protocols import PROTOCOLS, Round, in_precision
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.errors import UserError
+from rllava.evaluation.answers import most_common_answers
+from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.worker import AttackWorker, evaluate_shard, labels_of
 from rllava.metrics.metric import Metric, MetricState
@@ -43,6 +46,7 @@ class Options:
         samples: of each.
         epsilon: in 1/255.
         protocol: name.
+        fast_protocol: name of another protocol that ours runs too, in a row of its own beside the same published run.
         batch_size: of ours.
         threads: of PyTorch.
         output: Markdown file to write.
@@ -55,6 +59,7 @@ class Options:
     samples: int = 128
     epsilon: float = 8.0
     protocol: str = "paper_ensemble_10steps"
+    fast_protocol: str | None = None
     batch_size: int = 128
     threads: int = 2
     output: Path = Path("benchmarks/sheets/published_loop.md")
@@ -62,6 +67,83 @@ class Options:
 
 Attacked = tuple[list[float], float]
 """Worst score per sample, and seconds."""
+
+HEAD = (
+    "benchmark", "score, published", "score, ours", "samples that differ", "samples/s, published", "samples/s, ours",
+    "ratio",
+)  # fmt: skip
+"""Of the table of comparisons."""
+
+TOLERANCE = 1e-6
+"""Scores closer than this are equal."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both sides on the same samples.
+
+    Attributes:
+        label: benchmark, and our protocol where it is another one.
+        theirs: the published loop.
+        ours: the attack worker.
+    """
+
+    label: str
+    theirs: Attacked
+    ours: Attacked
+
+    @property
+    def ratio(self) -> float:
+        """Our samples per second over theirs."""
+        return self.theirs[1] / self.ours[1]
+
+    @property
+    def differing(self) -> int:
+        """Samples whose scores are not equal."""
+        return sum(abs(a - b) > TOLERANCE for a, b in zip(self.ours[0], self.theirs[0], strict=True))
+
+    @property
+    def higher(self) -> int:
+        """Samples whose score is higher on our side: a weaker attack."""
+        return sum(a > b + TOLERANCE for a, b in zip(self.ours[0], self.theirs[0], strict=True))
+
+    def row(self) -> tuple[str, ...]:
+        """Cells under :data:`HEAD`.
+
+        Returns:
+            One text each.
+        """
+        samples = len(self.theirs[0])
+        return (
+            self.label,
+            f"{np.mean(self.theirs[0]):.2f}",
+            f"{np.mean(self.ours[0]):.2f}",
+            f"{self.differing} ({self.higher} higher)",
+            f"{samples / self.theirs[1]:.2f}",
+            f"{samples / self.ours[1]:.2f}",
+            f"{self.ratio:.1f}",
+        )
+
+
+def published_code(checkout: Path) -> Any:
+    """Imports the published attack.
+
+    Args:
+        checkout: of chs20/RobustVLM.
+
+    Returns:
+        Its module.
+
+    Raises:
+        UserError: if its code is not there.
+    """
+    code = checkout / "vlm_eval/attacks/apgd.py"
+    spec = importlib.util.spec_from_file_location("published", code)
+    if spec is None or spec.loader is None or not code.is_file():
+        raise UserError(f"{code} is not there; --robustvlm takes the folder of a checkout of chs20/RobustVLM")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class PublishedLoop:
@@ -72,18 +154,10 @@ class PublishedLoop:
         llava: attacked model.
         metric: scores.
         state: of the metric.
-
-    Raises:
-        UserError: if its code is not there.
     """
 
     def __init__(self, checkout: Path, llava: Llava, metric: Metric, state: MetricState) -> None:
-        code = checkout / "vlm_eval/attacks/apgd.py"
-        spec = importlib.util.spec_from_file_location("published", code)
-        if spec is None or spec.loader is None or not code.is_file():
-            raise UserError(f"{code} is not there; --robustvlm takes the folder of a checkout of chs20/RobustVLM")
-        self.published = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.published)
+        self.published = published_code(checkout)
         self.llava, self.metric, self.state = llava, metric, state
 
     def run(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
@@ -176,7 +250,10 @@ class PublishedLoop:
         return self.metric.score(self.metric.clean(text), sample.references, self.state)
 
 
-def ours(evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState) -> Attacked:
+def ours(
+    evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState,
+    checked: int = CHECKED_PER_SHARD,
+) -> Attacked:  # fmt: skip
     """The attack worker.
 
     Args:
@@ -185,14 +262,47 @@ def ours(evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metr
         samples: on what.
         metric: scores.
         state: of the metric.
+        checked: how many attacks are checked: as the pipeline does, or 0, for the same work as the published loop's.
 
     Returns:
         Scores and seconds.
     """
     started = time.perf_counter()
     worker = AttackWorker(llava, torch.device("cpu"))
-    ((_, table),) = evaluate_shard(worker, samples, [evaluation], metric, state)
+    bank = most_common_answers([sample.references for sample in samples])
+    ((_, table),) = evaluate_shard(worker, samples, [evaluation], metric, state, bank=bank, checked=checked)
     return table.column("score").to_pylist(), time.perf_counter() - started
+
+
+def compare(
+    checkout: Path, evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState,
+    fast_protocol: str | None = None, checked: int = CHECKED_PER_SHARD,
+) -> list[Comparison]:  # fmt: skip
+    """Runs and prints both sides.
+
+    Args:
+        checkout: of chs20/RobustVLM.
+        evaluation: what is run.
+        llava: attacked model.
+        samples: on what.
+        metric: scores.
+        state: of the metric.
+        fast_protocol: name of another protocol that ours runs too, or None.
+        checked: how many attacks are checked: as the pipeline does, or 0, for the same work as the published loop's.
+
+    Returns:
+        The comparison, and that of the other protocol with the same published run.
+    """
+    sides = [(evaluation.benchmark.name, evaluation)]
+    if fast_protocol is not None:
+        other = replace(evaluation, protocol=in_precision(PROTOCOLS.get(fast_protocol), "float32"))
+        sides.append((f"{evaluation.benchmark.name}, {fast_protocol}", other))
+    theirs = PublishedLoop(checkout, llava, metric, state).run(evaluation, samples)
+    compared = []
+    for label, side in sides:
+        compared.append(Comparison(label, theirs, ours(side, llava, samples, metric, state, checked)))
+        print(*compared[-1].row(), sep=" | ", flush=True)
+    return compared
 
 
 def main(options: Options) -> None:
@@ -203,42 +313,24 @@ def main(options: Options) -> None:
     """
     torch.set_num_threads(options.threads)
     llava, model = trained_llava(options.storage, options.model)
-    rows = []
+    compared = []
     for name in options.benchmarks:
         benchmark = replace(BENCHMARKS.get(name), samples=options.samples)
         samples, metric, state = ready_benchmark(benchmark, llava.image_size)
-        protocol = PROTOCOLS.get(options.protocol)
+        protocol = in_precision(PROTOCOLS.get(options.protocol), "float32")
         evaluation = EvalSpec(
             options.model, model, model.encoders, benchmark, protocol, options.epsilon, options.batch_size
         )
-        theirs_scores, theirs_s = PublishedLoop(options.robustvlm, llava, metric, state).run(evaluation, samples)
-        our_scores, our_s = ours(evaluation, llava, samples, metric, state)
-        differing = sum(abs(a - b) > 1e-6 for a, b in zip(our_scores, theirs_scores, strict=True))
-        higher = sum(a > b + 1e-6 for a, b in zip(our_scores, theirs_scores, strict=True))
-        rows.append(
-            (
-                name,
-                f"{np.mean(theirs_scores):.2f}",
-                f"{np.mean(our_scores):.2f}",
-                f"{differing} ({higher} higher)",
-                f"{len(samples) / theirs_s:.2f}",
-                f"{len(samples) / our_s:.2f}",
-                f"{theirs_s / our_s:.1f}",
-            )
-        )
-        print(*rows[-1], sep=" | ", flush=True)
+        compared += compare(options.robustvlm, evaluation, llava, samples, metric, state, options.fast_protocol)
     write_sheet(
         options.output,
         "The published evaluation loop beside ours",
         f"`python -m benchmarks.published_loop`: {options.model} of the ablation, {options.protocol} at "
         f"{options.epsilon:g}/255 on {options.samples} samples per benchmark, float32, {options.threads} threads\n"
         f"({platform.machine()}, torch {torch.__version__}); ours with batches of {options.batch_size}.",
-        (
-            "benchmark", "score, published", "score, ours", "samples that differ", "samples/s, published",
-            "samples/s, ours", "ratio",
-        ),
-        rows,
-    )  # fmt: skip
+        HEAD,
+        [comparison.row() for comparison in compared],
+    )
 
 
 if __name__ == "__main__":

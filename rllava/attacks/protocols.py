@@ -43,6 +43,7 @@ class Round:
             sample that is dropped by one leaves at once.
         gives_up: a sample whose loss stayed below this at every step is left out of later rounds: with a mean
             cross-entropy of 0.01 per token, every token of the answer keeps a likelihood of about 0.99.
+        only_moved: samples whose score no round has lowered so far skip it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Round:
     judged: bool = True
     answers: tuple[int, ...] = ()
     gives_up: float | None = None
+    only_moved: bool = False
 
     def __post_init__(self) -> None:
         known = self.start in ("clean", "best", "previous", "random") or self.start.startswith("other:")
@@ -162,12 +164,14 @@ class Protocol:
             width = max(len(r.name) for r in rounds)
             for r in rounds:
                 budget = f"  in {r.width:g} epsilon" if r.width != 1 else ""
-                unjudged = "" if r.judged else "  (start point only)"
+                notes = "" if r.judged else "  (start point only)"
                 if r.answers:
-                    unjudged = f"  answers after {', '.join(map(str, r.answers))} as well"
+                    notes += f"  answers after {', '.join(map(str, r.answers))} as well"
+                notes += "  only samples that have moved" if r.only_moved else ""
+                notes += f"  gives up below {r.gives_up:g}" if r.gives_up is not None else ""
                 lines.append(
                     f"    {r.name:<{width}} {r.steps:>6} steps of {r.step_size:g} epsilon  {r.precision:<8}  "
-                    f"from {r.start:<8}  label {r.label}{budget}{unjudged}"
+                    f"from {r.start:<8}  label {r.label}{budget}{notes}"
                 )
         if self.after:
             lines.append(f"  starts from the images that {self.after.label} found for every candidate of the sweep")
@@ -223,9 +227,14 @@ def _fast_rounds(task: Task) -> tuple[Round, ...]:
     smaller = Round("smaller-budget", 0, "float16", "other:smaller", "answer")
     first = replace(entry("answer", "answer"), gives_up=0.01)
     if task == "captioning":
-        labels = (entry("label0", 0, steps=20), entry("label1", 1), entry("label2", 2))
-        decoys = (entry("decoy0", "~0", "best", 20, 0.25), entry("decoy1", "~1", "best", 10, 0.25))
-        return (smaller, first, *labels, *decoys)
+        all_samples = (entry("label0", 0, steps=20), entry("decoy0", "~0", "best", 20, 0.25))
+        moved = (
+            entry("label1", 1),
+            entry("label2", 2),
+            entry("decoy1", "~1", "best", 20, 0.25),
+            entry("decoy2", "~2", "best", 20, 0.25),
+        )
+        return (smaller, first, *all_samples, *(replace(each, only_moved=True) for each in moved))
     others = (entry("label1", 1), entry("label2", 2), entry("decoy0", "~0"))
     targets = tuple(entry(f"target-{text}", f"={text}") for text in ("maybe", "Word"))
     return (smaller, first, *others, *targets, entry("answer-long", "answer", steps=100))
@@ -312,7 +321,8 @@ def with_steps(protocol: Protocol, steps: int) -> Protocol:
         answers = tuple(step for step in entry.answers if step < steps)
         return replace(entry, steps=steps, answers=answers) if entry.steps else entry
 
-    return _changed(protocol, f"{base}_{steps}steps", changed)
+    after = None if protocol.after is None else with_steps(protocol.after, steps)
+    return replace(_changed(protocol, f"{base}_{steps}steps", changed), after=after)
 
 
 def in_precision(protocol: Protocol, precision: str) -> Protocol:

@@ -1,6 +1,7 @@
 """A bank of a benchmark's own answers, from which wrong ones are taken as targets."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rllava.data.shards import list_shards, read_shard
@@ -21,8 +22,21 @@ def answer_bank(filesystem: Any, folder: str) -> tuple[str, ...]:
     Returns:
         At most :data:`BANK_SIZE` different texts.
     """
+    shards = list_shards(filesystem, folder)
+    columns = [read_shard(filesystem, shard, ["references"]).column("references").to_pylist() for shard in shards]
+    return most_common_answers([references or () for column in columns for references in column])
+
+
+def most_common_answers(references_of_each_sample: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The most common first references.
+
+    Args:
+        references_of_each_sample: in the order of the sample list; of equally common ones the earlier comes first.
+
+    Returns:
+        At most :data:`BANK_SIZE` different texts.
+    """
     first: Counter[str] = Counter()
-    for shard in list_shards(filesystem, folder):
-        for references in read_shard(filesystem, shard, ["references"]).column("references").to_pylist():
-            first.update([text for text in references or () if text.strip()][:1])
+    for references in references_of_each_sample:
+        first.update([text for text in references if text.strip()][:1])
     return tuple(text for text, _ in first.most_common(BANK_SIZE))

@@ -35,7 +35,7 @@ Answer = Callable[[Tensor, Sequence[int], str], list[str]]
 def findings(
     outcomes: Sequence[Outcome], clean_BCHW: Tensor, predictions: Sequence[str], *, epsilon: float,
     clean_precision: str, seeds: Sequence[int], dropped: Callable[[float], bool], answer_loss: AnswerLoss,
-    answer: Answer, most: int,
+    answer: Answer, most: int, count: int = CHECKED_PER_SHARD,
 ) -> dict[int, list[str]]:  # fmt: skip
     """Checks some of the attacks on a shard.
 
@@ -50,11 +50,12 @@ def findings(
         answer_loss: what was attacked.
         answer: answers again.
         most: samples that go through the model at a time.
+        count: samples to check.
 
     Returns:
         Per checked sample, the names of the checks that were raised, in their order.
     """
-    checked = [b for b, outcome in enumerate(outcomes) if outcome.evidence is not None][:CHECKED_PER_SHARD]
+    checked = [b for b, outcome in enumerate(outcomes) if outcome.evidence is not None][:count]
     found: dict[int, list[str]] = {b: [] for b in checked}
 
     def kind(b: int) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_t
 from rllava.attacks.outcome import Outcome, round_to_8_bits
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import encode_png
-from rllava.evaluation.checking import findings
+from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
 from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
@@ -69,12 +69,14 @@ class Scoring:
         metric: scores.
         state: of the metric.
         bank: answers to other samples of the benchmark, from which decoys are taken.
+        checked: samples of a shard that the attack checks look at.
     """
 
     benchmark: BenchmarkSpec
     metric: Metric
     state: MetricState
     bank: tuple[str, ...] = ()
+    checked: int = CHECKED_PER_SHARD
 
 
 @dataclass(frozen=True)
@@ -407,6 +409,7 @@ class AttackWorker:
             answer_loss=answer_loss,
             answer=answer,
             most=batches.limit,
+            count=scoring.checked,
         )
 
 
@@ -429,7 +432,7 @@ def dropped_by(spec: EvalSpec) -> Callable[[float], bool]:
 
 def evaluate_shard(
     worker: AttackWorker, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState,
-    *, bank: Sequence[str] = (), keeping: Keeping | None = None,
+    *, bank: Sequence[str] = (), keeping: Keeping | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[str, Tensor]] | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
     """Records of a shard at every budget, one clean pass for all of them.
@@ -442,13 +445,14 @@ def evaluate_shard(
         state: of the metric.
         bank: answers to other samples of the benchmark, for protocols that aim at wrong ones.
         keeping: where attacks are kept while they are in flight; None: nowhere.
+        checked: samples that the attack checks look at.
         others: gives the images that attacks on other models found, for protocols that start from them.
 
     Yields:
         Per spec, the shard's records in the order of its samples.
     """
     first = specs[0]
-    scoring = Scoring(first.benchmark, metric, state, tuple(bank))
+    scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
     whole = [sample for sample in samples if sample.error is None]
     precision = first.protocol.rounds(first.benchmark.task)[0].precision
     shard: Answered | None = None

@@ -191,7 +191,9 @@ def test_every_state_leads_to_the_same_results_bit_by_bit() -> None:
     )
 
     def make() -> Engine:
-        return engine(rounds, places=4, floor=1.0, victims=victims(decoys=lambda b: [str((int(CLASS_B[b]) + 1) % 4)]))
+        return engine(
+            rounds, places=4, floor=1.0, victims=victims(decoys=lambda b, image_CHW: [str((int(CLASS_B[b]) + 1) % 4)])
+        )
 
     states, unbroken = states_of(make)
     assert len(states) > 20
@@ -217,16 +219,21 @@ def test_a_round_in_a_larger_budget_only_prepares() -> None:
 
 
 def test_decoys_are_asked_once_and_images_of_others_are_starts() -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, bool]] = []
 
-    def decoys(sample: int) -> list[str]:
-        asked.append(sample)
-        return ["0", "1"]
+    def decoys(sample: int, image_CHW: Tensor) -> list[str]:
+        asked.append((sample, torch.equal(image_CHW, IMAGES_BCHW[sample])))
+        return ["0", "7", "1"]
+
+    def stubborn(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
+        return ["7"] * len(who), [90.0 if b == 3 else 100.0 for b in who]
 
     rounds = tuple(Round(f"decoy{k}", 2, "float32", "clean", f"~{k}") for k in range(3))
-    outcomes = engine(rounds, floor=-1.0, victims=victims(decoys=decoys)).run()
-    assert sorted(asked) == list(range(COUNT))
-    assert {tuple(outcome.rounds) for outcome in outcomes} == {("decoy0", "decoy1")}, "there are two decoys"
+    clean = dataclasses.replace(victims(decoys=decoys), predictions=["7"] * COUNT, scores=[100.0] * COUNT)
+    outcomes = engine(rounds, victims=clean, judge=stubborn).run()
+    # Asked for the clean image, and again for the sample whose worst image is another one by now.
+    assert sorted(asked) == sorted([*((b, True) for b in range(COUNT)), (3, False)])
+    assert {tuple(outcome.rounds) for outcome in outcomes} == {("decoy0", "decoy1")}, "its own answer is no decoy"
 
     far_BCHW = (IMAGES_BCHW + 32 * PIXEL).clamp(0, 1)
     other = (Round("other", 1, "float32", "other:0", 0, step_size=1e-6),)
@@ -235,6 +242,50 @@ def test_decoys_are_asked_once_and_images_of_others_are_starts() -> None:
         expected_CHW = (IMAGES_BCHW[b] + 8 * PIXEL).clamp(0, 1)
         assert outcome.evidence is not None
         torch.testing.assert_close(outcome.evidence.best_CHW, expected_CHW, rtol=0, atol=1e-4)
+
+
+def test_hopeless_and_unmoved_samples_are_left_alone() -> None:
+    rounds = (
+        Round("label0", 4, "float32", "clean", 0, gives_up=1e-9),
+        Round("moved", 1, "float32", "clean", "answer", only_moved=True),
+    )
+    scores = {0: 10.0, 1: 100.0}
+
+    def half(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
+        return ["2"] * len(who), [scores.get(b, 50.0) for b in who]
+
+    def dead(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+        alive_N = torch.tensor([0.0 if task.sample == 2 else 1.0 for task in tasks])
+        return alive_N * cross_entropy(pixels_NCHW, tasks, precision)
+
+    clean = dataclasses.replace(victims(4), scores=[100.0] * 4)
+    outcomes = engine(rounds, victims=clean, judge=half, answer_loss=dead, floor=0.0).run()
+    assert [outcome.rounds for outcome in outcomes] == [
+        ["label0", "moved"],
+        ["label0"],
+        ["label0"],
+        ["label0", "moved"],
+    ]
+
+
+def test_points_on_the_way_are_answered_and_end_a_round_that_is_won() -> None:
+    asked: list[list[int]] = []
+
+    def judging(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
+        asked.append(list(who))
+        drops = len(asked) == 2
+        return [f"answer{len(asked)}"] * len(who), [0.0 if drops and b == 1 else 90.0 - len(asked) for b in who]
+
+    rounds = (Round("long", 6, "float32", "clean", 0, answers=(1, 3)), Round("next", 2, "float32", "clean", 0))
+    clean = dataclasses.replace(victims(2), scores=[100.0] * 2)
+    first, second = engine(rounds, victims=clean, judge=judging, floor=0.0).run()
+    assert asked == [[0, 1], [0, 1], [0], [0]]
+    assert (second.rounds, second.steps, second.forwards, second.score) == (["long"], 3, 4, 0.0)
+    assert second.prediction == "answer2"
+    assert second.evidence is not None
+    assert len(second.evidence.loss_S) == 4
+    assert (first.rounds, first.steps, first.score, first.prediction) == (["long", "next"], 8, 86.0, "answer4")
+    assert first.round_scores == [87.0, 86.0]
 
 
 @pytest.mark.parametrize("fits", [1, 2, 5])

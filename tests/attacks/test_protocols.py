@@ -64,6 +64,9 @@ def test_fewer_steps_keep_replays_and_leave_out_answers_that_come_too_late() -> 
     assert changed.captioning[0].steps == 0
     assert {entry.steps for entry in changed.captioning[1:]} == {4}
     assert all(step < 4 for entry in changed.captioning for step in entry.answers)
+    strong = with_steps(PROTOCOLS.get("strong"), 4)
+    assert strong.after is not None
+    assert strong.after.name == "fast_4steps"
 
 
 def test_changing_the_precision_changes_the_name_and_what_comes_before() -> None:

@@ -98,6 +98,34 @@ def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(
     assert {entry["epsilon"] for entry in entries if not entry["reused"]} == {4.0}
 
 
+def test_strong_starts_from_what_fast_found_for_every_candidate(
+    unbroken: Run, tmp_path: Path, tracked: Tracked
+) -> None:
+    storage = tmp_path / "results"
+    shutil.copytree(unbroken.storage, storage)
+    options = "--protocol strong --attack-steps 1 --attack-precision float32 --budgets 8 16 --benchmarks easy_captions"
+    output = finish(start(str(storage), tracked, *options.split()))
+    assert "starts from the images that fast_1steps_float32-v1 found" in output
+    rows = [row for table in records(str(storage)).values() for row in table.to_pylist()]
+    found = {
+        protocol: {
+            (row["candidate"], row["epsilon"], row["sample_id"]): row for row in rows if row["protocol"] == protocol
+        }
+        for protocol in ("fast_1steps_float32-v1", "strong_1steps_float32-v1")
+    }
+    fast, strong = found.values()
+    assert len(fast) == len(strong) == len(CANDIDATES) * 2 * SAMPLES
+    assert all(strong[key]["score"] <= fast[key]["score"] for key in fast)
+    replayed = {name for row in strong.values() for name in row["rounds"] if name.startswith("other")}
+    assert replayed == {"other0", "other1"}
+    for (candidate, epsilon, sample_id), row in fast.items():
+        if epsilon == 16:
+            assert row["score"] <= fast[candidate, 8.0, sample_id]["score"], (
+                "the smaller budget's image was not replayed"
+            )
+    assert not list((storage / "records").rglob("state-*"))
+
+
 @pytest.mark.usefixtures("unbroken")
 def test_the_notebook_runs_on_real_records(unbroken: Run) -> None:
     execute_notebook(unbroken.storage, "encoder_ablation")
