@@ -394,8 +394,7 @@ def build_llava(shapes: Shapes, tower: Tower, language_model: Any, dtype: torch.
     with _created(device, dtype):
         model = _randomised(CLIPVisionModel(config))
         projector = _randomised(build_projector("mlp2x_gelu", tower.width, shapes.width))
-    with device:  # mean and standard deviation stay float32
-        encoder = VisionTower(spec, model)
+    encoder = VisionTower(spec, model)
     return Llava([encoder], Connector([projector], language_model), tokenizer=None, conversation="vicuna_v1").eval()
 
 

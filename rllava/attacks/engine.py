@@ -336,8 +336,6 @@ class Engine:
     def _text(self, sample: int, index: int) -> str | None:
         """The text a round attacks of a sample; None where the sample has none and skips the round."""
         entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.victims.labels[sample]
-        if entry.only_moved and outcome.best_round == "clean":
-            return None
         if entry.start.startswith("other:") and entry.start.removeprefix("other:") not in (self.victims.others or {}):
             return None
         if isinstance(entry.label, int):

@@ -244,28 +244,15 @@ def test_decoys_are_asked_once_and_images_of_others_are_starts() -> None:
         torch.testing.assert_close(outcome.evidence.best_CHW, expected_CHW, rtol=0, atol=1e-4)
 
 
-def test_hopeless_and_unmoved_samples_are_left_alone() -> None:
-    rounds = (
-        Round("label0", 4, "float32", "clean", 0, gives_up=1e-9),
-        Round("moved", 1, "float32", "clean", "answer", only_moved=True),
-    )
-    scores = {0: 10.0, 1: 100.0}
-
-    def half(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
-        return ["2"] * len(who), [scores.get(b, 50.0) for b in who]
+def test_a_sample_whose_answer_does_not_budge_is_left_alone() -> None:
+    rounds = (Round("label0", 4, "float32", "clean", 0, gives_up=1e-9), Round("next", 1, "float32", "clean", "answer"))
 
     def dead(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
         alive_N = torch.tensor([0.0 if task.sample == 2 else 1.0 for task in tasks])
         return alive_N * cross_entropy(pixels_NCHW, tasks, precision)
 
-    clean = dataclasses.replace(victims(4), scores=[100.0] * 4)
-    outcomes = engine(rounds, victims=clean, judge=half, answer_loss=dead, floor=0.0).run()
-    assert [outcome.rounds for outcome in outcomes] == [
-        ["label0", "moved"],
-        ["label0"],
-        ["label0"],
-        ["label0", "moved"],
-    ]
+    outcomes = engine(rounds, victims=victims(4), answer_loss=dead, floor=-1.0).run()
+    assert [outcome.rounds for outcome in outcomes] == [["label0", "next"]] * 2 + [["label0"]] + [["label0", "next"]]
 
 
 def test_points_on_the_way_are_answered_and_end_a_round_that_is_won() -> None:
