@@ -16,7 +16,7 @@ from rllava.records import KEY, RECORD_SCHEMA
 MARKER = "COMPLETE"
 """File that is written last into an artifact's folder; a folder without it is in flight and holds no results yet."""
 
-IMAGE_COLUMNS = ("clean_png", "adversarial_png")
+IMAGE_COLUMNS = ("clean_png", "adversarial_png", "adversarial_rest")
 """Columns that are left in storage until :func:`fetch_images` asks for them."""
 
 RecordKey = tuple[str, str, str, str, float]
