@@ -325,16 +325,16 @@ def in_precision(protocol: Protocol, precision: str) -> Protocol:
         precision: of the model, in every round.
 
     Returns:
-        The protocol ``NAME_PRECISION``; the same one if that is its precision already.
+        The protocol ``NAME_PRECISION``; the same one if that is its precision already, and of what it starts from.
 
     Raises:
         UserError: if there is no such precision.
     """
     if precision not in ("float32", "float16", "bfloat16"):
         raise UserError(f"--attack-precision {precision}: expected float32, float16 or bfloat16")
-    if {entry.precision for entry in (*protocol.captioning, *protocol.vqa)} == {precision}:
-        return protocol
     after = None if protocol.after is None else in_precision(protocol.after, precision)
+    if {entry.precision for entry in (*protocol.captioning, *protocol.vqa)} == {precision} and after is protocol.after:
+        return protocol
     changed = _changed(
         protocol, f"{protocol.name}_{precision}", lambda entry: replace(entry, precision=cast(Precision, precision))
     )

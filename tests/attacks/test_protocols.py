@@ -75,6 +75,11 @@ def test_changing_the_precision_changes_the_name_and_what_comes_before() -> None
     assert {entry.precision for entry in (*changed.captioning, *changed.vqa)} == {"bfloat16"}
     assert changed.after is not None
     assert changed.after.name == "fast_bfloat16"
+    single = in_precision(PROTOCOLS.get("strong"), "float32")
+    assert single.name == "strong_float32", "its own rounds are float32 already, but those it starts from are not"
+    assert single.after is not None
+    assert single.after.name == "fast_float32"
+    assert in_precision(single, "float32") is single
     same = PROTOCOLS.get("paper_ensemble_10steps")
     assert in_precision(same, "float32") is same
     with pytest.raises(UserError, match="--attack-precision int4"):
