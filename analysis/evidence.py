@@ -42,7 +42,7 @@ class Flag:
 
 
 def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
-    """Tabulates the attack's evidence over the attacked samples (those with at least one gradient step).
+    """Tabulates the attack's evidence over the attacked samples (those with at least one round).
 
     Args:
         records: rows of RECORD_SCHEMA.
@@ -52,8 +52,9 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         One row per candidate and positive budget, over all benchmarks: ``attacked`` samples; ``unbroken``, the share of
         them that no round lowered; ``steps`` (mean); ``zero_gradients`` (mean share of exactly zero image gradients);
         ``loss_clean`` and ``loss_best`` (means); ``last_rise``, the share of the loss's rise that came in the last
-        tenth of the steps; ``score_float`` and ``score_8bit``, means over the attacked samples before and after
-        rounding the image to 8 bits; ``linf`` (largest, in 1/255); ``checked`` samples of the attack checks, and a
+        tenth of the steps, over samples that score more than 0; ``score_float`` and ``score_8bit``, means over the
+        attacked samples before and after rounding the image to 8 bits; ``linf`` (largest, in 1/255); ``checked``
+        samples of the attack checks, and a
         column ``check_NAME`` per check with the share of them that raised it; ``rising``, the share of samples that
         score higher than at some smaller positive budget, which a perfect attack would never leave.
     """
@@ -63,7 +64,7 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         for epsilon in scores.epsilons:
             if epsilon > 0:
                 cell = valid[(valid["candidate"] == candidate) & (valid["epsilon"] == epsilon)]
-                attacked = cell[cell["steps"] > 0]
+                attacked = cell[cell["rounds"].map(len) > 0]
                 evidence = _cell_evidence(attacked)
                 rising = _rising_share(scores, candidate, epsilon)
                 rows.append({"candidate": candidate, "epsilon": epsilon, **evidence, "rising": rising})
@@ -113,7 +114,9 @@ def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
     shares = _check_shares(attacked)
     if attacked.empty:
         return {"attacked": 0, **dict.fromkeys(_MEANS, float("nan")), **shares}
-    rise = (attacked["loss_best"] - attacked["loss_clean"]).sum()
+    # An attack that was won needs no more steps, and ended before its step size could fall.
+    open_ = attacked[attacked["score"] > 0]
+    rise = (open_["loss_best"] - open_["loss_clean"]).sum()
     rounded = attacked[attacked["score_8bit"].notna()]
     return {
         "attacked": len(attacked),
@@ -122,7 +125,7 @@ def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
         "zero_gradients": float(attacked["zero_gradient_share"].mean()),
         "loss_clean": float(attacked["loss_clean"].mean()),
         "loss_best": float(attacked["loss_best"].mean()),
-        "last_rise": float(attacked["loss_last_rise"].sum() / rise) if rise > 0 else float("nan"),
+        "last_rise": float(open_["loss_last_rise"].sum() / rise) if rise > 0 else float("nan"),
         "score_float": float(rounded["score"].mean()),
         "score_8bit": float(rounded["score_8bit"].mean()),
         "linf": float(attacked["linf"].max()),

@@ -15,6 +15,7 @@ from analysis.evidence import Flag, attack_flags
 from analysis.findings import Findings, answer, confidence
 from analysis.gallery import Exhibit, magnification
 from analysis.scores import AVERAGE
+from analysis.targeted import targeted_success
 
 
 def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequence[Exhibit]) -> str:
@@ -43,6 +44,7 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
         front=_records(findings.front.sort_values("robust", ascending=False, na_position="last")),
         results=_results_table(findings),
         comparisons=_comparisons_table(findings),
+        targeted=_targeted_table(findings),
         exhibits=exhibits,
         factor=magnification(findings.epsilon),
         evidence=_records(findings.evidence),
@@ -114,6 +116,13 @@ def _comparisons_table(findings: Findings) -> list[dict[str, Any]]:
         return []
     rows = table[(table["benchmark"] == AVERAGE) & table["epsilon"].isin({0.0, findings.epsilon})]
     return _records(rows.sort_values(["epsilon", "difference"], ascending=[False, False]))
+
+
+def _targeted_table(findings: Findings) -> list[dict[str, Any]]:
+    """Successes of a sweep whose protocol is a targeted one; in others, strings are means to an end."""
+    if "targeted" not in findings.results.manifest.protocol:
+        return []
+    return _records(targeted_success(findings.results.records))
 
 
 def _error_counts(findings: Findings) -> list[dict[str, Any]]:

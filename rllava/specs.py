@@ -96,6 +96,7 @@ class EvalSpec:
         epsilon: budget in 1/255; 0: clean.
         batch_size: samples in flight together; 0: as many as memory holds. Part of the fingerprint, as batched matrix
             products round differently.
+        compiled: whether the attacked model goes through torch.compile, which rounds differently.
         smaller: this evaluation at the next smaller budget, if the protocol starts from its images.
         sources: evaluations at the same budget whose images this one's protocol starts from.
     """
@@ -107,6 +108,7 @@ class EvalSpec:
     protocol: Protocol
     epsilon: float
     batch_size: int
+    compiled: bool = False
     smaller: "EvalSpec | None" = None
     sources: tuple["EvalSpec", ...] = ()
 

@@ -52,7 +52,7 @@ class Plan:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Plan, tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
-    @property
+    @cached_property
     def first(self) -> "Plan | None":
         """What has to be run before this plan: the protocol that its own starts from."""
         return None if self.protocol.after is None else dataclasses.replace(self, protocol=self.protocol.after)
@@ -89,10 +89,20 @@ class Plan:
         Returns:
             Specs with their artifacts, budgets rising within each benchmark.
         """
-        specs = [
-            self._evaluation(candidate, benchmark, epsilon) for benchmark in self.benchmarks for epsilon in self.budgets
-        ]
-        return [(spec, self.store.artifact("records", spec.name, spec)) for spec in specs]
+        if candidate.name not in self._evaluations:
+            specs = [
+                self._evaluation(candidate, benchmark, epsilon)
+                for benchmark in self.benchmarks
+                for epsilon in sorted(self.budgets)
+            ]
+            artifacts = [self.store.artifact("records", spec.name, spec) for spec in specs]
+            self._evaluations[candidate.name] = list(zip(specs, artifacts, strict=True))
+        return self._evaluations[candidate.name]
+
+    @cached_property
+    def _evaluations(self) -> dict[str, list[tuple[EvalSpec, Artifact]]]:
+        """Known cells; specs that start from others hold theirs, so that naming them takes a while."""
+        return {}
 
     def _evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, epsilon: float) -> EvalSpec:
         model, _ = self.model(candidate)
@@ -102,7 +112,9 @@ class Plan:
             before = self._evaluation(candidate, benchmark, smaller)
         sources: tuple[EvalSpec, ...] = ()
         if self.first is not None and epsilon > 0:
-            sources = tuple(self.first._evaluation(other, benchmark, epsilon) for other in self.candidates)
+            # Its own first, then by name: not by the order on the command line, which must not change a fingerprint.
+            others = sorted(self.candidates, key=lambda other: (other.name != candidate.name, other.name))
+            sources = tuple(self.first._evaluation(other, benchmark, epsilon) for other in others)
         return EvalSpec(
             candidate=candidate.name,
             model=model,
@@ -111,6 +123,7 @@ class Plan:
             protocol=self.protocol,
             epsilon=epsilon,
             batch_size=self.preset.batch_size,
+            compiled=self.compiled,
             smaller=before,
             sources=sources,
         )
@@ -163,10 +176,16 @@ def check_inputs(plan: Plan) -> None:
         plan: of the sweep.
 
     Raises:
-        UserError: if a weights file is missing or has another hash, or the protocol is not for a benchmark.
+        UserError: if a weights file is missing or has another hash, or the protocol is not for a benchmark or for so
+            many candidates.
     """
     for benchmark in plan.benchmarks:
-        plan.protocol.rounds(benchmark.task)
+        replays = [entry for entry in plan.protocol.rounds(benchmark.task) if entry.start.startswith("other:")]
+        if plan.protocol.after is not None and len(plan.candidates) > len(replays):
+            raise UserError(
+                f"protocol {plan.protocol.name} starts from the images of at most {len(replays)} candidates, not of "
+                f"{len(plan.candidates)}; give fewer --encoders"
+            )
     for spec in {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values():
         check_weights(spec)
 

@@ -77,13 +77,15 @@ def run(plan: Plan, machines: Machines) -> str:
     )
     machine: dict[str, Any] = {}
     # What a protocol starts from has to be there for all candidates before the first one goes on.
-    for stage in (plan.first, plan):
-        missing = [] if stage is None else unfinished(stage)
-        if stage is not None and missing:
-            info, placement, trials = find_machines(stage, machines, len(missing))
-            machine = describe_machine(info)
-            with board:
-                tune_over(stage, placement, trials, board)
+    stages = [stage for stage in (plan.first, plan) if stage is not None]
+    most = max(len(unfinished(stage)) for stage in stages)
+    if most:
+        info, placement, trials = find_machines(plan, machines, most)
+        machine = describe_machine(info)
+        for stage in stages:
+            if missing := unfinished(stage):
+                with board:
+                    tune_over(stage, placement, min(trials, len(missing)), board)
     manifest = write_manifest(plan, before, machine, started)
     paths = write_report(plan.storage, plan.sweep)
     print(format_table(load_sweep(plan.storage, plan.sweep)))

@@ -115,7 +115,6 @@ def attack(plan: Plan, model: Artifact, pending: list[tuple[EvalSpec, Artifact]]
         paths=tuple(artifact.path for _, artifact in pending),
         data={spec.name: plan.benchmark_folder(spec) for spec in plan.benchmarks if spec.name in names},
         save_every_s=plan.save_every_s,
-        compiled=plan.compiled,
     )
     budgets = {name: sum(spec.benchmark.name == name for spec in job.specs) for name in names}
     total = sum(budgets[unit["benchmark"]] for unit in units(job))

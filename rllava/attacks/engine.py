@@ -152,7 +152,7 @@ class Engine:
         """All that is in flight, as tensors, numbers and text (``torch.load(weights_only=True)`` reads it).
 
         Returns:
-            The state between two looks.
+            The state between two looks; it stays as it is when the engine goes on.
         """
         return {
             "outcomes": [outcome.state_dict() for outcome in self.outcomes],
@@ -160,7 +160,7 @@ class Engine:
             "precision": self.precision,
             "waiting": {precision: [list(pair) for pair in queue] for precision, queue in self.waiting.items()},
             "places": [list(vars(place).values()) for place in self.places],
-            "lanes": None if self.lanes is None else self.lanes.tensors(),
+            "lanes": None if self.lanes is None else {k: v.clone() for k, v in self.lanes.tensors().items()},
             "limit": self.batches.limit,
         }
 
@@ -178,7 +178,7 @@ class Engine:
         self.waiting = {precision: [(s, r) for s, r in queue] for precision, queue in state["waiting"].items()}
         self.places = [_place(fields, images_BCHW.device) for fields in state["places"]]
         lanes = state["lanes"]
-        self.lanes = None if lanes is None else Lanes(**{k: v.to(images_BCHW.device) for k, v in lanes.items()})
+        self.lanes = None if lanes is None else Lanes(**{k: v.to(images_BCHW.device).clone() for k, v in lanes.items()})
         self.batches.limit = int(state["limit"])
 
     def _fill(self) -> bool:
@@ -284,7 +284,7 @@ class Engine:
             for n, answer, score in verdicts:
                 place = self.places[due[n]]
                 if place.worst is None or score < place.worst[1]:
-                    place.worst = (answer, score, images_NCHW[n])
+                    place.worst = (answer, score, images_NCHW[n].clone())  # a view would keep the whole batch alive
         dropped = [row for row in due if self.dropped(self.places[row].worst[1])]  # type: ignore[index]
         return sorted({*done, *dropped})
 

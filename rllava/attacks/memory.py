@@ -79,7 +79,11 @@ def samples_that_fit(peak_bytes: Callable[[int], int], free_bytes: int, most: in
     """
     if most == 1:
         return 1
-    one, two = peak_bytes(1), peak_bytes(2)
+    one = peak_bytes(1)
+    try:
+        two = peak_bytes(2)
+    except torch.OutOfMemoryError:
+        return 1
     each = max(two - one, 1)
     fixed = max(one - each, 0)
     return max(1, min(most, int((free_bytes * SPARE - fixed) // each)))

@@ -112,7 +112,7 @@ class Outcome:
         prediction: answer to the worst image.
         score: its score.
         image_CHW: the worst image (the clean one where no round lowered the score).
-        label: index of the label whose loss led there; None for rounds without one.
+        label: index of the last label whose loss lowered the score; None if none did.
         best_round: name of the round, ``"clean"`` where none helped.
         rounds: names of the rounds that attacked the sample.
         round_predictions: answer after each; None after a round that is not judged.
@@ -179,7 +179,7 @@ class Outcome:
         Returns:
             For :meth:`load_state_dict`.
         """
-        state = dict(self.__dict__)
+        state = {name: list(value) if isinstance(value, list) else value for name, value in self.__dict__.items()}
         state["evidence"] = None if self.evidence is None else dict(self.evidence.__dict__)
         if self.best_round == "clean":
             state["image_CHW"] = None
@@ -194,6 +194,8 @@ class Outcome:
         """
 
         def here(value: Any) -> Any:
+            if isinstance(value, list):
+                return list(value)
             return value.to(clean_CHW.device) if isinstance(value, Tensor) else value
 
         self.__dict__.update({name: here(value) for name, value in state.items()})

@@ -39,8 +39,8 @@ class Round:
         step_size: first step size, in units of the round's budget.
         width: the round's budget in units of the protocol's. A round of more than 1 only prepares a start point.
         judged: whether its image is answered and scored.
-        answers: steps after which the point reached is answered as well; the worst answer of the round counts, and a
-            sample that is dropped by one leaves at once.
+        answers: steps after which the point where the attack stands (after a halving of its step size: its best one) is
+            answered as well; the worst answer of the round counts, and a sample that is dropped by one leaves at once.
         gives_up: a sample whose loss stayed below this at every step is left out of later rounds: with a mean
             cross-entropy of 0.01 per token, every token of the answer keeps a likelihood of about 0.99.
     """
@@ -97,7 +97,7 @@ class Protocol:
         version: raised when its meaning changes.
         captioning: rounds against captions; none: the protocol is not for captions.
         vqa: rounds against short answers; none: it is not for questions.
-        drops: which scores are dropped. ``"threshold"``: those at or below the benchmark's threshold (the paper's
+        drops: which scores are dropped. ``"threshold"``: those below the benchmark's threshold, and 0 (the paper's
             rule); ``"floor"``: 0, below which no score falls; ``"never"``.
         after: a protocol that is run on all candidates first, and whose images this one starts from: ``"other:K"`` is
             the image it found for the K-th candidate.
@@ -109,6 +109,10 @@ class Protocol:
     vqa: tuple[Round, ...]
     drops: Literal["threshold", "floor", "never"] = "threshold"
     after: "Protocol | None" = None
+
+    def __post_init__(self) -> None:
+        if self.after is not None and self.after.after is not None:
+            raise ValueError(f"after: {self.name} comes after {self.after.name}, which comes after another one itself")
 
     def rounds(self, task: Task) -> tuple[Round, ...]:
         """The rounds against one kind of benchmark.
@@ -145,7 +149,7 @@ class Protocol:
             Lines of text.
         """
         stops = {
-            "threshold": "a sample at the benchmark's threshold is left out of later rounds",
+            "threshold": "a sample below the benchmark's threshold is left out of later rounds",
             "floor": "a sample that scores 0 is left out of later rounds",
             "never": "every sample takes part in every round",
         }

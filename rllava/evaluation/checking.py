@@ -1,7 +1,7 @@
 """The attack checks of an evaluation: on a few samples of every shard, at every budget.
 
 The checks of :mod:`rllava.attacks.checks` need some forward passes more. So they look at the first few attacked samples
-of a shard; which those are depends on the shard's samples alone. What a check finds stands in the records of the
+of a shard that took a gradient step. What a check finds stands in the records of the
 samples it concerns.
 
 Shapes: B samples of a shard, N some of them, C channel, H/W image.
@@ -17,6 +17,7 @@ from rllava.attacks import check_attack, square
 from rllava.attacks.checks import TOLERANCE
 from rllava.attacks.common import LossFunction
 from rllava.attacks.engine import AnswerLoss, Task
+from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Outcome, attack_result
 
 CHECKED_PER_SHARD = 8
@@ -63,21 +64,24 @@ def findings(
         assert evidence is not None
         return evidence.precision, evidence.steps
 
+    batches = Batches(most)
     for _, group in groupby(sorted(checked, key=kind), key=kind):
-        members = list(group)
-        for first in range(0, len(members), most):
-            part = members[first : first + most]
+
+        def check(part: Sequence[int]) -> list[tuple[int, list[str]]]:
             solved = [dropped(outcomes[b].score) for b in part]
-            for b, names in zip(
-                part, _check(part, solved, outcomes, clean_BCHW, epsilon, seeds, answer_loss), strict=True
-            ):
+            names = _check(part, solved, outcomes, clean_BCHW, epsilon, seeds, answer_loss)
+            return list(zip(part, names, strict=True))
+
+        for part in batches.run(check, list(group)):
+            for b, names in part:
                 found[b] += names
-    for first in range(0, len(checked), most):
-        part = checked[first : first + most]
-        again = answer(clean_BCHW[part], part, clean_precision)
-        for b, text in zip(part, again, strict=True):
-            if text != predictions[b] and "clean_mismatch" not in found[b]:
-                found[b].append("clean_mismatch")
+    if clean_precision == "float32":  # in half precision, an answer may depend on how the batch is put together
+        for texts in batches.run(
+            lambda part: zip(part, answer(clean_BCHW[list(part)], part, clean_precision), strict=True), checked
+        ):
+            for b, text in texts:
+                if text != predictions[b] and "clean_mismatch" not in found[b]:
+                    found[b].append("clean_mismatch")
     return found
 
 

@@ -38,7 +38,6 @@ class EvalJob:
         paths: of their records artifacts, in the same order.
         data: benchmark name to the folder of its shards.
         save_every_s: seconds between two saved states of an attack in flight; a killed worker loses at most that.
-        compiled: whether the model goes through torch.compile.
     """
 
     storage: str
@@ -47,7 +46,6 @@ class EvalJob:
     paths: tuple[str, ...]
     data: Mapping[str, str]
     save_every_s: float = 60.0
-    compiled: bool = False
 
     def part(self, place: int, shard: int) -> str:
         """Path of a part.
@@ -174,6 +172,9 @@ def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str,
     """
     shards, parts = list_shards(store.filesystem, data_folder), list_shards(store.filesystem, artifact.path)
     assert len(parts) == len(shards), f"{artifact.relative}: {len(parts)} of {len(shards)} parts"
+    for path in store.filesystem.ls(artifact.path, detail=False):
+        if path.rsplit("/", 1)[-1].startswith("state-"):  # of a worker that was killed after its part was written
+            store.filesystem.rm_file(path)
     store.finish(artifact, spec, {"parts": len(parts), "seconds": round(seconds, 2)})
 
 
@@ -191,7 +192,7 @@ class ShardAttacker:
         spec = job.specs[0]
         llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.worker = AttackWorker(llava, device, "inductor" if job.compiled else None)
+        self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
 
     def bank(self, spec: EvalSpec) -> tuple[str, ...]:

@@ -71,9 +71,11 @@ def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
     Returns:
         Part of a record.
     """
+    # A broken attack proves no robustness; an answer that scores 0 needs no other proof.
+    error = outcome.error if outcome.score > 0 else None
     fields = {
         "prediction": outcome.prediction,
-        "score": outcome.score if outcome.error is None else None,  # a broken attack proves no robustness
+        "score": outcome.score if error is None else None,
         # In whole steps of the grid, so that no rounding shows it above the budget.
         "linf": round(float((outcome.image_CHW - clean_CHW).abs().max()) / PIXEL * GRID) / GRID,
         "steps": outcome.steps,
@@ -82,7 +84,7 @@ def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
         "round_scores": outcome.round_scores,
         "best_round": outcome.best_round,
         "zero_gradient_share": outcome.zero_gradient_share,
-        "error": outcome.error,
+        "error": error,
     }
     if outcome.evidence is not None:
         best_S = outcome.evidence.loss_S.cummax(0).values

@@ -150,8 +150,11 @@ class AttackWorker:
             The model.
         """
         if precision not in self._models:
-            half = copy.deepcopy(self._models["float32"]).to(HALF[precision])
-            self._models[precision] = self._ready(half)
+            whole = self._models["float32"]
+            # By way of the host: the device need not hold a second copy in float32.
+            half = copy.deepcopy(whole.cpu()).to(HALF[precision])
+            whole.to(self.device)
+            self._models[precision] = self._ready(half.to(self.device))
         return self._models[precision]
 
     def tokens(self, prompt: str, text: str) -> Tokens:
@@ -230,6 +233,7 @@ class AttackWorker:
         Returns:
             What all budgets share.
         """
+        self._tokens.clear()  # of the shard before
         pixels_BCHW = self.pixels(samples)
         answered = batches.run(
             lambda part: self.answer(pixels_BCHW[part], [samples[b] for b in part], scoring, precision),
@@ -267,10 +271,9 @@ class AttackWorker:
         targets = [self.tokens(sample.prompt, text) for text in worst]
         llava = self.model("float32")
         with torch.no_grad():
-            losses = [
-                llava.targets_loss(image_1CHW, targets[first : first + TARGETS_AT_A_TIME])
-                for first in range(0, len(targets), TARGETS_AT_A_TIME)
-            ]
+            losses = Batches(TARGETS_AT_A_TIME).run(
+                lambda part: llava.targets_loss(image_1CHW, [targets[place] for place in part]), range(len(targets))
+            )
         order = torch.cat(losses).argsort(stable=True).tolist() if losses else []
         return [worst[place] for place in order]
 
@@ -369,7 +372,7 @@ class AttackWorker:
             answer_loss=answer_loss,
             judge=judge,
             dropped=dropped_by(spec),
-            places=spec.batch_size or len(samples),
+            places=spec.batch_size or batches.limit,
             batches=batches,
         )
         if keeping is None:
@@ -454,7 +457,10 @@ def evaluate_shard(
     first = specs[0]
     scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
     whole = [sample for sample in samples if sample.error is None]
-    precision = first.protocol.rounds(first.benchmark.task)[0].precision
+    rounds = first.protocol.rounds(first.benchmark.task)
+    precision = rounds[0].precision
+    for entry in rounds:
+        worker.model(entry.precision)  # before any memory is measured or shared out
     shard: Answered | None = None
     if whole:
         batches = worker.batches(whole, first.batch_size, precision)

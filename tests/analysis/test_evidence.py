@@ -33,7 +33,7 @@ def test_only_attacked_samples_without_error_count() -> None:
     row = evidence.iloc[0]
     assert (row["attacked"], row["unbroken"], row["linf"]) == (2, 0.5, 8.0)
     assert row["zero_gradients"] == pytest.approx(0.03)
-    assert row["last_rise"] == pytest.approx(0.1)
+    assert row["last_rise"] == pytest.approx(0.2), "s0 scores 0: its attack was done"
     assert (row["loss_clean"], row["loss_best"]) == (1.0, 2.5)
 
 
@@ -46,7 +46,7 @@ def test_a_sound_attack_raises_no_doubt() -> None:
     [
         ({"linf": 8.5}, "left the budget"),
         ({"zero_gradient_share": 0.5}, "exactly zero"),
-        ({"loss_last_rise": 2.0}, "last tenth of steps"),
+        ({"score": 50.0, "score_8bit": 50.0, "loss_last_rise": 2.0}, "last tenth of steps"),
         ({"findings": ["noise_wins"]}, "100% of 1 checked samples raise noise_wins"),
         ({"score_8bit": 50.0}, "rounding to 8 bits gives 50.0 points back"),
     ],

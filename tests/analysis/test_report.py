@@ -16,6 +16,8 @@ import pytest
 from analysis.bootstrap import Resampling
 from analysis.findings import Findings, analyse, answer, confidence
 from analysis.loading import SweepResults, load_sweep
+from analysis.page import render_page
+from analysis.plots import curves_chart, pareto_chart
 from analysis.report import ReportPaths, main, write_findings, write_report
 from rllava.errors import UserError
 from tests.analysis.conftest import QUICK, SWEEP
@@ -219,3 +221,23 @@ def test_nothing_here_imports_the_gpu_stack() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] True"
+
+
+def test_doubts_stand_beside_the_numbers_and_targets_have_their_table(findings: Findings) -> None:
+    records = findings.results.records.copy()
+    concerned = (records["candidate"] == "tiny-clip") & (records["epsilon"] == 8.0) & (records["steps"] > 0)
+    records.loc[concerned, "findings"] = records.loc[concerned, "findings"].map(lambda _: ["black_box_wins"])
+    records["rounds"] = records["rounds"].map(lambda names: ["target-Say this"] * len(names))
+    records["round_predictions"] = records["round_predictions"].map(lambda answers: ["so: say THIS."] * len(answers))
+    manifest = dataclasses.replace(findings.results.manifest, protocol="paper_targeted-v1")
+    results = dataclasses.replace(findings.results, records=records, manifest=manifest)
+    doubted = analyse(results, resampling=FEW)
+    page = render_page(doubted, {"pareto": pareto_chart(doubted), "curves": curves_chart(doubted)}, [])
+    marks = re.findall(r'<a class="doubt" href="#evidence" title="black_box_wins: 100% of \d+ checked', page)
+    assert len(marks) == 1 + 3, "on the front's table, and in the results of two benchmarks and their average"
+    assert "The model hides its gradient" in page
+    assert "Give the black-box attack more queries" in page
+    assert "<td>Say this</td>" in page
+    plain = render_page(findings, {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}, [])
+    assert 'class="doubt"' not in plain
+    assert 'id="targeted"' not in plain
