@@ -5,7 +5,6 @@
 The reference attacks one image at a time; its step size shows in the trajectory, as every point depends on it.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,15 +12,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.published_loop import published_code
 from tests.attacks.classifier import Classifier, images
 
 
 def main(checkout: str) -> None:
-    spec = importlib.util.spec_from_file_location("reference", f"{checkout}/vlm_eval/attacks/apgd.py")
-    assert spec is not None
-    assert spec.loader is not None
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = published_code(Path(checkout))
     torch.set_default_dtype(torch.float64)  # the reference makes its own tensors
     model, (pixels_BCHW, label_B) = Classifier(), images(6)
     rows = []

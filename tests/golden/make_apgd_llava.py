@@ -5,13 +5,13 @@
 Float32, as published. The projectors are untrained: their weights follow from the seed of the model's spec.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import torch
 
+from benchmarks.published_loop import published_code
 from tests.model.test_llava import QUESTIONS, conversation, make, pixels
 
 ENCODERS = ("tiny-clip", "tiny-advxl")
@@ -20,11 +20,7 @@ SAMPLES = 3
 
 
 def main(checkout: str) -> None:
-    spec = importlib.util.spec_from_file_location("reference", f"{checkout}/vlm_eval/attacks/apgd.py")
-    assert spec is not None
-    assert spec.loader is not None
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = published_code(Path(checkout))
     rows = []
     for encoder in ENCODERS:
         llava = make(encoder, dtype=torch.float32)
