@@ -66,7 +66,7 @@ class Round:
             raise ValueError(f"round {self.name}: width and step_size must be positive, steps not negative")
         if not all(0 <= step < self.steps for step in self.answers):
             raise ValueError(f"answers: round {self.name} has {self.steps} steps, but answers after {self.answers}")
-        if self.width > 1 and self.judged:
+        if self.width > 1 and (self.judged or self.answers):
             raise ValueError(f"width: round {self.name} leaves the budget, so it must not be judged")
 
     @property
