@@ -91,6 +91,8 @@ def make_plan(options: Options) -> Plan:
     if not options.save_every >= 0:
         raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
     budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or preset.budgets
+    if 0.0 not in budgets:
+        raise UserError("--budgets: add 0, the clean answers that robust scores are compared with")
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
     benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
     protocol = PROTOCOLS.get(options.protocol or preset.protocol)

@@ -103,7 +103,9 @@ def test_strong_starts_from_what_fast_found_for_every_candidate(
 ) -> None:
     storage = tmp_path / "results"
     shutil.copytree(unbroken.storage, storage)
-    options = "--protocol strong --attack-steps 1 --attack-precision float32 --budgets 8 16 --benchmarks easy_captions"
+    options = (
+        "--protocol strong --attack-steps 1 --attack-precision float32 --budgets 0 8 16 --benchmarks easy_captions"
+    )
     output = finish(start(str(storage), tracked, *options.split()))
     assert "starts from the images that fast_1steps_float32-v1 found" in output
     rows = [row for table in records(str(storage)).values() for row in table.to_pylist()]
@@ -114,12 +116,12 @@ def test_strong_starts_from_what_fast_found_for_every_candidate(
         for protocol in ("fast_1steps_float32-v1", "strong_1steps_float32-v1")
     }
     fast, strong = found.values()
-    assert len(fast) == len(strong) == len(CANDIDATES) * 2 * SAMPLES
+    assert len(fast) == len(strong) == len(CANDIDATES) * 3 * SAMPLES
     assert all(strong[key]["score"] <= fast[key]["score"] for key in fast)
     replayed = {name for row in strong.values() for name in row["rounds"] if name.startswith("other")}
     assert replayed == {"other0", "other1"}
     for (candidate, epsilon, sample_id), row in fast.items():
-        if epsilon == 16:
+        if epsilon == 16.0:
             assert row["score"] <= fast[candidate, 8.0, sample_id]["score"], (
                 "the smaller budget's image was not replayed"
             )

@@ -27,6 +27,7 @@ from tests.sweeps.conftest import Run
         ({"budgets": ("256",)}, "--budgets 256"),
         ({"budgets": ("four",)}, "--budgets four"),
         ({"budgets": ("nan",)}, "--budgets nan"),
+        ({"budgets": ("4", "8")}, "--budgets: add 0, the clean answers"),
         ({"samples": 0}, "--samples 0"),
         ({"attack_steps": 0}, "--attack-steps: expected at least 1"),
         ({"attack_precision": "int8"}, "--attack-precision int8: expected float32"),
