@@ -41,10 +41,14 @@ class SweepResults:
 
 @dataclass(frozen=True)
 class RecordImages:
-    """PNG bytes of a record; None where the record holds none (clean: epsilon 0 only; adversarial: attacked only)."""
+    """PNG bytes of a record; None where the record holds none (clean: epsilon 0 only; adversarial: attacked only).
+
+    ``rest`` is what the 8-bit adversarial image lacks of the scored one; see ``rllava.records``.
+    """
 
     clean: bytes | None
     adversarial: bytes | None
+    rest: bytes | None = None
 
 
 def load_sweep(storage: str, sweep: str = "encoder_ablation", images: bool = False) -> SweepResults:
@@ -110,7 +114,7 @@ def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImag
         for row in _read_part(filesystem, storage, root, part, (*KEY, *IMAGE_COLUMNS)).to_pylist():
             key: RecordKey = tuple(row[name] for name in KEY)
             if key in wanted:
-                found[key] = RecordImages(row["clean_png"], row["adversarial_png"])
+                found[key] = RecordImages(*(row[name] for name in IMAGE_COLUMNS))
     return found
 
 

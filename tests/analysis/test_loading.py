@@ -51,9 +51,10 @@ def test_images_come_by_key_and_equal_those_written(storage: str) -> None:
     for key, image in images.items():
         assert image.clean == written[key[1], key[4]]["clean_png"]
         assert image.adversarial == written[key[1], key[4]]["adversarial_png"]
+        assert image.rest == written[key[1], key[4]]["adversarial_rest"]
     assert any(image.clean for image in images.values())
     clean, adversarial = (
-        make_record("a", "b", "s", e, score=1.0, side=16)[c] for e, c in zip((0.0, 8.0), IMAGE_COLUMNS, strict=True)
+        make_record("a", "b", "s", e, score=1.0, side=16)[c] for e, c in ((0.0, "clean_png"), (8.0, "adversarial_png"))
     )
     assert perturbation_png(clean, adversarial, 15)
 
