@@ -180,7 +180,11 @@ def check_inputs(plan: Plan) -> None:
             many candidates.
     """
     for benchmark in plan.benchmarks:
-        replays = [entry for entry in plan.protocol.rounds(benchmark.task) if entry.start.startswith("other:")]
+        replays = [
+            entry
+            for entry in plan.protocol.rounds(benchmark.task)
+            if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
+        ]
         if plan.protocol.after is not None and len(plan.candidates) > len(replays):
             raise UserError(
                 f"protocol {plan.protocol.name} starts from the images of at most {len(replays)} candidates, not of "

@@ -70,22 +70,21 @@ def run(plan: Plan, machines: Machines) -> str:
     board = Board({candidate.name: not candidate.plugged for candidate in plan.candidates})
     prepare_data(plan, board.say)
     before = completed(plan)
+    # What a protocol starts from has to be there for all candidates before the first one goes on.
+    stages = [(stage, len(unfinished(stage))) for stage in (plan.first, plan) if stage is not None]
     board.say(plan.protocol.describe())
     board.say(
-        f"{plan.sweep}: {len(plan.candidates)} candidates, {len(unfinished(plan))} with something to do; "
-        f"storage {plan.storage}"
+        f"{plan.sweep}: {len(plan.candidates)} candidates, {stages[-1][1]} with something to do; storage {plan.storage}"
     )
     machine: dict[str, Any] = {}
-    # What a protocol starts from has to be there for all candidates before the first one goes on.
-    stages = [stage for stage in (plan.first, plan) if stage is not None]
-    most = max(len(unfinished(stage)) for stage in stages)
+    most = max(missing for _, missing in stages)
     if most:
         info, placement, trials = find_machines(plan, machines, most)
         machine = describe_machine(info)
-        for stage in stages:
-            if missing := unfinished(stage):
+        for stage, missing in stages:
+            if missing:
                 with board:
-                    tune_over(stage, placement, min(trials, len(missing)), board)
+                    tune_over(stage, placement, min(trials, missing), board)
     manifest = write_manifest(plan, before, machine, started)
     paths = write_report(plan.storage, plan.sweep)
     print(format_table(load_sweep(plan.storage, plan.sweep)))

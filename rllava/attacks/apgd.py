@@ -72,7 +72,6 @@ class Lanes:
     Attributes:
         clean_LCHW: clean images.
         radius_L: budgets in pixel units.
-        steps_L: steps of each attack.
         done_L: steps taken; -1 before the first look.
         point_LCHW: where the lane stands.
         previous_LCHW: where it stood before.
@@ -99,7 +98,6 @@ class Lanes:
 
     clean_LCHW: Tensor
     radius_L: Tensor
-    steps_L: Tensor
     done_L: Tensor
     point_LCHW: Tensor
     previous_LCHW: Tensor
@@ -195,7 +193,6 @@ def enter(
     return Lanes(
         clean_LCHW=clean_LCHW.clone(),
         radius_L=number([value * PIXEL for value in epsilon]),
-        steps_L=whole(steps),
         done_L=whole([-1] * count),
         point_LCHW=point_LCHW.clone(),
         previous_LCHW=point_LCHW.clone(),

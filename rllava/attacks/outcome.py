@@ -230,7 +230,7 @@ def pack_images(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float) -> tupl
     Returns:
         uint8 images [N, C, H, W] within the whole levels that the budget allows, and the rest in 1/128 level, int8.
     """
-    rounded_NCHW = (round_to_8_bits(images_NCHW, clean_NCHW, epsilon) / PIXEL).round().to(torch.int32)
+    rounded_NCHW = _on_grid(images_NCHW, clean_NCHW, epsilon, grid=1)
     rest_NCHW = _on_grid(images_NCHW, clean_NCHW, epsilon) - rounded_NCHW * GRID
     return rounded_NCHW.to(torch.uint8), rest_NCHW.to(torch.int8)
 
@@ -248,12 +248,12 @@ def unpack_images(rounded_NCHW: Tensor, rest_NCHW: Tensor) -> Tensor:
     return _from_grid(rounded_NCHW.to(torch.int32) * GRID + rest_NCHW.to(torch.int32))
 
 
-def _on_grid(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float) -> Tensor:
-    """Values in 1/128 level, int32."""
-    most = float(int(epsilon * GRID))
-    unit = PIXEL / GRID
+def _on_grid(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float, grid: int = GRID) -> Tensor:
+    """The nearest values in 1/grid level that keep the budget, int32."""
+    most = float(int(epsilon * grid))
+    unit = PIXEL / grid
     delta_NCHW = ((images_NCHW - clean_NCHW) / unit).round().clamp(-most, most)
-    return ((clean_NCHW / unit).round() + delta_NCHW).clamp(0, 255 * GRID).to(torch.int32)
+    return ((clean_NCHW / unit).round() + delta_NCHW).clamp(0, 255 * grid).to(torch.int32)
 
 
 def _from_grid(values_NCHW: Tensor) -> Tensor:
@@ -271,6 +271,4 @@ def round_to_8_bits(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float) -> 
     Returns:
         Images whose every value is a multiple of 1/255, within the whole levels that the budget allows.
     """
-    levels = float(int(epsilon))
-    delta_BCHW = ((images_BCHW - clean_BCHW) / PIXEL).round().clamp(-levels, levels)
-    return ((clean_BCHW / PIXEL).round() + delta_BCHW).clamp(0, 255) * PIXEL
+    return _on_grid(images_BCHW, clean_BCHW, epsilon, grid=1).to(images_BCHW.dtype) * PIXEL

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rllava.attacks import check_attack, square
 from rllava.attacks.checks import TOLERANCE
-from rllava.attacks.common import LossFunction
 from rllava.attacks.engine import AnswerLoss, Task
 from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Outcome, attack_result
@@ -94,17 +93,13 @@ def _check(
     precision = rounds[0].precision
     clean_NCHW = clean_BCHW[list(who)]
 
-    def loss_of(places: Sequence[int]) -> LossFunction:
-        tasks = [Task(who[place], rounds[place].text) for place in places]
-        sign_N = torch.tensor([-1.0 if rounds[place].targeted else 1.0 for place in places], device=clean_NCHW.device)
+    tasks = [Task(b, evidence.text) for b, evidence in zip(who, rounds, strict=True)]
+    sign_N = torch.tensor([-1.0 if evidence.targeted else 1.0 for evidence in rounds], device=clean_NCHW.device)
 
-        def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
-            chosen = index_N.tolist()
-            return sign_N[chosen] * answer_loss(pixels_NCHW, [tasks[i] for i in chosen], precision)
+    def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
+        chosen = index_N.tolist()
+        return sign_N[chosen] * answer_loss(pixels_NCHW, [tasks[i] for i in chosen], precision)
 
-        return loss
-
-    loss = loss_of(range(len(who)))
     own = [seeds[b] for b in who]
     black_box = square(loss, clean_NCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=own)
     raised = check_attack(
@@ -115,7 +110,7 @@ def _check(
         seeds=own,
         solved=torch.tensor(solved, device=clean_NCHW.device),
         others={"square": black_box.loss_B},
-        tolerance=TOLERANCE if rounds[0].precision == "float32" else HALF_TOLERANCE,
+        tolerance=TOLERANCE if precision == "float32" else HALF_TOLERANCE,
     )
     names: list[list[str]] = [[] for _ in who]
     for finding in raised:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rllava.attacks.common import PIXEL, loss_and_gradient
-from rllava.attacks.engine import Engine, Task, Victims
+from rllava.attacks.engine import AnswerLoss, Engine, Task, Victims
 from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_that_fit
 from rllava.attacks.outcome import Outcome, round_to_8_bits
 from rllava.data.benchmarks import BenchmarkSpec
@@ -88,6 +88,11 @@ class Answered:
     predictions: list[str]
     scores: list[float]
 
+    @property
+    def seeds(self) -> list[int]:
+        """One per sample."""
+        return [seed_of(sample.sample_id) for sample in self.samples]
+
 
 def labels_of(sample: Sample, task: str) -> list[str]:
     """The texts whose loss a protocol's untargeted rounds maximise.
@@ -131,7 +136,7 @@ class AttackWorker:
         self._compiler = compiler
         self._models = {"float32": self._ready(llava.to(device))}
         self._prefixes: dict[tuple[str, tuple[int, ...]], Prefix] = {}
-        self._tokens: dict[tuple[str, str], Tokens] = {}
+        self._tokens: dict[tuple[str, str | None], Tokens] = {}
 
     def _ready(self, llava: Llava) -> Llava:
         if self._compiler is not None:
@@ -157,12 +162,12 @@ class AttackWorker:
             self._models[precision] = self._ready(half.to(self.device))
         return self._models[precision]
 
-    def tokens(self, prompt: str, text: str) -> Tokens:
+    def tokens(self, prompt: str, text: str | None) -> Tokens:
         """A question and a labelled answer; tokenised once.
 
         Args:
             prompt: the user's turn.
-            text: the answer.
+            text: the answer; None ends the text where generation begins.
 
         Returns:
             Ids and labels.
@@ -212,7 +217,7 @@ class AttackWorker:
             Predictions and scores.
         """
         llava, metric = self.model(precision), scoring.metric
-        prompts = [llava.tokens(sample.prompt) for sample in samples]
+        prompts = [self.tokens(sample.prompt, None) for sample in samples]
         texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.max_new_tokens)
         predictions = [metric.clean(text) for text in texts]
         scores = [
@@ -350,9 +355,6 @@ class AttackWorker:
     ) -> list[Outcome]:  # fmt: skip
         samples = shard.samples
 
-        def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-            return self.loss(pixels_NCHW, self._of(samples, tasks), precision)
-
         def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
             return self.answer(images_NCHW, [samples[b] for b in who], scoring, precision)
 
@@ -361,7 +363,7 @@ class AttackWorker:
             labels=[labels_of(sample, spec.benchmark.task) for sample in samples],
             predictions=shard.predictions,
             scores=shard.scores,
-            seeds=[seed_of(sample.sample_id) for sample in samples],
+            seeds=shard.seeds,
             decoys=lambda b, image_CHW: self.decoys(image_CHW[None], samples[b], scoring),
             others=others,
         )
@@ -369,7 +371,7 @@ class AttackWorker:
             spec.protocol.rounds(spec.benchmark.task),
             victims,
             epsilon=spec.epsilon,
-            answer_loss=answer_loss,
+            answer_loss=self._answer_loss(samples),
             judge=judge,
             dropped=dropped_by(spec),
             places=spec.batch_size or batches.limit,
@@ -382,8 +384,12 @@ class AttackWorker:
             engine.load_state_dict(saved)
         return engine.run(lambda state: keeping.store.save(spec, state), keeping.every_s)
 
-    def _of(self, samples: Sequence[Sample], tasks: Sequence[Task]) -> list[Tokens]:
-        return [self.tokens(samples[task.sample].prompt, task.text) for task in tasks]
+    def _answer_loss(self, samples: Sequence[Sample]) -> AnswerLoss:
+        def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+            tokens = [self.tokens(samples[task.sample].prompt, task.text) for task in tasks]
+            return self.loss(pixels_NCHW, tokens, precision)
+
+        return answer_loss
 
     def _answer_8_bit(
         self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], part: Sequence[int]
@@ -395,9 +401,6 @@ class AttackWorker:
     def _findings(
         self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches
     ) -> dict[int, list[str]]:
-        def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-            return self.loss(pixels_NCHW, self._of(shard.samples, tasks), precision)
-
         def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
             return self.answer(images_NCHW, [shard.samples[b] for b in who], scoring, precision)[0]
 
@@ -407,9 +410,9 @@ class AttackWorker:
             shard.predictions,
             epsilon=spec.epsilon,
             clean_precision=spec.protocol.rounds(spec.benchmark.task)[0].precision,
-            seeds=[seed_of(sample.sample_id) for sample in shard.samples],
+            seeds=shard.seeds,
             dropped=dropped_by(spec),
-            answer_loss=answer_loss,
+            answer_loss=self._answer_loss(shard.samples),
             answer=answer,
             most=batches.limit,
             count=scoring.checked,
