@@ -11,7 +11,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, build_encoder, weights_path
+from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, build_encoder
+from rllava.encoders.weights import weights_path
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.specs import ModelSpec

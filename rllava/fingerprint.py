@@ -23,7 +23,7 @@ def to_json(spec: Any) -> dict[str, Any]:
 
 
 # What describes a spec to people, or says where a file lies whose hash is beside it: decides no result.
-_DESCRIPTIVE = {"training", "licence", "weights"}
+_DESCRIPTIVE = {"training", "licence", "origin", "parameters", "weights"}
 
 
 def fingerprint(spec: Any) -> str:
@@ -38,6 +38,7 @@ def fingerprint(spec: Any) -> str:
 
     def essential(value: Any) -> Any:
         if isinstance(value, dict):
+            assert not value.get("weights") or value.get("sha256"), f"weights without a hash: {value}"  # pin_weights
             return {key: essential(entry) for key, entry in value.items() if key not in _DESCRIPTIVE}
         if isinstance(value, list):
             return [essential(entry) for entry in value]

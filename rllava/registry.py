@@ -1,12 +1,28 @@
 """Registries that raise on duplicates and answer an unknown name with its near matches."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 from rllava.errors import UserError
 
 T = TypeVar("T")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Answers an unknown name.
+
+    Args:
+        kind: what an entry is called.
+        name: that was asked for.
+        known: names there are.
+
+    Returns:
+        A phrase with the near matches, or with all names if none is near.
+    """
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"unknown {kind} '{name}'; {hint}"
 
 
 class Registry(Generic[T]):
@@ -51,9 +67,7 @@ class Registry(Generic[T]):
             UserError: if there is none; the message names the near matches, or all entries.
         """
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(self._entries))}"
-            raise UserError(f"unknown {self.kind} '{name}'; {hint}")
+            raise UserError(unknown(self.kind, name, self._entries))
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

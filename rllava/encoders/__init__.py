@@ -1,7 +1,8 @@
 """Vision encoders: a registry, and one file per family.
 
 A new encoder is one small file in this folder (or one call of :func:`register` in any installed package that announces
-itself under the entry-point group ``rllava.encoders``): it names a builder and the weights. See the README.
+itself under the entry-point group ``rllava.encoders``): it names a builder and the weights. Any model of timm or
+open_clip and any checkpoint is an encoder without registration, see :mod:`rllava.encoders.names` and the README.
 """
 
 import importlib
@@ -9,9 +10,22 @@ import importlib.metadata
 import pkgutil
 from functools import cache
 
-from rllava.encoders.base import Encoder, EncoderSpec, build_encoder, check_weights
-from rllava.registry import Registry
 from rllava.torchvision_shim import declare_missing_operators
+
+declare_missing_operators()  # before any family imports timm or transformers
+
+from rllava.encoders.base import (  # noqa: E402
+    Encoder,
+    EncoderSpec,
+    build_encoder,
+    check_weights,
+    measured,
+    missing_weights,
+    pin_weights,
+)
+from rllava.encoders.names import parse_encoder  # noqa: E402
+from rllava.encoders.weights import find_weights  # noqa: E402
+from rllava.registry import Registry  # noqa: E402
 
 __all__ = [
     "Encoder",
@@ -20,10 +34,12 @@ __all__ = [
     "check_weights",
     "encoder_names",
     "encoder_spec",
+    "find_weights",
+    "measured",
+    "missing_weights",
+    "pin_weights",
     "register",
 ]
-
-declare_missing_operators()  # before any family imports timm or transformers
 
 _ENCODERS: Registry[EncoderSpec] = Registry("encoder")
 
@@ -38,18 +54,19 @@ def register(spec: EncoderSpec) -> EncoderSpec:
         The spec.
 
     Raises:
-        ValueError: if the name is taken, or contains one of the characters that combine candidates.
+        ValueError: if the name is taken, or contains one of the characters with a meaning in names of candidates.
     """
-    if any(character in spec.name for character in "+@/ "):
-        raise ValueError(f"encoder name '{spec.name}': '+', '@', '/' and spaces have a meaning in candidate names")
+    if any(character in spec.name for character in "+@/ :[],"):
+        raise ValueError(f"encoder name '{spec.name}': + @ / : [ ] , and spaces have a meaning in candidate names")
     return _ENCODERS.register(spec.name, spec)
 
 
 def encoder_spec(name: str) -> EncoderSpec:
-    """The registered encoder of that name.
+    """The encoder of that name.
 
     Args:
-        name: as registered.
+        name: a registered one, ``timm:MODEL``, ``open_clip:MODEL/PRETRAINED`` or a path; with variants in brackets
+            (see :mod:`rllava.encoders.names`).
 
     Returns:
         Its spec.
@@ -58,7 +75,7 @@ def encoder_spec(name: str) -> EncoderSpec:
         UserError: if there is none; the message names near matches.
     """
     _discover()
-    return _ENCODERS.get(name)
+    return parse_encoder(name, _ENCODERS.get)
 
 
 def encoder_names() -> list[str]:

@@ -3,20 +3,22 @@
 Shapes: B batch, C channel (3), H/W image, P visual tokens, D width.
 """
 
-import hashlib
+import dataclasses
 import importlib
-import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rllava.encoders.weights import digest, find_weights, fitting, read_weights, weights_path
 from rllava.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Activation = Literal["", "gelu", "quick_gelu", "relu"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class EncoderSpec:
         name: as registered.
         builder: ``"package.module:function"``; the function takes this spec and returns an :class:`Encoder` without
             weights. An import path rather than a function, so that a spec can be stored and sent to workers.
-        weights: safetensors file: a path, or ``asset:NAME`` for a file shipped in ``rllava/assets``. None: random
-            weights from ``seed``.
-        sha256: of the weights file; checked whenever it is read.
+        weights: where they are (see :mod:`rllava.encoders.weights`): a path, ``hub:ORG/NAME[/FILE]``, or ``asset:NAME``
+            for a file shipped with the package. None: random weights from ``seed``.
+        sha256: of the weights; checked whenever they are read. None: :func:`pin_weights` fills it in before a sweep.
         image_size: side of the square input, in pixels.
         tokens: visual tokens per image (P).
         width: of a visual token (D).
@@ -38,6 +40,14 @@ class EncoderSpec:
         training: one line on how the weights came about.
         licence: of the weights.
         seed: of random weights.
+        architecture: name in the library that builds the encoder.
+        arguments: further keyword arguments of that library's constructor.
+        layer: block whose output is taken, before any final norm; -1 is the last one, -2 the one before.
+        activation: of the MLPs, where it is not the architecture's own.
+        resized: whether position embeddings of another image size are interpolated; else they are refused.
+        ema: of a training checkpoint that holds averaged weights too, take those.
+        origin: where the weights can be had.
+        parameters: published number, without the classifier, in millions.
     """
 
     name: str
@@ -52,10 +62,14 @@ class EncoderSpec:
     training: str = ""
     licence: str = ""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.weights is not None and self.sha256 is None:
-            raise ValueError(f"encoder '{self.name}': give the sha256 of its weights (sha256sum FILE prints it)")
+    architecture: str = ""
+    arguments: tuple[tuple[str, str | int | float | bool], ...] = ()
+    layer: int = -1
+    activation: Activation = ""
+    resized: bool = False
+    ema: bool = True
+    origin: str = ""
+    parameters: float | None = None
 
 
 class Encoder(nn.Module):
@@ -111,19 +125,38 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def load_weights(self, path: Path) -> None:
+        """Loads weights strictly; a family with formats of its own overrides it.
 
-def weights_path(weights: str) -> Path:
-    """Where a weights file lies on this machine.
+        Args:
+            path: file or folder, as ``spec.weights`` names it.
+        """
+        what = f"encoder '{self.spec.name}'"
+        state = read_weights(path, what, self.spec.ema)
+        dropped = [key for key in state if key.split(".")[0] in TRAINING_ONLY]
+        self.load_state_dict(fitting(self.state_dict(), state, f"{what}: {path}", dropped))
+
+
+TRAINING_ONLY = frozenset({"text", "head"})
+"""Parts of a weights file that belong to its training, not to the encoder."""
+
+
+def bare_encoder(spec: EncoderSpec) -> Encoder:
+    """Builds an encoder without reading its weights.
 
     Args:
-        weights: a path, or ``asset:NAME``.
+        spec: what to build.
 
     Returns:
-        Its path; existence is not checked.
+        The encoder with the library's initial weights from ``spec.seed``; on the meta device within
+        ``with torch.device("meta")``.
     """
-    if weights.startswith("asset:"):
-        return Path(str(importlib.resources.files("rllava"))) / "assets" / weights.removeprefix("asset:")
-    return Path(weights).expanduser()
+    module_name, _, function_name = spec.builder.partition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        encoder = getattr(importlib.import_module(module_name), function_name)(spec)
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def build_encoder(spec: EncoderSpec) -> Encoder:
@@ -136,71 +169,93 @@ def build_encoder(spec: EncoderSpec) -> Encoder:
         The encoder, float32, on the CPU.
 
     Raises:
-        UserError: if the weights file is missing, has another hash, or does not fit the architecture.
+        UserError: if the weights are missing, have another hash, or do not fit the architecture.
     """
-    module_name, _, function_name = spec.builder.partition(":")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        encoder = getattr(importlib.import_module(module_name), function_name)(spec)
-    assert isinstance(encoder, Encoder)
-    if spec.weights is not None:
-        load_weights(encoder, spec)
-    return encoder.requires_grad_(False).eval()
+    if spec.weights is None:
+        return bare_encoder(spec).requires_grad_(False).eval()
+    path = check_weights(spec)
+    assert path is not None
+    encoder = bare_encoder(spec)
+    encoder.load_weights(path)
+    return encoder.float().requires_grad_(False).eval()
 
 
-def check_weights(spec: EncoderSpec) -> None:
-    """Checks presence and hash of the weights file, without building the encoder.
+def check_weights(spec: EncoderSpec) -> Path | None:
+    """Finds the weights and checks their hash, without building the encoder.
 
     Args:
         spec: whose weights.
 
+    Returns:
+        Their file or folder; None for random weights.
+
     Raises:
-        UserError: if the file is missing or has another hash.
+        UserError: if they are missing or have another hash.
     """
     if spec.weights is None:
-        return
-    path = weights_path(spec.weights)
-    if not path.is_file():
-        raise UserError(f"encoder '{spec.name}': weights file {path} does not exist; put it there or correct its path")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+        return None
+    path = find_weights(spec.weights)
+    if path is None:
+        raise UserError(f"encoder '{spec.name}': {missing_weights(spec)}")
+    found = digest(path)
     if spec.sha256 is not None and found != spec.sha256:
         raise UserError(
             f"encoder '{spec.name}': weights file {path} has sha256 {found[:12]}…, expected {spec.sha256[:12]}…; "
             "fetch the file again, or register the new weights under a new name"
         )
+    return path
 
 
-def load_weights(encoder: nn.Module, spec: EncoderSpec) -> None:
-    """Loads a safetensors file strictly.
+def missing_weights(spec: EncoderSpec) -> str:
+    """What to do about weights that are not there.
 
     Args:
-        encoder: to load into.
-        spec: says which file.
+        spec: whose.
+
+    Returns:
+        A phrase: which file is looked for, where it has to go, where it comes from.
+    """
+    assert spec.weights is not None
+    origin = f"; it comes from {spec.origin}" if spec.origin else ""
+    return f"weights {weights_path(spec.weights)} do not exist; put them there{origin}"
+
+
+def pin_weights(spec: EncoderSpec) -> EncoderSpec:
+    """A spec that means one set of weights: with their hash.
+
+    Args:
+        spec: of an encoder.
+
+    Returns:
+        The spec with ``sha256``.
 
     Raises:
-        UserError: if the file is missing, damaged, of another hash, or a key is missing, extra or mis-shaped.
+        UserError: if the weights are missing or have another hash.
     """
-    check_weights(spec)
-    assert spec.weights is not None
-    path = weights_path(spec.weights)
+    path = check_weights(spec)
+    return spec if path is None or spec.sha256 is not None else dataclasses.replace(spec, sha256=digest(path))
+
+
+def measured(spec: EncoderSpec) -> EncoderSpec:
+    """A spec with the number and width of tokens that its architecture gives, found on the meta device.
+
+    Args:
+        spec: its ``tokens`` and ``width`` are not looked at.
+
+    Returns:
+        The spec with both.
+
+    Raises:
+        UserError: if the architecture takes no images of that size.
+    """
     try:
-        state = load_file(path)
-    except Exception as error:  # safetensors raises its own error class, OSError and others
-        raise UserError(f"encoder '{spec.name}': {path} is no readable safetensors file ({error})") from error
-    expected = encoder.state_dict()
-    state = {key: value for key, value in state.items() if key.split(".")[0] not in IGNORED_PREFIXES}
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} has shape {list(state[key].shape)}, expected {list(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise UserError(f"encoder '{spec.name}': {path} does not fit the architecture: {shown}")
-    encoder.load_state_dict({key: value.float() for key, value in state.items()})
-
-
-IGNORED_PREFIXES = frozenset({"text", "head"})
-"""Parts of a weights file that belong to its training, not to the encoder."""
+        with torch.device("meta"), torch.no_grad():
+            tokens_BPD = bare_encoder(spec).eval()(torch.empty(1, 3, spec.image_size, spec.image_size))
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(
+            f"encoder '{spec.name}': {spec.architecture} takes no images of {spec.image_size} pixels ({reason})"
+        ) from error
+    return dataclasses.replace(spec, tokens=tokens_BPD.shape[1], width=tokens_BPD.shape[2])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rllava.encoders.base import weights_path
+from rllava.encoders.weights import weights_path
 from rllava.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """Batch N equals batch 1: loss, gradient and attack of a sample do not depend on its batch mates.
 
-For every registered encoder and for ensembles, over random batches. What is compared must not hide a leak behind
+For every shipped encoder and for ensembles, over random batches. What is compared must not hide a leak behind
 rounding, nor take rounding for a leak:
 
 - :func:`doubled` runs the whole model in float64, so that two ways to compute a number agree to 1e-9, where float32
@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rllava.attacks import LossFunction, apgd
-from rllava.encoders import Encoder, EncoderSpec, build_encoder, check_weights, encoder_names, encoder_spec
-from rllava.errors import UserError
+from rllava.encoders import Encoder, build_encoder, encoder_spec
+from rllava.encoders.tiny import shipped_specs
 from rllava.model.assemble import build_connector
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, Prefix
 from sweeps.presets import PRESETS, model_spec
 
+SHIPPED = [spec.name for spec in shipped_specs()]
 STEPS = 5
 EXACT = 1e-9
 PROPERTY = settings(
@@ -48,12 +49,12 @@ PROPERTY = settings(
 
 
 def candidates() -> list[tuple[str, ...]]:
-    """Every registered encoder, and an ensemble of each kind whose tokens can be interleaved."""
+    """Every shipped encoder, and an ensemble of each kind whose tokens can be interleaved."""
     fitting: dict[tuple[int, int], list[str]] = {}
-    for spec in map(encoder_spec, encoder_names()):
+    for spec in map(encoder_spec, SHIPPED):
         fitting.setdefault((spec.tokens, spec.image_size), []).append(spec.name)
     ensembles = [(names[0], names[-1]) for names in fitting.values() if len(names) > 1]
-    return [*((name,) for name in encoder_names()), *ensembles]
+    return [*((name,) for name in SHIPPED), *ensembles]
 
 
 every_candidate = pytest.mark.parametrize("names", candidates(), ids="+".join)
@@ -154,23 +155,13 @@ def doubled() -> Iterator[None]:
 
 def build(names: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Llava:
     """An untrained LLaVA on registered encoders."""
-    specs = tuple(map(_on_this_machine, names))
+    specs = tuple(map(encoder_spec, names))
     connector, tokenizer = build_connector(model_spec(PRESETS.get("tiny"), specs))
     llava = Llava([build_encoder(spec) for spec in specs], connector, tokenizer, "vicuna_v1_short")
     return llava.to(dtype).requires_grad_(False).eval()
 
 
 make = functools.cache(build)
-
-
-def _on_this_machine(name: str) -> EncoderSpec:
-    """An encoder with random weights where its file is not here: independence is its architecture's, not theirs."""
-    spec = encoder_spec(name)
-    try:
-        check_weights(spec)
-    except UserError:
-        return dataclasses.replace(spec, weights=None, sha256=None)
-    return spec
 
 
 def arrange(llava: Llava, batch: Sequence[Case]) -> tuple[Tensor, list[Tokens]]:

@@ -1,0 +1,172 @@
+"""Image encoders of transformers: CLIP, SigLIP, DINOv2, ViT, from a folder or the hub.
+
+Shapes: B batch, C channel, H/W image, P visual tokens, D width.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
+from rllava.encoders.weights import listed
+from rllava.errors import UserError
+
+MODELS = {
+    "clip": "CLIPVisionModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "dinov2": "Dinov2Model",
+    "vit": "ViTModel",
+}
+"""Class that reads the image tower, by ``model_type`` of ``config.json``."""
+
+_BEFORE_LAST = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+"""Where LLaVA takes the layer before the last."""
+
+
+class HuggingFaceEncoder(Encoder):
+    """An image tower of transformers up to one of its blocks.
+
+    Args:
+        spec: its ``architecture`` is a ``model_type`` of :data:`MODELS`, its ``arguments`` those of the configuration.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__(spec)
+        kind = getattr(transformers, MODELS[spec.architecture])
+        arguments: dict[str, Any] = {**dict(spec.arguments), "image_size": spec.image_size}
+        if spec.activation:
+            arguments["hidden_act"] = spec.activation
+        config = kind.config_class(**arguments)
+        if not -config.num_hidden_layers <= spec.layer < 0:
+            raise UserError(
+                f"encoder '{spec.name}': there is no layer {spec.layer}; its tower has {config.num_hidden_layers}, "
+                "counted from -1"
+            )
+        self.tower = self._cut(kind(config))
+
+    def _cut(self, tower: nn.Module) -> Any:
+        (layers,) = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
+        del layers[len(layers) + 1 + self.spec.layer :]
+        return tower
+
+    def features(self, normalised_BCHW: Tensor) -> Tensor:
+        """See the base class.
+
+        Args:
+            normalised_BCHW: images after normalisation.
+
+        Returns:
+            [B, P, D].
+        """
+        # Hidden states come before any final norm; class and register tokens come first.
+        tokens_BPD: Tensor = self.tower(pixel_values=normalised_BCHW, output_hidden_states=True).hidden_states[-1]
+        count = (normalised_BCHW.shape[-1] // self.tower.config.patch_size) ** 2
+        return tokens_BPD[:, tokens_BPD.shape[1] - count :]
+
+    def load_weights(self, path: Path) -> None:
+        """Loads a folder in Hugging Face format, of the image tower or of a whole CLIP.
+
+        Args:
+            path: of the folder.
+        """
+        what = f"encoder '{self.spec.name}': {path}"
+        kind, config = type(self.tower), self.tower.config
+        try:
+            with quiet():
+                read, facts = kind.from_pretrained(path, config=config, dtype=torch.float32, output_loading_info=True)
+        except Exception as error:  # each file format has its own
+            reason = str(error).strip().split("\n", 1)[0]
+            raise UserError(f"{what} cannot be read ({reason}); copy the whole folder again") from error
+        problems = [f"missing {key}" for key in sorted(facts["missing_keys"])]
+        problems += [f"{key} has shape {list(a)}, expected {list(b)}" for key, a, b in sorted(facts["mismatched_keys"])]
+        if problems:
+            raise UserError(f"{what} does not fit the architecture: {listed(problems)}")
+        self.tower = self._cut(read)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from printing progress bars and the keys that it leaves out.
+
+    Yields:
+        Nothing.
+    """
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def build(spec: EncoderSpec) -> HuggingFaceEncoder:
+    """Builder of the family.
+
+    Args:
+        spec: what to build.
+
+    Returns:
+        The encoder without its weights.
+    """
+    return HuggingFaceEncoder(spec)
+
+
+def hugging_face_spec(folder: Path, name: str) -> EncoderSpec:
+    """The spec of an image tower in a Hugging Face folder.
+
+    Args:
+        folder: with ``config.json``, weights, and ``preprocessor_config.json`` if the statistics are not CLIP's.
+        name: of the encoder.
+
+    Returns:
+        The spec. CLIP and SigLIP give the layer before the last, as LLaVA takes it, the others the last one.
+
+    Raises:
+        UserError: if the folder holds no image tower that is known here.
+    """
+    try:
+        described = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"encoder '{name}': {folder} has no readable config.json; copy the whole folder") from error
+    kind = described.get("model_type", "")
+    if kind not in MODELS:
+        raise UserError(f"encoder '{name}': {folder} holds a '{kind}'; known: {', '.join(sorted(MODELS))}")
+    vision = described.get("vision_config", described)
+    scalars = {key: value for key, value in vision.items() if isinstance(value, str | int | float | bool)}
+    arguments = {key: value for key, value in scalars.items() if key not in _NOT_ARCHITECTURE}
+    preprocessing = {}
+    if (folder / "preprocessor_config.json").exists():
+        preprocessing = json.loads((folder / "preprocessor_config.json").read_text())
+    return measured(
+        EncoderSpec(
+            name=name,
+            builder="rllava.encoders.towers.hugging_face:build",
+            weights=str(folder),
+            sha256=None,
+            image_size=vision.get("image_size", 224),
+            tokens=0,
+            width=0,
+            mean=tuple(preprocessing.get("image_mean", CLIP_MEAN)),
+            std=tuple(preprocessing.get("image_std", CLIP_STD)),
+            training=f"the weights in {folder.name}",
+            architecture=kind,
+            arguments=tuple(sorted(arguments.items())),
+            layer=-2 if kind in _BEFORE_LAST else -1,
+        )
+    )
+
+
+_NOT_ARCHITECTURE = frozenset(
+    {"image_size", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "projection_dim"}
+)

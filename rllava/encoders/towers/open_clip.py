@@ -1,0 +1,183 @@
+"""Image encoders of open_clip, and checkpoints in its format: FARE, TeCoA, Sim-CLIP, delta-CLIP, SigLIP.
+
+Shapes: B batch, C channel, H/W image, P visual tokens, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor
+
+from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
+from rllava.encoders.weights import fitting, read_weights
+from rllava.errors import UserError
+from rllava.registry import unknown
+
+VISUAL = "visual."
+"""Before the image encoder's keys in a checkpoint of both towers."""
+
+
+class OpenClipEncoder(Encoder):
+    """The image tower of an open_clip model up to one of its blocks.
+
+    Args:
+        spec: its ``architecture`` is a model of open_clip, its ``arguments`` replace entries of that model's
+            ``vision_cfg``.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__(spec)
+        self.tower = tower(spec)
+        self._layer = spec.layer
+        trunk = getattr(self.tower, "trunk", self.tower)  # models of timm sit within an adapter
+        if hasattr(trunk, "prune_intermediate_layers"):  # its ResNets have no such method
+            try:
+                self._layer = trunk.prune_intermediate_layers([spec.layer], prune_norm=True, prune_head=True)[0]
+            except (AssertionError, IndexError) as error:
+                raise UserError(
+                    f"encoder '{spec.name}': open_clip's {spec.architecture} gives no output of layer {spec.layer}"
+                ) from error
+        if trunk is not self.tower:
+            self.tower.head = torch.nn.Identity()
+
+    def features(self, normalised_BCHW: Tensor) -> Tensor:
+        """See the base class.
+
+        Args:
+            normalised_BCHW: images after normalisation.
+
+        Returns:
+            [B, P, D].
+        """
+        (map_BDHW,) = self.tower.forward_intermediates(
+            normalised_BCHW, indices=[self._layer], intermediates_only=True, output_fmt="NCHW"
+        )["image_intermediates"]
+        tokens_BPD: Tensor = map_BDHW.flatten(2).transpose(1, 2)
+        return tokens_BPD
+
+    def load_weights(self, path: Path) -> None:
+        """Loads a checkpoint of the image tower, or of both towers.
+
+        Args:
+            path: of the file.
+        """
+        what = f"encoder '{self.spec.name}'"
+        with torch.device("meta"):
+            expected = tower(self.spec).state_dict()  # every key is checked, those of unused blocks too
+        state = image_tower(read_weights(path, what, self.spec.ema))
+        if self.spec.resized:
+            state = _resized(state, expected)
+        kept = fitting(expected, state, f"{what}: {path}")
+        mine = self.tower.state_dict()
+        self.tower.load_state_dict({key: value for key, value in kept.items() if key in mine})
+
+
+def image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image tower's part of a checkpoint.
+
+    Args:
+        state: of the image tower alone, or of a whole CLIP.
+
+    Returns:
+        Without prefix.
+    """
+    visual = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)}
+    return visual or dict(state)
+
+
+def _resized(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    key = "positional_embedding"
+    if key not in state or key not in expected or state[key].shape == expected[key].shape:
+        return dict(state)
+    old, new = (round((table[key].shape[0] - 1) ** 0.5) for table in (state, expected))
+    grid_1DHW = state[key][1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid_1DHW = torch.nn.functional.interpolate(grid_1DHW, size=(new, new), mode="bicubic", antialias=True)
+    table_PD = torch.cat([state[key][:1].float(), grid_1DHW.flatten(2)[0].T])
+    return {**state, key: table_PD}
+
+
+def tower(spec: EncoderSpec) -> Any:
+    """The whole image tower.
+
+    Args:
+        spec: of the encoder.
+
+    Returns:
+        The module with initial weights.
+
+    Raises:
+        UserError: if open_clip knows no such model, or it takes no other activation.
+    """
+    described = open_clip.get_model_config(spec.architecture)
+    if described is None:
+        known = open_clip.list_models()
+        raise UserError(f"encoder '{spec.name}': {unknown('open_clip model', spec.architecture, known)}")
+    vision = {**described["vision_cfg"], **dict(spec.arguments), "image_size": spec.image_size}
+    quick = spec.activation == "quick_gelu" if spec.activation else bool(described.get("quick_gelu"))
+    if vision.get("timm_model_name") and spec.activation not in ("", "gelu"):
+        raise UserError(f"encoder '{spec.name}': open_clip's {spec.architecture} has an image tower of timm, with GELU")
+    built = _build_vision_tower(described["embed_dim"], CLIPVisionCfg(**vision), quick_gelu=quick)
+    if vision.get("timm_model_name") and built.image_size != (spec.image_size, spec.image_size):
+        built.set_input_size(spec.image_size)
+    return built
+
+
+def build(spec: EncoderSpec) -> OpenClipEncoder:
+    """Builder of the family.
+
+    Args:
+        spec: what to build.
+
+    Returns:
+        The encoder without its weights.
+    """
+    return OpenClipEncoder(spec)
+
+
+def open_clip_spec(name: str) -> EncoderSpec:
+    """The spec of any model of open_clip.
+
+    Args:
+        name: ``MODEL/PRETRAINED``, as ``open_clip.create_model`` takes both.
+
+    Returns:
+        The spec; its weights are those that open_clip has on the hub. The layer before the last, as LLaVA takes it.
+
+    Raises:
+        UserError: if open_clip knows no such model or weights, or has them at another place than the hub.
+    """
+    architecture, _, tag = name.partition("/")
+    described = open_clip.get_model_config(architecture)
+    if described is None:
+        raise UserError(unknown("open_clip model", architecture, open_clip.list_models()))
+    tags = list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        raise UserError(f"{unknown(f'weights of open_clip {architecture}', tag, tags)} (write MODEL/PRETRAINED)")
+    weights = get_pretrained_cfg(architecture, tag)
+    if not weights.get("hf_hub"):
+        raise UserError(f"open_clip's {name} is not on the hub; fetch {weights.get('url')} and give its path")
+    organisation, repository, *rest = weights["hf_hub"].rstrip("/").split("/")
+    file = rest[0] if rest else "open_clip_model.safetensors"
+    spec = EncoderSpec(
+        name=f"open_clip:{name}",
+        builder="rllava.encoders.towers.open_clip:build",
+        weights=f"hub:{organisation}/{repository}/{file}",
+        sha256=None,
+        image_size=described["vision_cfg"].get("image_size", 224),
+        tokens=0,
+        width=0,
+        mean=tuple(weights.get("mean") or CLIP_MEAN),
+        std=tuple(weights.get("std") or CLIP_STD),
+        training=f"open_clip's {name}",
+        architecture=architecture,
+        activation="quick_gelu" if weights.get("quick_gelu") else "",
+        origin=f"the hub's {organisation}/{repository}",
+    )
+    is_vit = not described["vision_cfg"].get("timm_model_name") and isinstance(described["vision_cfg"]["layers"], int)
+    return measured(replace(spec, layer=-2) if is_vit else spec)

@@ -1,0 +1,303 @@
+"""Weights files: where they lie, what is in them, and whether they fit.
+
+A spec says where its weights are in one of these forms:
+
+    asset:NAME            shipped with the package
+    hub:ORG/NAME          a repository of the Hugging Face hub (a folder with config.json)
+    hub:ORG/NAME/FILE     one file of it
+    FILE                  a path; a relative one is also looked for below the weights folder
+
+Everything but the first is looked for below the weights folder first (``$RLLAVA_WEIGHTS``, or
+``~/.cache/rllava/weights``), under the same name; files of the hub then in the hub's cache, then on the hub.
+
+Pickles are opened by ``torch.load(weights_only=True)`` alone: a file that wants to run code is refused.
+"""
+
+import argparse
+import functools
+import hashlib
+import importlib.resources
+import json
+import os
+import pickle
+import socket
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rllava.errors import UserError
+
+EMA = ("state_dict_ema", "model_ema")
+PLAIN = ("state_dict", "model")
+"""Under which a training script keeps the weights in its checkpoint; the averaged ones first (as timm does)."""
+
+PREFIXES = ("module.", "_orig_mod.", "base_model.")
+"""What wrappers put before every key: data parallelism, ``torch.compile``, AdvXL's normalising wrapper."""
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_HUB = "hub:"
+_SHOWN = 5
+
+
+def weights_folder() -> Path:
+    """Where weights files are looked for.
+
+    Returns:
+        ``$RLLAVA_WEIGHTS``, or ``~/.cache/rllava/weights``.
+    """
+    return Path(os.environ.get("RLLAVA_WEIGHTS") or "~/.cache/rllava/weights").expanduser()
+
+
+def weights_path(weights: str) -> Path:
+    """Where weights lie on this machine, or would lie.
+
+    Args:
+        weights: see the module.
+
+    Returns:
+        A path; existence is not checked, and nothing is fetched.
+    """
+    if weights.startswith("asset:"):
+        return Path(str(importlib.resources.files("rllava"))) / "assets" / weights.removeprefix("asset:")
+    path = Path(weights.removeprefix(_HUB)).expanduser()
+    return path if not weights.startswith(_HUB) and path.exists() else weights_folder() / path
+
+
+def find_weights(weights: str) -> Path | None:
+    """Looks for weights on this machine, then on the hub.
+
+    Args:
+        weights: see the module.
+
+    Returns:
+        The file or folder; None if it is neither here nor can be fetched.
+    """
+    path = weights_path(weights)
+    if path.exists():
+        return path
+    if not weights.startswith(_HUB):
+        return None
+    organisation, name, *file = weights.removeprefix(_HUB).split("/", 2)
+    repository = f"{organisation}/{name}"
+    for local_only in (True, False):
+        if not local_only and not _hub_answers():
+            return None
+        try:
+            if file:
+                return Path(huggingface_hub.hf_hub_download(repository, file[0], local_files_only=local_only))
+            wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+            listed = [] if local_only else huggingface_hub.list_repo_files(repository)
+            if listed and not any(entry.endswith(".safetensors") for entry in listed):
+                wanted.append("pytorch_model*.bin")
+            found = Path(
+                huggingface_hub.snapshot_download(
+                    repository, allow_patterns=None if local_only else wanted, local_files_only=local_only
+                )
+            )
+        except (OSError, HfHubHTTPError):
+            continue
+        if any((found / entry).exists() for entry in (*_INDEXES, *_WHOLE)):
+            return found
+    return None
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; its own client would try for half a minute, per file."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    endpoint = urlparse(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def digest(path: Path) -> str:
+    """Hash of a weights file, or of the weights files of a folder with their configuration.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        sha256, hexadecimal. Of a folder: of the sorted names and hashes of ``config.json`` and the weights files.
+    """
+    if path.is_file():
+        stat = path.stat()
+        return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
+    read = ("config.json", "*.safetensors", "*.bin")
+    files = sorted(file for pattern in read for file in path.glob(pattern))
+    return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in files).encode()).hexdigest()
+
+
+@functools.cache
+def _file_digest(path: str, size: int, changed_ns: int) -> str:  # size and time are part of the cache's key
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state(path: Path, ema: bool = True) -> dict[str, Tensor]:
+    """Reads all tensors of a weights file, or of a Hugging Face folder.
+
+    Args:
+        path: safetensors, a file written by ``torch.save``, or a folder that holds one or several of them.
+        ema: of a training checkpoint that holds averaged weights too, take those.
+
+    Returns:
+        Tensors by name, on the CPU, without the prefixes of wrappers. Files are mapped, not copied, where they can be.
+
+    Raises:
+        UserError: if a file is damaged, wants to run code, or holds no weights.
+    """
+    if path.is_dir():
+        state: dict[str, Tensor] = {}
+        for file in _files_of(path):
+            state |= read_state(file, ema)
+        return state
+    state = _tensors(load_file(path) if _is_safetensors(path) else _load_pickle(path), ema)
+    if not state:
+        raise UserError(f"{path} holds no weights; give a file with a state_dict, or a Hugging Face folder")
+    for prefix in PREFIXES:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _files_of(folder: Path) -> list[Path]:
+    for index in _INDEXES:
+        if (folder / index).exists():
+            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).exists()]
+            if missing:
+                raise UserError(f"{folder}: {', '.join(missing)} of {index} is missing; copy the whole folder")
+            return [folder / name for name in names]
+    for whole in _WHOLE:
+        if (folder / whole).exists():
+            return [folder / whole]
+    raise UserError(f"{folder} holds neither {_WHOLE[0]} nor {_WHOLE[1]} nor an index of several such files")
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:9] == b"{" and not zipfile.is_zipfile(path)
+
+
+def _load_pickle(path: Path) -> object:
+    # Training scripts keep their arguments beside the weights; a Namespace is as harmless as a dictionary.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _tensors(found: object, ema: bool) -> dict[str, Tensor]:
+    if not isinstance(found, Mapping):
+        return {}
+    for name in (*EMA, *PLAIN) if ema else (*PLAIN, *EMA):
+        if isinstance(found.get(name), Mapping):
+            found = found[name]
+            break
+    assert isinstance(found, Mapping)
+    return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def read_weights(path: Path, what: str, ema: bool = True) -> dict[str, Tensor]:
+    """:func:`read_state`, with the library's errors in our words.
+
+    Args:
+        path: file or folder.
+        what: whose weights, for messages: ``"encoder 'fare4'"``.
+        ema: see :func:`read_state`.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        UserError: if a file is damaged, wants to run code, or holds no weights.
+    """
+    try:
+        return read_state(path, ema)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    except pickle.UnpicklingError as error:
+        words = str(error)
+        if "Unsupported" in words or "not allowed" in words or "WeightsUnpickler" in words:
+            raise UserError(
+                f"{what}: {path} is a pickle that wants to run code and was not opened; save its tensors alone, "
+                "e.g. with safetensors.torch.save_file"
+            ) from error
+        raise UserError(f"{what}: {path} is damaged or no weights file; fetch it again") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"{what}: {path} is damaged or no weights file ({reason}); fetch it again") from error
+
+
+def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps weights from fitting an architecture.
+
+    Args:
+        expected: state of the module.
+        state: to load.
+
+    Returns:
+        One phrase per missing, unexpected or mis-shaped key.
+    """
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} has shape {list(state[key].shape)}, expected {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    return problems
+
+
+def listed(problems: list[str]) -> str:
+    """The first problems, and how many more there are.
+
+    Args:
+        problems: phrases.
+
+    Returns:
+        Part of a message.
+    """
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
+
+
+def fitting(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    what: str,
+    dropped: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """The weights an architecture takes, every key of which must fit.
+
+    Args:
+        expected: state of the module.
+        state: tensors by name.
+        what: whose weights, for messages.
+        dropped: keys that belong to the training and not to the module.
+
+    Returns:
+        The state without what was dropped.
+
+    Raises:
+        UserError: if a key is missing, unexpected or mis-shaped; they are listed.
+    """
+    kept = {key: value for key, value in state.items() if key not in dropped}
+    if problems := misfits(expected, kept):
+        raise UserError(f"{what} does not fit the architecture: {listed(problems)}")
+    return kept
