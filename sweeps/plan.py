@@ -10,11 +10,11 @@ from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
 from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.shards import list_shards, read_shard
-from rllava.encoders import find_weights, missing_weights, pin_weights
 from rllava.errors import UserError
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
+from rllava.weights import Weighted, find_weights, missing_weights, pin_weights
 from sweeps.presets import Candidate, Preset, model_spec
 
 
@@ -194,9 +194,10 @@ def check_inputs(plan: Plan) -> Plan:
                 f"{len(plan.candidates)}; give fewer --encoders"
             )
     specs = {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}
+    weighted: list[Weighted] = [plan.preset.language_model, *specs.values()]
     missing = [
-        f"encoder '{spec.name}': {missing_weights(spec)}"
-        for spec in specs.values()
+        f"{spec.label}: {missing_weights(spec)}"
+        for spec in weighted
         if spec.weights is not None and find_weights(spec.weights) is None
     ]
     if missing:
@@ -210,7 +211,8 @@ def check_inputs(plan: Plan) -> Plan:
         )
         for candidate in plan.candidates
     )
-    return dataclasses.replace(plan, candidates=candidates)
+    preset = dataclasses.replace(plan.preset, language_model=pin_weights(plan.preset.language_model))
+    return dataclasses.replace(plan, preset=preset, candidates=candidates)
 
 
 def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:
