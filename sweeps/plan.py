@@ -8,10 +8,12 @@ from typing import Any
 
 from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
+from rllava.data.files import missing_data
 from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.shards import list_shards, read_shard
 from rllava.encoders import check_weights
 from rllava.errors import UserError
+from rllava.missing import Missing, refuse_missing
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
@@ -176,8 +178,8 @@ def check_inputs(plan: Plan) -> None:
         plan: of the sweep.
 
     Raises:
-        UserError: if a weights file is missing or has another hash, or the protocol is not for a benchmark or for so
-            many candidates.
+        UserError: if a file of the data or of weights is missing, a weights file has another hash, or the protocol is
+            not for a benchmark or for so many candidates.
     """
     for benchmark in plan.benchmarks:
         replays = [
@@ -190,8 +192,34 @@ def check_inputs(plan: Plan) -> None:
                 f"protocol {plan.protocol.name} starts from the images of at most {len(replays)} candidates, not of "
                 f"{len(plan.candidates)}; give fewer --encoders"
             )
+    refuse_missing(missing_inputs(plan))
     for spec in {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values():
         check_weights(spec)
+
+
+def missing_inputs(plan: Plan) -> list[Missing]:
+    """Looks which files of the data a sweep needs and does not find; none is opened.
+
+    Args:
+        plan: of the sweep.
+
+    Returns:
+        The files of those data sets whose shards are not in storage yet.
+
+    Raises:
+        UserError: if files are missing and the storage, which may hold the shards, cannot be read.
+    """
+    specs: tuple[InstructionSpec | BenchmarkSpec, ...] = (*plan.instruction_specs(), *plan.benchmarks)
+    needed = [spec for spec in specs if missing_data([spec.source])]
+    return missing_data(spec.source for spec in needed if not _is_built(plan, spec))
+
+
+def _is_built(plan: Plan, spec: InstructionSpec | BenchmarkSpec) -> bool:
+    try:
+        return plan.store.is_complete(plan.store.artifact("data", spec.name, spec))
+    except Exception as error:  # each file system has its own
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"storage {plan.storage} cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:
