@@ -39,6 +39,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rllava.errors import UserError
+from rllava.missing import Missing
 
 EMA = ("state_dict_ema", "model_ema")
 PLAIN = ("state_dict", "model")
@@ -195,7 +196,10 @@ def check_weights(spec: Weighted) -> Path | None:
         return None
     path = find_weights(spec.weights)
     if path is None:
-        raise UserError(f"{spec.label}: {missing_weights(spec)}")
+        missing = missing_weights(spec)
+        raise UserError(
+            f"{spec.label}: weights {missing.where} do not exist; put them there; they come from {missing.source}"
+        )
     if spec.sha256 is not None and (found := digest(path)) != spec.sha256:
         raise UserError(
             f"{spec.label}: weights {path} have sha256 {found[:12]}…, expected {spec.sha256[:12]}…; "
@@ -204,18 +208,17 @@ def check_weights(spec: Weighted) -> Path | None:
     return path
 
 
-def missing_weights(spec: Weighted) -> str:
-    """What to do about weights that are not there.
+def missing_weights(spec: Weighted) -> Missing:
+    """Weights that are not there.
 
     Args:
         spec: whose.
 
     Returns:
-        A phrase: which file is looked for, where it has to go, where it comes from.
+        Which file is looked for, where it has to go, where it comes from.
     """
     assert spec.weights is not None
-    origin = f"; they come from {spec.origin}" if spec.origin else ""
-    return f"weights {weights_path(spec.weights)} do not exist; put them there{origin}"
+    return Missing(spec.label, str(weights_path(spec.weights)), spec.origin or "wherever they were made")
 
 
 Spec = TypeVar("Spec", bound=Weighted)

@@ -1,5 +1,9 @@
 """Registers the shared fixtures; see the modules for what each gives."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when its client is imported; no test may fetch real weights
+
 pytest_plugins = [
     "tests.fixtures.processes",
     "tests.fixtures.s3_server",

@@ -17,7 +17,7 @@ from rllava.encoders.base import EncoderSpec, bare_encoder, encode, input_size
 from rllava.errors import UserError
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector, build_projector
-from rllava.weights import find_weights, missing_weights
+from rllava.weights import check_weights
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Per value, by precision."""
@@ -170,9 +170,8 @@ def language_config(spec: LanguageModelSpec) -> Any:
     Raises:
         UserError: if it is not on this machine.
     """
-    path = find_weights(spec.weights)
-    if path is None:
-        raise UserError(f"{spec.label}: {missing_weights(spec)}")
+    path = check_weights(spec)
+    assert path is not None
     try:
         if path.suffix == ".gguf":
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)

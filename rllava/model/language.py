@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rllava.errors import UserError
-from rllava.weights import check_weights
+from rllava.weights import check_weights, pin_weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LanguageModelSpec:
         return f"language model '{self.name}'"
 
 
-TINY_LLAMA = LanguageModelSpec("tiny-llama", "asset:tiny-llama")
+TINY_LLAMA = pin_weights(LanguageModelSpec("tiny-llama", "asset:tiny-llama"))
 """The embedded language model, made by ``sweeps/pretrain_language_model.py``."""
 
 
