@@ -47,7 +47,7 @@ IGNORED_BY_LLAVA = {
     "empty question": "the question is left out of the text and the count fails: ours asks it",
     "an answer that quotes the roles": "the text is split at the role and the whole conversation loses its loss",
     "an answer with the end token": "the text is split at the end token and the whole conversation loses its loss",
-    "a question with the unknown token": "LLaVA pads with it, does not count it, and the whole conversation loses its loss",
+    "a question with the unknown token": "LLaVA pads with it and does not count it, so the whole conversation is lost",
 }
 DIFFERENT = {
     "empty answer in the middle": "LLaVA leaves out the empty answer with its end token, and so joins two rounds",
