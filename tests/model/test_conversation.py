@@ -58,8 +58,8 @@ def test_llama_2_text_is_that_of_llava() -> None:
     sample = tokens("llava_llama_2", ("<image>\nwhat is it?", "a circle"), ("and its color?", "red"))
     assert text(sample.ids) == (
         "<s>[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
-        "content that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
-        "<image>\nwhat is it? [/INST] a circle </s><s>[INST] and its color? [/INST] red </s>"
+        "content that the user provides, and assist the user with a variety of tasks using natural language.\n"
+        "<</SYS>>\n\n<image>\nwhat is it? [/INST] a circle </s><s>[INST] and its color? [/INST] red </s>"
     )
     assert labelled(sample) == " a circle </s> red </s>"
 
