@@ -5,6 +5,7 @@
 In an environment of LLaVA's: torch, transformers 4.37.2, numpy < 2, accelerate 0.21, sentencepiece, protobuf, requests.
 Of this project two neighbouring files are read and nothing is imported. The tokenizer is LLaMA's slow one, as in
 LLaVA's training, on a sentencepiece model that is written from our vocabulary. Another vocabulary: ``--tokenizer``.
+Made from LLaVA's commit c121f0432da2.
 """
 
 import argparse
