@@ -10,6 +10,7 @@ LLaVA trained with a).
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from rllava.attacks.protocols import PROTOCOLS, in_precision, with_steps
@@ -28,7 +29,9 @@ class Options:
     Attributes:
         preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores) or smoke.
         storage: results folder, a path or s3://bucket/prefix.
-        encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA).
+        encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA); a registered
+            name, timm:MODEL, open_clip:MODEL/PRETRAINED or the path of a checkpoint, with variants such as
+            [activation=gelu].
         benchmarks: benchmarks instead of the preset's.
         budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
         protocol: attack protocol instead of the preset's.
@@ -94,6 +97,9 @@ def make_plan(options: Options) -> Plan:
     if 0.0 not in budgets:
         raise UserError("--budgets: add 0, the clean answers that robust scores are compared with")
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
+    for name, count in Counter(candidate.name for candidate in candidates).items():
+        if count > 1:
+            raise UserError(f"--encoders: {count} candidates would be called {name} in the records; rename a file")
     benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
     protocol = PROTOCOLS.get(options.protocol or preset.protocol)
     if options.attack_steps is not None:
@@ -157,8 +163,7 @@ def main(options: Options) -> None:
     Args:
         options: from the command line.
     """
-    plan = make_plan(options)
-    check_inputs(plan)
+    plan = check_inputs(make_plan(options))
     # Ray and torch take seconds to import; a mistake above is told at once.
     from sweeps.runner import Machines, run, shut_down
 

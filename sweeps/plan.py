@@ -10,7 +10,7 @@ from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
 from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.shards import list_shards, read_shard
-from rllava.encoders import check_weights
+from rllava.encoders import find_weights, missing_weights, pin_weights
 from rllava.errors import UserError
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
@@ -169,15 +169,18 @@ class Plan:
         return sorted(self.candidates, key=lambda candidate: candidate.plugged)
 
 
-def check_inputs(plan: Plan) -> None:
+def check_inputs(plan: Plan) -> Plan:
     """Looks at everything a sweep reads, before anything expensive starts.
 
     Args:
         plan: of the sweep.
 
+    Returns:
+        The plan, every encoder of which names one set of weights.
+
     Raises:
-        UserError: if a weights file is missing or has another hash, or the protocol is not for a benchmark or for so
-            many candidates.
+        UserError: if weights are missing (all of them are listed) or have another hash, or the protocol is not for a
+            benchmark or for so many candidates.
     """
     for benchmark in plan.benchmarks:
         replays = [
@@ -190,8 +193,24 @@ def check_inputs(plan: Plan) -> None:
                 f"protocol {plan.protocol.name} starts from the images of at most {len(replays)} candidates, not of "
                 f"{len(plan.candidates)}; give fewer --encoders"
             )
-    for spec in {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values():
-        check_weights(spec)
+    specs = {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}
+    missing = [
+        f"encoder '{spec.name}': {missing_weights(spec)}"
+        for spec in specs.values()
+        if spec.weights is not None and find_weights(spec.weights) is None
+    ]
+    if missing:
+        raise UserError("\n".join(missing))
+    pinned = {name: pin_weights(spec) for name, spec in specs.items()}
+    candidates = tuple(
+        dataclasses.replace(
+            candidate,
+            trained=tuple(pinned[spec.name] for spec in candidate.trained),
+            used=tuple(pinned[spec.name] for spec in candidate.used),
+        )
+        for candidate in plan.candidates
+    )
+    return dataclasses.replace(plan, candidates=candidates)
 
 
 def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:

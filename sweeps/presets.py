@@ -51,7 +51,7 @@ class Candidate:
     """One row of the ablation.
 
     Attributes:
-        name: as given.
+        name: of its encoders, in the grammar of :func:`parse_candidate`.
         trained: encoders the LLaVA is trained with.
         used: encoders it is evaluated with; the same (end-to-end), or others (plug-and-play).
     """
@@ -133,7 +133,7 @@ def parse_candidate(text: str) -> Candidate:
     """Reads a candidate's name.
 
     ``a``: LLaVA trained end-to-end on encoder a. ``a+b``: on both, token-interleaved. ``b@a``: encoder b plugged into
-    the LLaVA trained with a; both sides may be ensembles.
+    the LLaVA trained with a; both sides may be ensembles. Names of encoders: see :mod:`rllava.encoders.names`.
 
     Args:
         text: the name.
@@ -149,13 +149,21 @@ def parse_candidate(text: str) -> Candidate:
         raise UserError(f"candidate '{text}': write a (end-to-end), a+b (ensemble) or b@a (b plugged into a's LLaVA)")
     used = tuple(encoder_spec(name) for name in used_text.split("+"))
     trained = tuple(encoder_spec(name) for name in trained_text.split("+")) if at else used
-    for field, why in (("tokens", "token counts"), ("image_size", "image sizes")):
-        if len({getattr(spec, field) for spec in (*used, *trained)}) > 1:
-            described = ", ".join(f"{spec.name} {getattr(spec, field)}" for spec in (*used, *trained))
-            raise UserError(f"candidate '{text}': {why} differ ({described}); combine encoders of equal ones")
+    for together in (used, trained):
+        if len({spec.tokens for spec in together}) > 1:
+            described = ", ".join(f"{spec.name} {spec.tokens}" for spec in together)
+            raise UserError(
+                f"candidate '{text}': encoders of an ensemble are interleaved token by token, and their token counts "
+                f"differ ({described}); combine encoders of equal ones, or change an image_size"
+            )
     if [spec.width for spec in used] != [spec.width for spec in trained]:
-        raise UserError(f"candidate '{text}': {used_text} does not fit the projectors trained for {trained_text}")
-    return Candidate(text, trained, used)
+        widths = [" and ".join(f"{spec.name} {spec.width}" for spec in specs) for specs in (used, trained)]
+        raise UserError(
+            f"candidate '{text}': {widths[0]} does not fit the projectors trained for {widths[1]}; only encoders of "
+            "equal widths can be swapped"
+        )
+    names = ["+".join(spec.name for spec in specs) for specs in (used, trained)]
+    return Candidate(names[0] if names[0] == names[1] else "@".join(names), trained, used)
 
 
 def model_spec(preset: Preset, encoders: tuple[EncoderSpec, ...]) -> ModelSpec:

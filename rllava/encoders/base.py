@@ -5,11 +5,13 @@ Shapes: B batch, C channel (3), H/W image, P visual tokens, D width.
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllava.encoders.weights import digest, find_weights, fitting, read_weights, weights_path
@@ -135,6 +137,37 @@ class Encoder(nn.Module):
         state = read_weights(path, what, self.spec.ema)
         dropped = [key for key in state if key.split(".")[0] in TRAINING_ONLY]
         self.load_state_dict(fitting(self.state_dict(), state, f"{what}: {path}", dropped))
+
+
+def input_size(specs: Sequence[EncoderSpec]) -> int:
+    """Side of the images that the members of an ensemble share, and that attacks perturb.
+
+    Args:
+        specs: of the encoders.
+
+    Returns:
+        The largest, in pixels.
+    """
+    return max(spec.image_size for spec in specs)
+
+
+def encode(encoders: Sequence[Encoder], pixels_BCHW: Tensor) -> list[Tensor]:
+    """Tokens of every encoder of an ensemble.
+
+    Args:
+        encoders: its members.
+        pixels_BCHW: RGB in [0, 1]; scaled down, with gradient, for a member that takes smaller images.
+
+    Returns:
+        Per encoder, [B, P, D].
+    """
+    tokens = []
+    for encoder in encoders:
+        side = encoder.spec.image_size
+        fits = pixels_BCHW.shape[-1] == side
+        scaled_BCHW = pixels_BCHW if fits else F.interpolate(pixels_BCHW, (side, side), mode="bilinear", antialias=True)
+        tokens.append(encoder(scaled_BCHW))
+    return tokens
 
 
 TRAINING_ONLY = frozenset({"text", "head"})

@@ -21,6 +21,7 @@ import importlib.resources
 import json
 import os
 import pickle
+import pickletools
 import socket
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -280,8 +281,7 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     except pickle.UnpicklingError as error:
-        words = str(error)
-        if "Unsupported" in words or "not allowed" in words or "WeightsUnpickler" in words:
+        if "Unsupported global" in str(error) or _calls(path):
             raise UserError(
                 f"{what}: {path} is a pickle that wants to run code and was not opened; save its tensors alone, "
                 "e.g. with safetensors.torch.save_file"
@@ -290,6 +290,15 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(f"{what}: {path} is damaged or no weights file ({reason}); fetch it again") from error
+
+
+def _calls(path: Path) -> bool:
+    """Whether a file is a bare pickle that calls something; it is only parsed."""
+    with open(path, "rb") as file:
+        try:
+            return any(opcode.name in ("REDUCE", "INST", "OBJ", "NEWOBJ") for opcode, *_ in pickletools.genops(file))
+        except ValueError:
+            return False
 
 
 def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 
 from rllava.data.benchmarks import read_metric
 from rllava.data.shards import list_shards, parquet_bytes
+from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight
 from rllava.evaluation.samples import load_unit, unpack
@@ -132,7 +133,7 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
         context.scheduling_strategy = "DEFAULT"
         context.enable_progress_bars = False
         dataset = ray.data.from_items(work, override_num_blocks=len(work))
-        image_size = job.specs[0].encoders[0].image_size
+        image_size = input_size(job.specs[0].encoders)
         dataset = dataset.map(load_unit, fn_kwargs={"storage": job.storage, "image_size": image_size}, **pool.data)
         dataset = dataset.map_batches(
             ShardAttacker,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllava.encoders.base import Encoder
+from rllava.encoders.base import Encoder, encode, input_size
 from rllava.errors import UserError
 from rllava.model.causal_lm import decoder, logits
 from rllava.model.conversation import IGNORE, IMAGE_TOKEN, TEMPLATES, Tokens, pieces, tokenize
@@ -51,13 +51,12 @@ def check_ensemble(encoders: Sequence[Encoder]) -> None:
         encoders: of one model.
 
     Raises:
-        UserError: if token counts or image sizes differ.
+        UserError: if token counts differ.
     """
     specs = [encoder.spec for encoder in encoders]
-    for field in ("tokens", "image_size"):
-        if len({getattr(spec, field) for spec in specs}) > 1:
-            described = ", ".join(f"{spec.name} {getattr(spec, field)}" for spec in specs)
-            raise UserError(f"ensemble of encoders with different {field} ({described}); interleaving needs equal ones")
+    if len({spec.tokens for spec in specs}) > 1:
+        described = ", ".join(f"{spec.name} {spec.tokens}" for spec in specs)
+        raise UserError(f"ensemble of encoders with different tokens ({described}); interleaving needs equal ones")
 
 
 @dataclass(frozen=True)
@@ -225,8 +224,8 @@ class Llava(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the square input, in pixels."""
-        return cast(Encoder, self.encoders[0]).spec.image_size
+        """Side of the square input, in pixels: the largest of the encoders'."""
+        return input_size([cast(Encoder, encoder).spec for encoder in self.encoders])
 
     def tokens(self, prompt: str, answer: str | None = None) -> Tokens:
         """A question in the model's conversation template.
@@ -249,7 +248,7 @@ class Llava(nn.Module):
         Returns:
             Per encoder, [B, P_e, D_e].
         """
-        return [encoder(pixels_BCHW) for encoder in self.encoders]
+        return encode([cast(Encoder, encoder) for encoder in self.encoders], pixels_BCHW)
 
     @torch.no_grad()
     def encode_prefix(self, tokens: Tokens) -> Prefix | None:

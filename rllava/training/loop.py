@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rllava.data.stream import MicroBatch
-from rllava.encoders.base import Encoder
+from rllava.encoders.base import Encoder, encode
 from rllava.model.conversation import IGNORE, TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Connector
 from rllava.specs import StageSpec
@@ -183,7 +183,7 @@ def portion_loss(
     """
     pixels_BCHW = torch.from_numpy(portion.pixels_BHWC).to(engine.device).permute(0, 3, 1, 2).float() / 255.0
     with torch.no_grad():
-        features = [encoder(pixels_BCHW) for encoder in encoders]
+        features = encode(encoders, pixels_BCHW)
     tokens = [
         without_labels(tokens) if damaged is not None else tokens
         for tokens, damaged in zip(

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
-from rllava.encoders import build_encoder
+from rllava.encoders import build_encoder, input_size
 from rllava.errors import UserError
 from rllava.model.assemble import PROJECTORS, build_connector, load_projectors, save_projectors, save_stage2
 from rllava.model.llava import Connector, check_ensemble
@@ -251,7 +251,7 @@ def stage_batches(job: TrainJob, number: int, stage: StageSpec, first_step: int)
         folder=place.folder,
         rows=place.rows,
         rows_per_shard=stage.data.rows_per_shard,
-        image_size=job.spec.encoders[0].image_size,
+        image_size=input_size(job.spec.encoders),
         global_batch=stage.global_batch,
         micro_batch=stage.micro_batch,
         worker=dist.get_rank(),

@@ -1,0 +1,418 @@
+"""Encoders of other libraries: what the paper published about them, their weights' formats, and their errors.
+
+Real weights are not here. Sizes are those of the meta device; formats are written by the real libraries on small
+architectures of the same families.
+"""
+
+import argparse
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rllava.encoders import EncoderSpec, build_encoder, encoder_names, encoder_spec, measured, pin_weights
+from rllava.encoders.base import CLIP_MEAN, bare_encoder
+from rllava.encoders.towers import open_clip as open_clip_towers
+from rllava.encoders.towers import timm as timm_towers
+from rllava.errors import UserError
+
+PAPER = [name for name in encoder_names() if encoder_spec(name).origin]
+
+PUBLISHED = {
+    "clip-l-336": (303.5, 576),
+    "clip-l-224": (303.2, 256),
+    "fare4": (304.0, 256),
+    "fare2": (304.0, 256),
+    "tecoa4": (304.0, 256),
+    "tecoa2": (304.0, 256),
+    "simclip4": (304.0, 256),
+    "simclip2": (304.0, 256),
+    "fare4-336": (304.3, 576),
+    "advxl-h": (631.2, 576),
+    "advxl-g": (1011.7, 576),
+    "ares-vit-b-at": (85.8, 196),
+    "vit-l-21k": (303.3, 196),
+    "dinov2-l": (303.6, 576),
+    "ares-resnet50-at": (23.5, 49),
+    "ares-resnet101-at": (42.5, 49),
+    "ares-wrn50-at": (66.8, 49),
+    "ares-convnext-l-at": (196.2, 49),
+    "ares-swin-l-at": (195.0, 49),
+}
+"""Parameters in millions, without classifier, and tokens: the libraries' own tables and section 1.2 of the protocol."""
+
+
+def whole(spec: EncoderSpec) -> torch.nn.Module:
+    """An encoder with the blocks that LLaVA does not use, as parameters are counted in publications."""
+    if spec.builder.startswith(timm_towers.__name__):
+        return timm_towers.tower(spec)
+    if spec.builder.startswith(open_clip_towers.__name__):
+        return open_clip_towers.tower(spec)
+    return bare_encoder(dataclasses.replace(spec, layer=-1))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_and_tokens_are_the_published_ones(name: str) -> None:
+    spec = encoder_spec(name)
+    assert (measured(spec).tokens, measured(spec).width) == (spec.tokens, spec.width)
+    if spec.parameters is not None:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in whole(spec).parameters()) / 1e6
+        assert (round(count, 1), spec.tokens) == PUBLISHED[name]
+        assert spec.parameters == PUBLISHED[name][0]
+
+
+def test_every_entry_says_where_its_weights_come_from() -> None:
+    for name in PAPER:
+        spec = encoder_spec(name)
+        assert spec.origin
+        assert spec.training
+        assert spec.weights
+    assert {name for name in PAPER if encoder_spec(name).parameters} == set(PUBLISHED)
+
+
+# Small models of the families, and the files their libraries and training scripts write.
+
+
+def small(architecture: str, **changes: Any) -> EncoderSpec:
+    spec = EncoderSpec("small", "rllava.encoders.towers.timm:build", None, None, 224, 0, 0, architecture=architecture)
+    return dataclasses.replace(spec, **changes)
+
+
+VIT = small("test_vit", image_size=160)
+OPEN_CLIP = EncoderSpec(
+    "small",
+    "rllava.encoders.towers.open_clip:build",
+    None,
+    None,
+    28,
+    0,
+    0,
+    architecture="ViT-L-14",
+    arguments=(("layers", 3), ("width", 64), ("head_width", 32)),
+    activation="quick_gelu",
+    layer=-2,
+)
+HUGGING_FACE = EncoderSpec(
+    "small",
+    "rllava.encoders.towers.hugging_face:build",
+    None,
+    None,
+    28,
+    0,
+    0,
+    architecture="clip_vision_model",
+    arguments=(
+        ("hidden_size", 32),
+        ("intermediate_size", 64),
+        ("num_attention_heads", 2),
+        ("num_hidden_layers", 3),
+        ("patch_size", 14),
+    ),
+    layer=-2,
+)
+SMALL = {
+    "timm vit": VIT,
+    "timm vit, average pooling": dataclasses.replace(VIT, arguments=(("global_pool", "avg"),)),
+    "timm resnet": small("test_resnet", image_size=160),
+    "timm convnext": small("test_convnext", image_size=160),
+    "timm efficientnet": small("test_efficientnet", image_size=160),
+    "timm swin": small(
+        "swin_tiny_patch4_window7_224",
+        arguments=(("embed_dim", 12), ("depths", (1, 1, 1, 1)), ("num_heads", (1, 2, 3, 6))),
+    ),
+    "open_clip": OPEN_CLIP,
+    "open_clip resnet": dataclasses.replace(
+        OPEN_CLIP, architecture="RN50", activation="", layer=-1, image_size=64,
+        arguments=(("layers", (1, 1, 1, 1)), ("width", 8)),
+    ),
+    "open_clip siglip": dataclasses.replace(
+        OPEN_CLIP, architecture="ViT-B-16-SigLIP", activation="", arguments=(("timm_model_name", "test_vit"),),
+        image_size=160, layer=-1,
+    ),
+    "clip": HUGGING_FACE,
+    "siglip": dataclasses.replace(HUGGING_FACE, architecture="siglip_vision_model"),
+    "dinov2": dataclasses.replace(
+        HUGGING_FACE, architecture="dinov2", layer=-1,
+        arguments=tuple((key, value) for key, value in HUGGING_FACE.arguments if key != "intermediate_size"),
+    ),
+    "vit": dataclasses.replace(HUGGING_FACE, architecture="vit", layer=-1),
+}  # fmt: skip
+every_family = pytest.mark.parametrize("family", SMALL)
+
+
+@every_family
+def test_gradients_reach_every_pixel_and_a_sample_does_not_depend_on_its_batch(family: str) -> None:
+    spec = measured(SMALL[family])
+    encoder = bare_encoder(spec).double().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    pixels_BCHW = torch.rand(3, 3, spec.image_size, spec.image_size, dtype=torch.float64, generator=generator)
+    together_BPD = encoder(pixels_BCHW.requires_grad_(True))
+    assert together_BPD.shape == (3, spec.tokens, spec.width)
+    (gradient_BCHW,) = torch.autograd.grad(together_BPD.square().sum(), pixels_BCHW)
+    assert float((gradient_BCHW != 0).double().mean()) > 0.98  # narrow networks with ReLU have dead spots
+    alone_BCHW = pixels_BCHW[1:2].detach().requires_grad_(True)
+    alone_BPD = encoder(alone_BCHW)
+    (alone_gradient_BCHW,) = torch.autograd.grad(alone_BPD.square().sum(), alone_BCHW)
+    torch.testing.assert_close(alone_BPD[0], together_BPD[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(alone_gradient_BCHW[0], gradient_BCHW[1], rtol=1e-9, atol=1e-9)
+
+
+def given_weights(spec: EncoderSpec, path: Path, **changes: Any) -> EncoderSpec:
+    return pin_weights(dataclasses.replace(measured(spec), weights=str(path), **changes))
+
+
+def pixels_of(spec: EncoderSpec) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, spec.image_size, spec.image_size, generator=generator)
+
+
+def normalised(spec: EncoderSpec, pixels_BCHW: Tensor) -> Tensor:
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    return (pixels_BCHW - mean[None, :, None, None]) / std[None, :, None, None]
+
+
+def randomised(model: torch.nn.Module, seed: int) -> Any:
+    """Weights that show: libraries initialise biases, scales and class tokens with zeros and ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return model.eval()
+
+
+def advxl_like(model: Any, path: Path) -> None:
+    """As AdvXL's training writes it: averaged weights beside the others, prefixes, a classifier, arguments."""
+    state = {f"module.base_model.{key}": value for key, value in model.state_dict().items()}
+    state |= {"module.base_model.head.weight": torch.zeros(10, 8), "module.base_model.head.bias": torch.zeros(10)}
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"state_dict": other, "state_dict_ema": state, "args": argparse.Namespace(lr=1.0), "epoch": 3}, path)
+
+
+def test_an_advxl_checkpoint_gives_the_last_block_before_any_norm(tmp_path: Path) -> None:
+    arguments = {"global_pool": "avg", "act_layer": "gelu"}
+    model = randomised(timm.create_model("test_vit", num_classes=0, **arguments), 0)
+    advxl_like(model, tmp_path / "advxl.pth")
+    spec = given_weights(VIT, tmp_path / "advxl.pth", arguments=tuple(arguments.items()))
+    images = pixels_of(spec)
+    seen: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda *call: seen.append(call[2]))
+    model(normalised(spec, images))
+    torch.testing.assert_close(build_encoder(spec)(images), seen[0][:, 1:], rtol=1e-5, atol=1e-5)
+    plain = build_encoder(given_weights(VIT, tmp_path / "advxl.pth", arguments=tuple(arguments.items()), ema=False))
+    assert not torch.allclose(plain(images), seen[0][:, 1:])
+
+
+def test_an_open_clip_image_tower_gives_the_layer_before_the_last(tmp_path: Path) -> None:
+    vision = {"image_size": 28, "patch_size": 14, **dict(OPEN_CLIP.arguments)}
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    clip = randomised(open_clip.CLIP(768, vision, text, quick_gelu=True), 0)
+    torch.save(clip.visual.state_dict(), tmp_path / "fare.pt")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in clip.state_dict().items()}}, tmp_path / "both.pt"
+    )
+    images = pixels_of(OPEN_CLIP)
+    seen: list[Tensor] = []
+    clip.visual.transformer.resblocks[-2].register_forward_hook(lambda *call: seen.append(call[2]))
+    clip.visual(normalised(OPEN_CLIP, images))
+    for name in ("fare.pt", "both.pt"):
+        encoder = build_encoder(given_weights(OPEN_CLIP, tmp_path / name))
+        torch.testing.assert_close(encoder(images), seen[0][:, 1:], rtol=1e-5, atol=1e-5)
+    gelu = build_encoder(given_weights(OPEN_CLIP, tmp_path / "fare.pt", activation="gelu"))
+    assert not torch.allclose(gelu(images), seen[0][:, 1:], atol=1e-3)
+
+
+@pytest.mark.parametrize("half", ["whole CLIP", "image tower"])
+def test_a_hugging_face_folder_gives_llavas_hidden_states(tmp_path: Path, half: str) -> None:
+    config = transformers.CLIPVisionConfig(**dict(HUGGING_FACE.arguments), image_size=28)
+    if half == "whole CLIP":
+        text = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "vocab_size": 9,
+        }
+        whole_clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=config.to_dict()))
+        randomised(whole_clip, 0).save_pretrained(tmp_path)
+    else:
+        randomised(transformers.CLIPVisionModel(config), 0).save_pretrained(tmp_path)
+    reference = transformers.CLIPVisionModel.from_pretrained(tmp_path).eval()
+    spec = pin_weights(encoder_spec(str(tmp_path)))
+    assert (spec.tokens, spec.width, spec.layer, spec.mean) == (4, 32, -2, CLIP_MEAN)
+    images = pixels_of(spec)
+    hidden = reference(normalised(spec, images), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(build_encoder(spec)(images), hidden[-2][:, 1:], rtol=1e-5, atol=1e-5)
+    sharded = tmp_path / "sharded"
+    reference.save_pretrained(sharded, max_shard_size="20KB")
+    again = build_encoder(pin_weights(encoder_spec(str(sharded))))
+    torch.testing.assert_close(again(images), hidden[-2][:, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_an_old_swin_checkpoint_is_translated(tmp_path: Path) -> None:
+    """ARES's was written by timm 0.6: downsampling at the end of a stage, the classifier's keys without ``fc``."""
+    arguments = dict(SMALL["timm swin"].arguments)
+    model = randomised(timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, **arguments), 0)
+    old = {}
+    for key, value in model.state_dict().items():
+        stage = key.split(".")[1]
+        if ".downsample." in key:
+            key = key.replace(f"layers.{stage}.", f"layers.{int(stage) - 1}.")
+        old[key.replace("head.fc.", "head.")] = value
+    torch.save(old, tmp_path / "swin.pth")
+    spec = given_weights(SMALL["timm swin"], tmp_path / "swin.pth")
+    images = pixels_of(spec)
+    expected_BHWD = model.forward_features(normalised(spec, images))
+    encoder = build_encoder(spec)
+    tokens_BPD = model.norm(encoder(images))  # forward_features ends with the norm that we leave out
+    torch.testing.assert_close(tokens_BPD, expected_BHWD.flatten(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_released_normalisation_and_activation_are_variants_of_a_name() -> None:
+    assert encoder_spec("advxl-g").mean == (0.485, 0.456, 0.406)
+    released = encoder_spec("advxl-g[normalization=as_released]")
+    assert (released.mean, released.name) == (CLIP_MEAN, "advxl-g[normalization=as_released]")
+    assert encoder_spec("fare4").activation == "quick_gelu"
+    assert encoder_spec("fare4[activation=gelu]").activation == "gelu"
+    larger = encoder_spec("fare4[image_size=336,resized=true]")
+    assert (larger.tokens, larger.resized, larger.name) == (576, True, "fare4[image_size=336,resized=true]")
+
+
+def test_any_model_of_timm_and_open_clip_is_an_encoder() -> None:
+    siglip = encoder_spec("open_clip:ViT-B-16-SigLIP/webli")
+    assert (siglip.tokens, siglip.width, siglip.mean) == (196, 768, (0.5, 0.5, 0.5))
+    laion = encoder_spec("open_clip:ViT-B-32/laion2b_s34b_b79k")
+    assert (laion.activation, laion.layer) == ("", -2)
+    assert encoder_spec("open_clip:ViT-B-32/openai").activation == "quick_gelu"
+    assert encoder_spec("timm:convnext_tiny.fb_in1k").tokens == 49
+
+
+# Bad input.
+
+BAD_NAMES = {
+    "fare": "unknown encoder 'fare'; did you mean fare4",
+    "timm:resnet5": "unknown timm model 'resnet5'; did you mean resnet5",
+    "timm:resnet50.nobody": "unknown weights of timm's resnet50",
+    "open_clip:ViT-B-33/openai": "unknown open_clip model 'ViT-B-33'; did you mean ViT-B-32",
+    "open_clip:ViT-B-32/opnai": "did you mean openai",
+    "fare4[activation=tanh]": "activation=tanh: expected one of gelu, quick_gelu, relu",
+    "fare4[depth=3]": "unknown variant 'depth'",
+    "fare4[layer=3]": "layer=3: expected a negative number",
+    "fare4[layer=-25]": "gives no output of layer -25",
+    "fare4[": "write NAME or NAME",
+    "fare4[like=fare2]": "is not the path of one",
+    "nowhere/weights.pt": "there is no such file or folder",
+}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_cannot_be_read_is_answered_in_one_line(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        encoder_spec(name)
+    assert BAD_NAMES[name] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weights_file_needs_to_be_like_something(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(bare_encoder(measured(OPEN_CLIP)).state_dict(), path)
+    with pytest.raises(UserError, match=r"say what the file is like"):
+        encoder_spec(str(path))
+    like = encoder_spec(f"{path}[like=fare4]")
+    assert (like.name, like.architecture, like.weights, like.sha256) == ("mine", "ViT-L-14", str(path), None)
+    assert encoder_spec(f"{path}[like=timm:test_vit.r160_in1k]").architecture == "test_vit"
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return (print, ("code ran",))
+
+
+def wrong_files(folder: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    short = {key: value for key, value in state.items() if key != "norm.weight"} | {"extra": torch.zeros(1)}
+    return {
+        "code.pth": (lambda path: torch.save({"state_dict": _Runs()}, path), "wants to run code and was not opened"),
+        "old_code.pth": (lambda path: path.write_bytes(pickle.dumps(_Runs())), "wants to run code and was not opened"),
+        "torn.pth": (lambda path: (torch.save(state, path), path.write_bytes(path.read_bytes()[:2000])), "damaged"),
+        "torn.safetensors": (
+            lambda path: (save_file(state, path), path.write_bytes(path.read_bytes()[:99])),
+            "damaged",
+        ),
+        "empty.pth": (lambda path: torch.save({"epoch": 3}, path), "holds no weights"),
+        "keys.pth": (lambda path: torch.save(short, path), "missing norm.weight; unexpected extra"),
+        "shape.pth": (
+            lambda path: torch.save(state | {"norm.weight": torch.zeros(3)}, path),
+            r"norm.weight has shape \[3\], expected \[64\]",
+        ),
+        "other.pth": (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "and [0-9]+ more"),
+        "text.pth": (lambda path: path.write_text("404: not found"), "damaged or no weights file"),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_files(Path()))
+def test_a_wrong_file_is_answered_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, message = wrong_files(tmp_path)[name]
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=message) as caught:
+        build_encoder(given_weights(VIT, tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_position_embeddings_are_resized_only_when_asked(tmp_path: Path) -> None:
+    model = randomised(timm.create_model("test_vit", num_classes=0), 0)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    larger = dataclasses.replace(VIT, image_size=224)
+    with pytest.raises(UserError, match=r"position embeddings of .* or resized=true"):
+        build_encoder(given_weights(larger, tmp_path / "vit.pth"))
+    spec = given_weights(larger, tmp_path / "vit.pth", resized=True)
+    assert spec.tokens == 14 * 14
+    expected = timm.layers.resample_abs_pos_embed(model.pos_embed.detach(), (14, 14), num_prefix_tokens=1)
+    torch.testing.assert_close(build_encoder(spec).tower.pos_embed.detach(), expected)  # type: ignore[union-attr]
+
+    torch.save(open_clip_towers.tower(OPEN_CLIP).state_dict(), tmp_path / "clip.pt")
+    wide = dataclasses.replace(OPEN_CLIP, image_size=56)
+    with pytest.raises(UserError, match=r"positional_embedding has shape \[5, 64\], expected \[17, 64\]"):
+        build_encoder(given_weights(wide, tmp_path / "clip.pt"))
+    assert build_encoder(given_weights(wide, tmp_path / "clip.pt", resized=True)).spec.tokens == 16
+
+
+def test_weights_that_are_nowhere_say_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=rf"{tmp_path}/fare_eps_4.pt do not exist; put them there; .*RobustVLM"):
+        pin_weights(encoder_spec("fare4"))
+    with pytest.raises(UserError, match=rf"{tmp_path}/UCSC-VLAA/AdvXL-ViT-H14/advxl_vit_h14.pth do not exist"):
+        pin_weights(encoder_spec("advxl-h"))
+    torch.save({}, tmp_path / "fare_eps_4.pt")
+    assert len(pin_weights(encoder_spec("fare4")).sha256 or "") == 64
+
+
+def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no readable config\.json"):
+        encoder_spec(f"{tmp_path}/")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="holds a 'bert'; known: clip"):
+        encoder_spec(f"{tmp_path}/")
+
+
+def test_a_folder_with_other_weights_is_named(tmp_path: Path) -> None:
+    config = transformers.CLIPVisionConfig(**dict(HUGGING_FACE.arguments), image_size=28)
+    transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        build_encoder(pin_weights(encoder_spec(str(tmp_path))))
+    save_file({"pre_layrnorm.weight": torch.zeros(32)}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="does not fit the architecture: missing"):
+        build_encoder(pin_weights(encoder_spec(str(tmp_path))))
