@@ -111,8 +111,8 @@ def _language_model(spec: CheckpointSpec, folders: Sequence[Path], dtype: torch.
         kind = LANGUAGE_MODELS[kind] if spec.format == "original" else kind
     try:
         built: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **described), dtype=dtype)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+    except Exception as error:  # configurations are checked by several libraries
+        reason = " ".join(str(error).split())  # the first line may only say that there is a second one
         raise UserError(
             f"checkpoint '{spec.name}': no language model of type '{kind}' can be built ({reason})"
         ) from error

@@ -151,7 +151,7 @@ def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str
     Args:
         vision: its configuration.
         kind: one of :data:`MODELS`.
-        folder: with the weights, and ``preprocessor_config.json`` if the statistics are not CLIP's.
+        folder: with the weights, and the image processor's settings if the statistics are not CLIP's.
         name: of the encoder.
 
     Returns:
@@ -159,9 +159,7 @@ def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str
     """
     scalars = {key: value for key, value in vision.items() if isinstance(value, str | int | float | bool)}
     arguments = {key: value for key, value in scalars.items() if key not in _NOT_ARCHITECTURE}
-    preprocessing = {}
-    if (folder / "preprocessor_config.json").exists():
-        preprocessing = json.loads((folder / "preprocessor_config.json").read_text())
+    preprocessing = _preprocessing(folder)
     return measured(
         EncoderSpec(
             name=name,
@@ -179,6 +177,17 @@ def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str
             layer=-2 if kind in _BEFORE_LAST else -1,
         )
     )
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Settings of a folder's image processor, which a LLaVA's may have within those of its processor."""
+    for file, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if (folder / file).exists():
+            settings: dict[str, Any] = json.loads((folder / file).read_text())
+            found: dict[str, Any] = settings if part is None else settings.get(part, {})
+            if found:
+                return found
+    return {}
 
 
 _NOT_ARCHITECTURE = frozenset(
