@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rllava.encoders.weights import weights_path
 from rllava.errors import UserError
+from rllava.model.causal_lm import check_language_model
 
 
 @dataclass(frozen=True)
@@ -57,4 +58,5 @@ def load_language_model(spec: LanguageModelSpec, dtype: torch.dtype = torch.floa
             f"language model '{spec.name}': cannot load {spec.source} ({reason}); give the path of a folder with "
             "config.json, model.safetensors and tokenizer.json"
         ) from error
-    return model.eval(), tokenizer
+    check_language_model(model.eval())
+    return model, tokenizer

@@ -18,7 +18,7 @@ from tests.golden.tiny_weights import tiny_pixels, tiny_weight
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "llava.json").read_text())
 PROMPTS: list[list[int]] = GOLDEN["prompts"]
 SIDE: int = GOLDEN["side"]
-WORDS = 60
+WORDS = 62
 """Of the tokenizer; the language model's vocabulary has more rows, as many models' have."""
 
 
