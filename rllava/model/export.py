@@ -9,7 +9,7 @@ import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tyro
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from rllava.encoders import Encoder, encoder_spec
+from rllava.encoders import encoder_spec
 from rllava.errors import UserError
 from rllava.model.causal_lm import PLAIN, embedding_width
 from rllava.model.checkpoint import read_checkpoint
@@ -44,8 +44,8 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
     _check_expressible(llava)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder")
-    encoder, language_model = llava.encoders[0], llava.connector.language_model
-    assert isinstance(encoder, Encoder)
+    encoder: Any = llava.encoders[0]
+    language_model: Any = llava.connector.language_model
     tower = hugging_face_tower(encoder)
     tokenizer = copy.deepcopy(llava.tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_MARKER]})
@@ -99,7 +99,7 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
 
 def _check_expressible(llava: Llava) -> None:
     if len(llava.encoders) != 1:
-        names = " + ".join(encoder.spec.name for encoder in llava.encoders)  # type: ignore[union-attr]
+        names = " + ".join(encoder.spec.name for encoder in cast(Any, llava.encoders))
         raise UserError(
             f"an ensemble ({names}) cannot be exported: LlavaForConditionalGeneration has one tower and one projector"
         )

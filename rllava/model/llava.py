@@ -40,8 +40,10 @@ def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
     depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
     if depth is None:
         raise UserError(f"unknown projector '{kind}'; known: linear, mlp2x_gelu (or another number of layers)")
-    further = [layer for _ in range(int(depth[1]) - 1) for layer in (nn.GELU(), nn.Linear(width, width))]
-    return nn.Sequential(nn.Linear(visual_width, width), *further)
+    modules: list[nn.Module] = [nn.Linear(visual_width, width)]
+    for _ in range(int(depth[1]) - 1):
+        modules += [nn.GELU(), nn.Linear(width, width)]
+    return nn.Sequential(*modules)
 
 
 def check_ensemble(encoders: Sequence[Encoder]) -> None:
