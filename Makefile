@@ -1,5 +1,5 @@
 # make ablation    the sweep on this machine, from nothing
-# make test        all tests;  make lint   style, types, docstrings
+# make test        all tests, in two processes;  make lint   style, types, docstrings
 # make setup CONSTRAINTS=constraints/gpu.txt    on a machine with an NVIDIA GPU
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -41,7 +41,7 @@ ablation: setup
 	$(BIN)/python sweeps/encoder_ablation.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.common import write_sheet
 from rllava.attacks.autoattack import apgd_ce, apgd_t
-from rllava.encoders.weights import weights_path
 from rllava.errors import UserError
+from rllava.weights import weights_path
 from sweeps.console import run_script
 from sweeps.pretrain_encoders import from_file, load_pairs
 

@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor, nn
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, build_encoder
-from rllava.encoders.weights import weights_path
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.specs import ModelSpec
+from rllava.weights import weights_path
 from sweeps.presets import PRESETS, model_spec
 
 TOWER_LAYERS = 12
@@ -166,14 +166,14 @@ def random_llava(size: Size, seed: int = 0) -> tuple[Llava, ModelSpec]:
     Returns:
         The frozen model in evaluation mode, float32, on the default device, and a spec that describes it.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(weights_path(TINY_LLAMA.source)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(weights_path(TINY_LLAMA.weights)))
     spec = tower_spec(size, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = build_projector("mlp2x_gelu", size.tower_width, size.width)
         connector = Connector([projector], random_language_model(size, tokenizer))
     llava = Llava([build_encoder(spec)], connector, tokenizer, "vicuna_v1_short").requires_grad_(False).eval()
-    language_model = LanguageModelSpec("random-llama", f"random weights, seed {seed}")
+    language_model = LanguageModelSpec("random-llama", f"random weights, seed {seed}", sha256=f"seed {seed}")
     return llava, replace(model_spec(PRESETS.get("tiny"), (spec,)), language_model=language_model)
 
 

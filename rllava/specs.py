@@ -5,13 +5,16 @@ cluster (see :mod:`rllava.fingerprint`).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
 from rllava.model.language import LanguageModelSpec
+
+if TYPE_CHECKING:
+    from rllava.model.describe import Description
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -81,6 +84,20 @@ class ModelSpec:
     def name(self) -> str:
         """Readable name: the encoders', joined by ``+``."""
         return "+".join(encoder.name for encoder in self.encoders)
+
+    def describe(self, text_tokens: int = 64, answer_tokens: int = 8) -> "Description":
+        """Parameters, visual tokens, bytes and floating-point operations, without weights.
+
+        Args:
+            text_tokens: of prompt and answer, in the passes that are counted.
+            answer_tokens: labelled ones among them.
+
+        Returns:
+            What it costs; printed as a table.
+        """
+        from rllava.model.describe import describe  # imports transformers' models
+
+        return describe(self.encoders, self.language_model, self.projector, text_tokens, answer_tokens)
 
 
 @dataclass(frozen=True)

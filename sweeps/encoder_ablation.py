@@ -27,7 +27,8 @@ class Options:
     """The encoder ablation; lists are given as ``--budgets 0 4 8``.
 
     Attributes:
-        preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores) or smoke.
+        preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores), smoke, or paper
+            (its data lies in the folder that $RLLAVA_DATA names, see docs/data.md).
         storage: results folder, a path or s3://bucket/prefix.
         encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA); a registered
             name, timm:MODEL, open_clip:MODEL/PRETRAINED or the path of a checkpoint, with variants such as

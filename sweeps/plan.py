@@ -8,13 +8,16 @@ from typing import Any
 
 from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
+from rllava.data.files import missing_data
 from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.shards import list_shards, read_shard
-from rllava.encoders import find_weights, missing_weights, pin_weights
+from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
+from rllava.missing import Missing, refuse_missing
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
+from rllava.weights import Weighted, find_weights, missing_weights, pin_weights
 from sweeps.presets import Candidate, Preset, model_spec
 
 
@@ -179,8 +182,8 @@ def check_inputs(plan: Plan) -> Plan:
         The plan, every encoder of which names one set of weights.
 
     Raises:
-        UserError: if weights are missing (all of them are listed) or have another hash, or the protocol is not for a
-            benchmark or for so many candidates.
+        UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, or
+            the protocol is not for a benchmark or for so many candidates.
     """
     for benchmark in plan.benchmarks:
         replays = [
@@ -193,15 +196,8 @@ def check_inputs(plan: Plan) -> Plan:
                 f"protocol {plan.protocol.name} starts from the images of at most {len(replays)} candidates, not of "
                 f"{len(plan.candidates)}; give fewer --encoders"
             )
-    specs = {spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}
-    missing = [
-        f"encoder '{spec.name}': {missing_weights(spec)}"
-        for spec in specs.values()
-        if spec.weights is not None and find_weights(spec.weights) is None
-    ]
-    if missing:
-        raise UserError("\n".join(missing))
-    pinned = {name: pin_weights(spec) for name, spec in specs.items()}
+    refuse_missing(missing_inputs(plan))
+    pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
     candidates = tuple(
         dataclasses.replace(
             candidate,
@@ -210,7 +206,40 @@ def check_inputs(plan: Plan) -> Plan:
         )
         for candidate in plan.candidates
     )
-    return dataclasses.replace(plan, candidates=candidates)
+    preset = dataclasses.replace(plan.preset, language_model=pin_weights(plan.preset.language_model))
+    return dataclasses.replace(plan, preset=preset, candidates=candidates)
+
+
+def _encoders(plan: Plan) -> list[EncoderSpec]:
+    return list({spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values())
+
+
+def missing_inputs(plan: Plan) -> list[Missing]:
+    """Looks which weights and which files of the data a sweep needs and does not find; none is opened.
+
+    Args:
+        plan: of the sweep.
+
+    Returns:
+        The weights, and the files of those data sets whose shards are not in storage yet.
+
+    Raises:
+        UserError: if files are missing and the storage, which may hold the shards, cannot be read.
+    """
+    specs: tuple[InstructionSpec | BenchmarkSpec, ...] = (*plan.instruction_specs(), *plan.benchmarks)
+    needed = [spec for spec in specs if missing_data([spec.source])]
+    weighted: list[Weighted] = [plan.preset.language_model, *_encoders(plan)]
+    weights = [spec for spec in weighted if spec.weights is not None and find_weights(spec.weights) is None]
+    files = missing_data(spec.source for spec in needed if not _is_built(plan, spec))
+    return [*map(missing_weights, weights), *files]
+
+
+def _is_built(plan: Plan, spec: InstructionSpec | BenchmarkSpec) -> bool:
+    try:
+        return plan.store.is_complete(plan.store.artifact("data", spec.name, spec))
+    except Exception as error:  # each file system has its own
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"storage {plan.storage} cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:

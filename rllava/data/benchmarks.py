@@ -11,7 +11,17 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
+from rllava.data.files import read_file
 from rllava.data.pairs import captions_of, labelled_images
+from rllava.data.published import (
+    Entry,
+    coco_captions,
+    flickr30k_captions,
+    okvqa_questions,
+    textvqa_questions,
+    vizwiz_questions,
+    vqav2_questions,
+)
 from rllava.data.sampling import check_unique, sample_list
 from rllava.data.shards import write_shards
 from rllava.errors import UserError
@@ -24,6 +34,12 @@ VQA_PROMPT = "<image>\n{question}\nAnswer the question using a single word or ph
 
 CAPTION_PROMPT = "<image>\nProvide a short caption for this image."
 """The paper's prompt for captioning (same file)."""
+
+VIZWIZ_PROMPT = (
+    "<image>\n{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+    "Answer the question using a single word or phrase."
+)
+"""The paper's prompt for VizWiz, many of whose images do not show what is asked (same file)."""
 
 ANNOTATORS = 10
 """Answers per question in VQAv2; the VQA accuracy compares each with the others."""
@@ -208,6 +224,22 @@ def read_image(load_image: Callable[[], bytes]) -> bytes:
         return b""
 
 
+def published_samples(read: Callable[[str], Sequence[Entry]], split: str) -> list[Sample]:
+    """Yields the samples of a data set that lies below ``$RLLAVA_DATA`` (see :mod:`rllava.data.files`).
+
+    Args:
+        read: from a split to its entries.
+        split: passed to it.
+
+    Returns:
+        One sample per entry, in the same order; images are read when shards are written.
+    """
+    return [
+        Sample(entry.sample_id, functools.partial(read_file, entry.image), entry.references, entry.question)
+        for entry in read(split)
+    ]
+
+
 def easy_vqa_samples(split: str) -> list[Sample]:
     """Yields one question per image of easy-VQA, so that samples are independent.
 
@@ -295,3 +327,53 @@ BENCHMARKS.register(
         drop_threshold=10.0,
     ),
 )
+
+for _name, _read in {
+    "coco": coco_captions,
+    "flickr30k": flickr30k_captions,
+    "vqav2": vqav2_questions,
+    "okvqa": okvqa_questions,
+    "textvqa": textvqa_questions,
+    "vizwiz": vizwiz_questions,
+}.items():
+    SOURCES.register(_name, functools.partial(published_samples, _read))
+
+
+def _paper_captions(name: str, drop_threshold: float) -> BenchmarkSpec:
+    return BenchmarkSpec(
+        name=name,
+        source=name,
+        split="test",
+        samples=500,
+        seed=42,
+        metric="cider",
+        prompt=CAPTION_PROMPT,
+        max_new_tokens=20,
+        drop_threshold=drop_threshold,
+    )
+
+
+def _paper_vqa(name: str, prompt: str, max_new_tokens: int) -> BenchmarkSpec:
+    return BenchmarkSpec(
+        name=name,
+        source=name,
+        split="val",
+        samples=500,
+        seed=42,
+        metric="vqa_accuracy",
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        drop_threshold=0.0,
+    )
+
+
+# Prompts, token limits, thresholds and samples of Robust-LLaVA's vlm_eval/run_evaluation.py.
+for _spec in (
+    _paper_captions("coco", 10.0),
+    _paper_captions("flickr30k", 2.0),
+    _paper_vqa("vqav2", VQA_PROMPT, 5),
+    _paper_vqa("okvqa", VQA_PROMPT, 5),
+    _paper_vqa("textvqa", VQA_PROMPT, 10),
+    _paper_vqa("vizwiz", VIZWIZ_PROMPT, 5),
+):
+    BENCHMARKS.register(_spec.name, _spec)

@@ -4,12 +4,15 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT, read_image
 from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
+from rllava.data.files import data_path, read_file
+from rllava.data.llava_json import read_conversations
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.sampling import check_unique, sample_list
 from rllava.data.shards import write_shards
@@ -18,7 +21,7 @@ from rllava.registry import Registry
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("row", pa.int64(), "position in the seeded global shuffle"),
     ("sample_id", pa.string(), "unique within the data"),
-    ("image", pa.binary(), "encoded bytes as in the source; may be damaged"),
+    ("image", pa.binary(), "encoded bytes as in the source; may be damaged; null: text without image"),
     ("conversations", pa.string(), 'JSON list of {"from": "human" or "gpt", "value": text}, turns in order'),
 ]
 
@@ -39,16 +42,16 @@ _DESCRIBE = (
 
 @dataclass(frozen=True)
 class Instruction:
-    """One conversation about one image.
+    """One conversation, about one image or none.
 
     Attributes:
         sample_id: unique within the source.
-        load_image: reads the encoded image; called once, when the row's shard is written.
-        turns: (human, gpt) texts; the first human turn holds the image marker.
+        load_image: reads the encoded image; called once, when the row's shard is written. None: there is no image.
+        turns: (human, gpt) texts; one human turn holds the image marker, if there is an image.
     """
 
     sample_id: str
-    load_image: Callable[[], bytes]
+    load_image: Callable[[], bytes] | None
     turns: tuple[tuple[str, str], ...]
 
 
@@ -124,7 +127,7 @@ def _rows(instructions: Sequence[Instruction]) -> Iterator[dict[str, Any]]:
         yield {
             "row": row,
             "sample_id": instruction.sample_id,
-            "image": read_image(instruction.load_image),
+            "image": None if instruction.load_image is None else read_image(instruction.load_image),
             "conversations": json.dumps(turns, ensure_ascii=False),
         }
 
@@ -175,8 +178,50 @@ def _instruction(image: EasyImage, name: str, human: str, gpt: str) -> Instructi
     return Instruction(f"{image.sample_id}/{name}", functools.partial(bytes, image.png), ((human, gpt),))
 
 
+def llava_json(path: Path, images: Path) -> list[Instruction]:
+    """Yields the conversations of a JSON file in LLaVA's format; a source for data of one's own.
+
+    Args:
+        path: the JSON file, read once.
+        images: folder to which its image paths are relative; images are read when shards are written.
+
+    Returns:
+        One conversation per row; those without image hold no marker.
+    """
+    return [
+        Instruction(
+            conversation.sample_id,
+            None if conversation.image is None else functools.partial(read_file, conversation.image),
+            conversation.turns,
+        )
+        for conversation in read_conversations(path, images)
+    ]
+
+
+def llava_pretrain_558k() -> list[Instruction]:
+    """Yields LLaVA 1.5's stage 1: image-caption pairs of LAION, CC and SBU with captions by BLIP.
+
+    Returns:
+        558 128 conversations.
+    """
+    return llava_json(data_path("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"), data_path("LLaVA-Pretrain/images"))
+
+
+def llava_instruct_665k() -> list[Instruction]:
+    """Yields LLaVA 1.5's stage 2: images of COCO, GQA, OCR-VQA, TextVQA and Visual Genome, and ShareGPT's text.
+
+    Returns:
+        665 298 conversations.
+    """
+    return llava_json(data_path("llava_v1_5_mix665k.json"), data_path(""))
+
+
 INSTRUCTION_SOURCES.register("easy_align", easy_align_instructions)
 INSTRUCTION_SOURCES.register("easy_instruct", easy_instruct_instructions)
+INSTRUCTION_SOURCES.register("llava_pretrain_558k", llava_pretrain_558k)
+INSTRUCTION_SOURCES.register("llava_instruct_665k", llava_instruct_665k)
 
 INSTRUCTIONS.register("easy_align", InstructionSpec(name="easy_align", source="easy_align"))
 INSTRUCTIONS.register("easy_instruct", InstructionSpec(name="easy_instruct", source="easy_instruct"))
+INSTRUCTIONS.register("llava_pretrain_558k", InstructionSpec(name="llava_pretrain_558k", source="llava_pretrain_558k"))
+INSTRUCTIONS.register("llava_instruct_665k", InstructionSpec(name="llava_instruct_665k", source="llava_instruct_665k"))

@@ -51,7 +51,7 @@ class MicroBatch:
     """One portion.
 
     Attributes:
-        pixels_BHWC: uint8.
+        pixels_BHWC: uint8; black for a conversation without image, which has no marker to put it at.
         conversations: JSON texts in LLaVA's format.
         damaged: per sample, why its image could not be read (None where it could); its pixels are black then.
     """
@@ -80,6 +80,10 @@ def keep_and_decode(table: pa.Table, stream: Stream, offset: int, first_row: int
     pixels: list[bytes] = []
     damaged: list[str | None] = []
     for image in kept.column("image").to_pylist():
+        if image is None:  # text alone
+            pixels.append(bytes(3 * stream.image_size**2))
+            damaged.append(None)
+            continue
         try:
             pixels.append(preprocess(image, stream.image_size).tobytes())
             damaged.append(None)

@@ -18,30 +18,22 @@ from rllava.encoders.base import (  # noqa: E402
     Encoder,
     EncoderSpec,
     build_encoder,
-    check_weights,
     encode,
     input_size,
     measured,
-    missing_weights,
-    pin_weights,
 )
 from rllava.encoders.names import parse_encoder  # noqa: E402
-from rllava.encoders.weights import find_weights  # noqa: E402
 from rllava.registry import Registry  # noqa: E402
 
 __all__ = [
     "Encoder",
     "EncoderSpec",
     "build_encoder",
-    "check_weights",
     "encode",
     "encoder_names",
     "encoder_spec",
-    "find_weights",
     "input_size",
     "measured",
-    "missing_weights",
-    "pin_weights",
     "register",
 ]
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllava.encoders.weights import digest, find_weights, fitting, read_weights, weights_path
 from rllava.errors import UserError
+from rllava.weights import check_weights, fitting, read_weights
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +31,7 @@ class EncoderSpec:
         name: as registered.
         builder: ``"package.module:function"``; the function takes this spec and returns an :class:`Encoder` without
             weights. An import path rather than a function, so that a spec can be stored and sent to workers.
-        weights: where they are (see :mod:`rllava.encoders.weights`): a path, ``hub:ORG/NAME[/FILE]``, or ``asset:NAME``
+        weights: where they are (see :mod:`rllava.weights`): a path, ``hub:ORG/NAME[/FILE]``, or ``asset:NAME``
             for a file shipped with the package. None: random weights from ``seed``.
         sha256: of the weights; checked whenever they are read. None: :func:`pin_weights` fills it in before a sweep.
         image_size: side of the square input, in pixels.
@@ -72,6 +72,11 @@ class EncoderSpec:
     ema: bool = True
     origin: str = ""
     parameters: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"encoder '{self.name}'"
 
 
 class Encoder(nn.Module):
@@ -133,10 +138,9 @@ class Encoder(nn.Module):
         Args:
             path: file or folder, as ``spec.weights`` names it.
         """
-        what = f"encoder '{self.spec.name}'"
-        state = read_weights(path, what, self.spec.ema)
+        state = read_weights(path, self.spec.label, self.spec.ema)
         dropped = [key for key in state if key.split(".")[0] in TRAINING_ONLY]
-        self.load_state_dict(fitting(self.state_dict(), state, f"{what}: {path}", dropped))
+        self.load_state_dict(fitting(self.state_dict(), state, f"{self.spec.label}: {path}", dropped))
 
 
 def input_size(specs: Sequence[EncoderSpec]) -> int:
@@ -211,62 +215,6 @@ def build_encoder(spec: EncoderSpec) -> Encoder:
     encoder = bare_encoder(spec)
     encoder.load_weights(path)
     return encoder.float().requires_grad_(False).eval()
-
-
-def check_weights(spec: EncoderSpec) -> Path | None:
-    """Finds the weights and checks their hash, without building the encoder.
-
-    Args:
-        spec: whose weights.
-
-    Returns:
-        Their file or folder; None for random weights.
-
-    Raises:
-        UserError: if they are missing or have another hash.
-    """
-    if spec.weights is None:
-        return None
-    path = find_weights(spec.weights)
-    if path is None:
-        raise UserError(f"encoder '{spec.name}': {missing_weights(spec)}")
-    found = digest(path)
-    if spec.sha256 is not None and found != spec.sha256:
-        raise UserError(
-            f"encoder '{spec.name}': weights file {path} has sha256 {found[:12]}…, expected {spec.sha256[:12]}…; "
-            "fetch the file again, or register the new weights under a new name"
-        )
-    return path
-
-
-def missing_weights(spec: EncoderSpec) -> str:
-    """What to do about weights that are not there.
-
-    Args:
-        spec: whose.
-
-    Returns:
-        A phrase: which file is looked for, where it has to go, where it comes from.
-    """
-    assert spec.weights is not None
-    origin = f"; it comes from {spec.origin}" if spec.origin else ""
-    return f"weights {weights_path(spec.weights)} do not exist; put them there{origin}"
-
-
-def pin_weights(spec: EncoderSpec) -> EncoderSpec:
-    """A spec that means one set of weights: with their hash.
-
-    Args:
-        spec: of an encoder.
-
-    Returns:
-        The spec with ``sha256``.
-
-    Raises:
-        UserError: if the weights are missing or have another hash.
-    """
-    path = check_weights(spec)
-    return spec if path is None or spec.sha256 is not None else dataclasses.replace(spec, sha256=digest(path))
 
 
 def measured(spec: EncoderSpec) -> EncoderSpec:

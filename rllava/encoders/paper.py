@@ -1,7 +1,7 @@
 """The encoders of Robust-LLaVA (arXiv 2502.01576): those it builds LLaVAs on, and those of its alignment figure.
 
 The weights are not shipped. ``hub:`` ones are fetched where the hub can be reached; the others have to be put into the
-weights folder under the name given here (see :mod:`rllava.encoders.weights`).
+weights folder under the name given here (see :mod:`rllava.weights`).
 
 Two defects of the published code are variants, so that either can be measured: it builds FARE and Sim-CLIP with GELU
 where their training had QuickGELU (``fare4[activation=gelu]``), and feeds AdvXL and ARES encoders images normalised by

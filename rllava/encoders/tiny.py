@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, EncoderSpec
-from rllava.encoders.weights import weights_path
+from rllava.weights import weights_path
 
 CHANNELS = (32, 64, 64, 128)
 STRIDES = (4, 2, 1, 2)

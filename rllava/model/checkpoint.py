@@ -3,7 +3,7 @@
 Formats:
 
 - ``original``: a folder of LLaVA 1 or 1.5, or of Robust-LLaVA with one or two towers: language model and projectors;
-  the frozen towers are looked for where encoders are (:mod:`rllava.encoders.weights`).
+  the frozen towers are looked for where encoders are (:mod:`rllava.weights`).
 - ``projector``: what stage 1 leaves: ``mm_projector.bin`` beside ``config.json``; the language model is another folder.
 - ``hugging_face``: a folder of transformers' ``LlavaForConditionalGeneration``; the tower is inside.
 
@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rllava.encoders import EncoderSpec, find_weights, pin_weights
-from rllava.encoders.weights import digest, files_of, weights_path
+from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
 from rllava.model.conversation import TEMPLATES
 from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
+from rllava.weights import digest, files_of, find_weights, pin_weights, weights_path
 
 Format = Literal["original", "projector", "hugging_face"]
 

@@ -111,11 +111,11 @@ def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[
     """
     if template.plain:
         # Stage 1 drops the instruction: the projector learns to say what the image shows.
-        return [
-            piece
-            for _, answer in turns
-            for piece in (Piece(IMAGE_MARKER), Piece((answer or "").strip() + "\n", labelled=True))
-        ]
+        laid_out = []
+        for user, answer in turns:
+            laid_out.append(Piece(IMAGE_MARKER if IMAGE_MARKER in user else ""))
+            laid_out.append(Piece((answer or "").strip() + "\n", labelled=True))
+        return laid_out
     laid_out = [Piece(f"{template.system} ")] if template.system else []
     for user, answer in turns:
         laid_out.append(Piece(f"{template.user}: {image_first(user)} {template.assistant}:"))

@@ -13,8 +13,8 @@ from transformers import CLIPVisionConfig
 
 from rllava.encoders import EncoderSpec
 from rllava.encoders.towers.hugging_face import MODELS, HuggingFaceEncoder, described_spec, quiet
-from rllava.encoders.weights import files_of, listed, read_weights
 from rllava.errors import UserError
+from rllava.weights import files_of, listed, read_weights
 
 PREFIXES = ("model.vision_tower.", "vision_tower.")
 """Before the tower's keys; the older one last."""

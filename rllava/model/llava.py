@@ -116,7 +116,7 @@ class Connector(nn.Module):
         """Token embeddings with each image marker replaced by the sample's visual tokens.
 
         Args:
-            visual_BPD: visual tokens.
+            visual_BPD: visual tokens; those of a sample without marker are left out.
             ids: token ids with at most one :data:`IMAGE_TOKEN` per sample.
 
         Returns:
@@ -131,9 +131,11 @@ class Connector(nn.Module):
             count = len(row) - row.count(IMAGE_TOKEN)
             text_TD = words[position : position + count]
             position += count
-            if IMAGE_TOKEN in row:
-                place = row.index(IMAGE_TOKEN)
-                text_TD = torch.cat([text_TD[:place], visual_BPD[sample].to(words.dtype), text_TD[place:]])
+            # Text without image takes none of its visual tokens, which still ties the projectors to the loss: their
+            # gradients are zero then, not absent, and workers that exchange gradients stay in step.
+            place = row.index(IMAGE_TOKEN) if IMAGE_TOKEN in row else 0
+            visual_PD = visual_BPD[sample] if IMAGE_TOKEN in row else visual_BPD[sample, :0]
+            text_TD = torch.cat([text_TD[:place], visual_PD.to(words.dtype), text_TD[place:]])
             embedded.append(text_TD)
         return embedded
 

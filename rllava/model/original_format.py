@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllava.encoders import EncoderSpec, encoder_spec, find_weights
+from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
+from rllava.weights import find_weights
 
 LANGUAGE_MODELS = {
     "llava": "llama",

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rllava.encoders.weights import is_safetensors, listed, load_pickle, readable
 from rllava.errors import UserError
+from rllava.weights import is_safetensors, listed, load_pickle, readable
 
 STRETCH = 32 << 20
 """Bytes of a file that are mapped at a time, but for a tensor that is larger."""

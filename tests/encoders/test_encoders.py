@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from rllava.encoders import build_encoder, encoder_spec, register
 from rllava.encoders.base import EncoderSpec
 from rllava.encoders.tiny import shipped_specs
-from rllava.encoders.weights import weights_path
 from rllava.errors import UserError
+from rllava.weights import weights_path
 
 SHIPPED = [spec.name for spec in shipped_specs()]
 

@@ -19,11 +19,12 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rllava.encoders import EncoderSpec, build_encoder, encoder_names, encoder_spec, measured, pin_weights
+from rllava.encoders import EncoderSpec, build_encoder, encoder_names, encoder_spec, measured
 from rllava.encoders.base import CLIP_MEAN, bare_encoder
 from rllava.encoders.towers import open_clip as open_clip_towers
 from rllava.encoders.towers import timm as timm_towers
 from rllava.errors import UserError
+from rllava.weights import pin_weights
 
 PAPER = [name for name in encoder_names() if encoder_spec(name).origin]
 

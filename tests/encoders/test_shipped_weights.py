@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rllava.encoders.pretraining import RECIPES, zero_shot_accuracy
-from rllava.encoders.weights import weights_path
+from rllava.weights import weights_path
 from sweeps.pretrain_encoders import from_file, load_pairs
 from tests.fixtures.processes import Tracked
 

@@ -46,6 +46,10 @@ def test_plain_drops_the_instruction_and_ends_with_a_newline() -> None:
     assert labelled(sample) == "A red circle.\n"
 
 
+def test_plain_puts_no_image_where_there_is_none() -> None:
+    assert text(tokens("plain", ("Write a poem.", "Roses are red.")).ids) == "<s>Roses are red.\n"
+
+
 def test_a_prompt_is_a_prefix_of_the_same_conversation_with_an_answer() -> None:
     question = "<image>\nwhat color is the shape?\nAnswer the question using a single word or phrase."
     prompt, whole = tokens("vicuna_v1_short", (question, None)), tokens("vicuna_v1_short", (question, "red"))

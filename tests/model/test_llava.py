@@ -58,6 +58,22 @@ def test_loss_is_that_of_transformers_on_the_spliced_sequence(names: tuple[str, 
     torch.testing.assert_close(llava.answer_loss(pixels_BCHW, [sample])[0], expected.float(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("names", [("tiny-clip",), ("tiny-clip", "tiny-advxl")])
+def test_text_alone_is_the_language_models_own_and_leaves_projectors_a_gradient_of_zero(names: tuple[str, ...]) -> None:
+    llava = make(*names)
+    llava.connector.projectors.requires_grad_(True)
+    sample = conversation(llava, *QUESTIONS[3])
+    assert IMAGE_TOKEN not in sample.ids
+    loss_B = llava.answer_loss(pixels(1), [sample])
+    expected = llava.connector.language_model(
+        input_ids=torch.tensor([sample.ids]), labels=torch.tensor([sample.labels])
+    ).loss
+    torch.testing.assert_close(loss_B[0], expected.float(), rtol=0, atol=1e-6)
+    loss_B.sum().backward()
+    gradients = [parameter.grad for parameter in llava.connector.projectors.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
 def test_ensemble_tokens_alternate() -> None:
     llava = make("tiny-clip", "tiny-advxl")
     features = llava.features(pixels(2))

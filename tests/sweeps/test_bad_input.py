@@ -72,12 +72,13 @@ def test_a_damaged_shard_is_named(unbroken: Run, tmp_path: Path) -> None:
 
 
 def test_a_weights_file_of_another_hash_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import rllava.encoders.weights as weights
+    import rllava.weights as weights
 
     torn = tmp_path / "tiny-clip.safetensors"
     torn.write_bytes(b"not these weights")
-    monkeypatch.setattr(weights, "weights_path", lambda _: torn)
-    with pytest.raises(UserError, match=r"tiny-clip.safetensors has sha256 .*, expected"):
+    real = weights.weights_path
+    monkeypatch.setattr(weights, "weights_path", lambda name: torn if "tiny-clip" in name else real(name))
+    with pytest.raises(UserError, match=r"tiny-clip.safetensors have sha256 .*, expected"):
         main(Options(preset="smoke", encoders=("tiny-clip",), storage=str(tmp_path / "results")))
     assert not (tmp_path / "results").exists()
 

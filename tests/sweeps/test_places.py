@@ -1,6 +1,7 @@
 """The same script elsewhere: on S3, and as a job on a cluster with token authentication."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,22 +12,20 @@ from tests.sweeps.conftest import Run
 from tests.sweeps.driver import assert_same_results, finish, manifest, records, start
 
 
-def test_results_on_s3_are_those_on_disk(unbroken: Run, s3_storage: str, tracked: Tracked) -> None:
+def test_a_submitted_job_leaves_on_s3_what_a_local_run_leaves_on_disk(
+    unbroken: Run, s3_storage: str, ray_head: RayHead
+) -> None:
     storage = f"{s3_storage}/ablation"
-    output = finish(start(storage, tracked))
-    assert_same_results(storage, unbroken.storage)
-    sweep = load_sweep(storage, "encoder_ablation")
-    assert len(sweep.records) == 64
-    assert f"{storage.removeprefix('s3://')}/reports/encoder_ablation/index.html" in output
-
-
-def test_a_submitted_job_gives_the_same_results(unbroken: Run, tmp_path: Path, ray_head: RayHead) -> None:
-    storage = str(tmp_path / "results")
     script = ["python", "sweeps/encoder_ablation.py", "--preset", "smoke", "--storage", storage]
-    command = [RAY, "job", "submit", "--address", ray_head.jobs_url, "--working-dir", ".", "--", *script]
+    access = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    command = [RAY, "job", "submit", "--address", ray_head.jobs_url, "--working-dir", "."]
+    command += ["--runtime-env-json", json.dumps({"env_vars": access}), "--", *script]
     done = subprocess.run(command, env=dict(ray_head.env), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert_same_results(storage, unbroken.storage)
+    sweep = load_sweep(storage, "encoder_ablation")
+    assert len(sweep.records) == 64
+    assert f"{storage.removeprefix('s3://')}/reports/encoder_ablation/index.html" in done.stdout
 
 
 def test_two_training_workers_share_each_batch(tmp_path: Path, tracked: Tracked) -> None:

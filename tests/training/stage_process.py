@@ -21,11 +21,14 @@ from rllava.model.assemble import build_connector
 from rllava.training.loop import Progress, train_stage
 from sweeps.presets import PRESETS, model_spec
 
+QUESTION = "what color is the shape?"
 WORDS = ("red", "teal", "blue", "gray")
 
 
-def portions(step: int, micro: int, accumulation: int, rank: int, world: int) -> Iterator[MicroBatch]:
-    """Random images whose rows depend on their position alone."""
+def portions(
+    step: int, micro: int, accumulation: int, rank: int, world: int, *, text_alone: bool = False
+) -> Iterator[MicroBatch]:
+    """Random images whose rows depend on their position alone; or questions without image."""
     position = step * accumulation
     while True:
         generator = np.random.default_rng(position * world + rank)
@@ -33,7 +36,7 @@ def portions(step: int, micro: int, accumulation: int, rank: int, world: int) ->
         texts = [
             json.dumps(
                 [
-                    {"from": "human", "value": "<image>\nwhat color is the shape?"},
+                    {"from": "human", "value": "what color is it?" if text_alone else f"<image>\n{QUESTION}"},
                     {"from": "gpt", "value": WORDS[generator.integers(4)]},
                 ]
             )
@@ -72,7 +75,14 @@ def main() -> None:
         [build_encoder(spec.encoders[0])],
         connector,
         tokenizer,
-        lambda step: portions(step, options["micro"], 8 // (options["micro"] * world), rank, world),
+        lambda step: portions(
+            step,
+            options["micro"],
+            8 // (options["micro"] * world),
+            rank,
+            world,
+            text_alone=rank in options.get("text_alone", ()),
+        ),
         resume=Path(options["resume"]) if options.get("resume") else None,
         checkpoint_every=2,
         save=save,

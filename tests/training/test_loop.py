@@ -95,6 +95,12 @@ def test_stage_1_changes_the_projectors_alone(tmp_path: Path) -> None:
     assert len(losses) == 3
 
 
+def test_a_worker_with_text_alone_stays_in_step_with_one_with_images(tmp_path: Path) -> None:
+    weights, losses = train(tmp_path / "mixed", 2, steps=1, text_alone=[1])
+    assert len(losses) == 1
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     stage = PRESETS.get("tiny").stage2
     rates = [learning_rate(stage, step) for step in range(stage.steps + 1)]

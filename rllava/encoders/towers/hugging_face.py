@@ -14,8 +14,8 @@ import transformers
 from torch import Tensor, nn
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
-from rllava.encoders.weights import listed
 from rllava.errors import UserError
+from rllava.weights import listed
 
 MODELS = {
     "clip": "CLIPVisionModel",

@@ -15,9 +15,9 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from torch import Tensor
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
-from rllava.encoders.weights import fitting, read_weights
 from rllava.errors import UserError
 from rllava.registry import unknown
+from rllava.weights import fitting, read_weights
 
 VISUAL = "visual."
 """Before the image encoder's keys in a checkpoint of both towers."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, EncoderSpec, measured
-from rllava.encoders.weights import fitting, read_weights
 from rllava.errors import UserError
 from rllava.registry import unknown
+from rllava.weights import fitting, read_weights
 
 POSITIONS = ("pos_embed", "positional_embedding", "relative_position_bias_table")
 """Endings of the names of parameters whose size goes with the image's."""

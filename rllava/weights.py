@@ -3,11 +3,12 @@
 A spec says where its weights are in one of these forms:
 
     asset:NAME            shipped with the package
+    package:MODULE/FILE   a file of another installed package
     hub:ORG/NAME          a repository of the Hugging Face hub (a folder with config.json)
     hub:ORG/NAME/FILE     one file of it
     FILE                  a path; a relative one is also looked for below the weights folder
 
-Everything but the first is looked for below the weights folder first (``$RLLAVA_WEIGHTS``, or
+Everything but the first two is looked for below the weights folder first (``$RLLAVA_WEIGHTS``, or
 ``~/.cache/rllava/weights``), under the same name; files of the hub then in the hub's cache, then on the hub.
 
 Pickles are opened by ``torch.load(weights_only=True)`` alone: a file that wants to run code is refused.
@@ -15,9 +16,11 @@ Pickles are opened by ``torch.load(weights_only=True)`` alone: a file that wants
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import os
 import pickle
@@ -26,6 +29,7 @@ import socket
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlparse
 
 import huggingface_hub
@@ -36,6 +40,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rllava.errors import UserError
+from rllava.missing import Missing
 
 EMA = ("state_dict_ema", "model_ema")
 PLAIN = ("state_dict", "model")
@@ -47,6 +52,7 @@ PREFIXES = ("module.", "_orig_mod.", "base_model.")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _HUB = "hub:"
+_PACKAGE = "package:"
 _SHOWN = 5
 
 
@@ -70,6 +76,10 @@ def weights_path(weights: str) -> Path:
     """
     if weights.startswith("asset:"):
         return Path(str(importlib.resources.files("rllava"))) / "assets" / weights.removeprefix("asset:")
+    if weights.startswith(_PACKAGE):
+        module, _, file = weights.removeprefix(_PACKAGE).partition("/")
+        found = importlib.util.find_spec(module)
+        return (Path(str(found.origin)).parent if found else Path("site-packages") / module) / file
     path = Path(weights.removeprefix(_HUB)).expanduser()
     return path if not weights.startswith(_HUB) and path.exists() else weights_folder() / path
 
@@ -134,12 +144,12 @@ def digest(path: Path) -> str:
         path: file or folder.
 
     Returns:
-        sha256, hexadecimal. Of a folder: of the sorted names and hashes of ``config.json`` and the weights files.
+        sha256, hexadecimal. Of a folder: of the sorted names and hashes of configuration, tokenizer and weights files.
     """
     if path.is_file():
         stat = path.stat()
         return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
-    read = ("config.json", "*.safetensors", "*.bin")
+    read = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
     files = sorted(file for pattern in read for file in path.glob(pattern))
     return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in files).encode()).hexdigest()
 
@@ -148,6 +158,89 @@ def digest(path: Path) -> str:
 def _file_digest(path: str, size: int, changed_ns: int) -> str:  # size and time are part of the cache's key
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A spec that names weights."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+
+    @property
+    def weights(self) -> str | None:
+        """Where they are, see the module; None: random ones."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Their hash; None as long as it is not known."""
+
+    @property
+    def origin(self) -> str:
+        """Where they can be had."""
+
+
+def check_weights(spec: Weighted) -> Path | None:
+    """Finds weights and checks their hash, without reading them into a model.
+
+    Args:
+        spec: whose weights.
+
+    Returns:
+        Their file or folder; None for random weights.
+
+    Raises:
+        UserError: if they are missing or have another hash.
+    """
+    if spec.weights is None:
+        return None
+    path = find_weights(spec.weights)
+    if path is None:
+        missing = missing_weights(spec)
+        raise UserError(
+            f"{spec.label}: weights {missing.where} do not exist; put them there; they come from {missing.source}"
+        )
+    if spec.sha256 is not None and (found := digest(path)) != spec.sha256:
+        raise UserError(
+            f"{spec.label}: weights {path} have sha256 {found[:12]}…, expected {spec.sha256[:12]}…; "
+            "fetch them again, or give the new weights another name"
+        )
+    return path
+
+
+def missing_weights(spec: Weighted) -> Missing:
+    """Weights that are not there.
+
+    Args:
+        spec: whose.
+
+    Returns:
+        Which file is looked for, where it has to go, where it comes from.
+    """
+    assert spec.weights is not None
+    return Missing(spec.label, str(weights_path(spec.weights)), spec.origin or "wherever they were made")
+
+
+Spec = TypeVar("Spec", bound=Weighted)
+
+
+def pin_weights(spec: Spec) -> Spec:
+    """A spec that means one set of weights: with their hash.
+
+    Args:
+        spec: a frozen dataclass.
+
+    Returns:
+        The spec with ``sha256``.
+
+    Raises:
+        UserError: if the weights are missing or have another hash.
+    """
+    path = check_weights(spec)
+    if path is None or spec.sha256 is not None:
+        return spec
+    return dataclasses.replace(spec, sha256=digest(path))  # type: ignore[type-var]
 
 
 def read_state(path: Path, ema: bool = True) -> dict[str, Tensor]:

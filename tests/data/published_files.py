@@ -1,0 +1,104 @@
+"""Tiny files in the formats of the published data sets, under their names and below one root."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROWS = 6
+
+
+def jpeg(number: int) -> bytes:
+    """A JPEG whose colour tells which one it is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 8), (40 * number, 255 - 40 * number, 10)).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def write(root: Path, path: str, content: bytes | dict[str, Any] | list[Any]) -> None:
+    """Writes a file below the root."""
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+def write_benchmarks(root: Path) -> None:
+    """All files of the six benchmarks, six test entries each."""
+    _write_captions(root)
+    _write_val2014_questions(root, "VQAv2", "v2_OpenEnded_mscoco", "v2_mscoco", first=262148000)
+    _write_val2014_questions(root, "okvqa", "OpenEnded_mscoco", "mscoco", first=2971475)
+    textvqa = [f"003a8ae2ef43b90{number}" for number in range(ROWS)]
+    vizwiz = [f"VizWiz_val_{number:08d}.jpg" for number in range(ROWS)]
+    for number in range(ROWS):
+        write(root, f"textvqa/train_images/{textvqa[number]}.jpg", jpeg(number))
+        write(root, f"vizwiz/val/{vizwiz[number]}", jpeg(number))
+    _write_questions(root, "textvqa", "val", "val", textvqa, 34602, suffix="_vqa_format")
+    _write_questions(root, "vizwiz", "val", "val", vizwiz, 0, suffix="_vqa_format")
+
+
+def _write_captions(root: Path) -> None:
+    coco, flickr = [], []
+    for number in range(2 * ROWS):  # every other one is of another split
+        test = number % 2 == 0
+        sentences = [{"raw": f"Caption {k} of {number // 2}.", "tokens": ["caption"]} for k in range(5)]
+        split = "test" if test else ("restval", "train", "val")[number % 3]
+        folder = "val2014" if split != "train" else "train2014"
+        name = f"COCO_{folder}_{391895 + number // 2:012d}.jpg"
+        coco.append(
+            {
+                "filepath": folder,
+                "filename": name,
+                "cocoid": 391895 + number // 2,
+                "split": split,
+                "sentences": sentences,
+            }
+        )
+        flickr.append({"filename": f"10073446{number // 2}.jpg", "split": split, "sentences": sentences})
+        if test:
+            write(root, f"coco/val2014/{name}", jpeg(number // 2))
+            write(root, f"flickr30k/flickr30k-images/10073446{number // 2}.jpg", jpeg(number // 2))
+    write(root, "coco/annotations/karpathy_coco.json", {"images": coco, "dataset": "coco"})
+    write(root, "flickr30k/karpathy_flickr30k.json", {"images": flickr, "dataset": "flickr30k"})
+
+
+def _write_val2014_questions(root: Path, folder: str, questions: str, annotations: str, first: int) -> None:
+    _write_questions(
+        root, folder, f"{questions}_val2014", f"{annotations}_val2014", range(391895, 391895 + ROWS), first
+    )
+
+
+def _write_questions(
+    root: Path, folder: str, questions: str, annotations: str, images: Any, first: int, suffix: str = ""
+) -> None:
+    asked, answered = [], []
+    for number, image in enumerate(images):
+        asked.append({"image_id": image, "question": f"What is {number}?", "question_id": first + number})
+        answers = [{"answer": f"{number} or {k}", "answer_confidence": "yes", "answer_id": k + 1} for k in range(10)]
+        answered.append({"image_id": image, "question_id": first + number, "answers": answers, "answer_type": "other"})
+    write(root, f"{folder}/{questions}_questions{suffix}.json", {"questions": asked, "data_subtype": "val2014"})
+    write(root, f"{folder}/{annotations}_annotations{suffix}.json", {"annotations": answered[::-1]})
+
+
+def write_training(root: Path) -> None:
+    """Both sets of conversations: captions, and a mix that has all its folders and text alone."""
+    pairs = []
+    for number in range(3):
+        path = f"0045{number}/00453937{number}.jpg"
+        write(root, f"LLaVA-Pretrain/images/{path}", jpeg(number))
+        pairs.append(row(f"00453937{number}", path, "Describe it.\n<image>", f"caption {number}"))
+    write(root, "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", pairs)
+    folders = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K", "vg/VG_100K_2")
+    mix = []
+    for number, folder in enumerate(folders):
+        write(root, f"{folder}/{number}.jpg", jpeg(number))
+        mix.append(row("same id", f"{folder}/{number}.jpg", "<image>\nWhat is it?", f"answer {number}", "And?", "no"))
+    mix.append(row("wNBG8Gp_0", None, "Write a poem.", "Roses are red."))
+    write(root, "llava_v1_5_mix665k.json", mix)
+
+
+def row(name: str, image: str | None, *texts: str) -> dict[str, Any]:
+    """One conversation in LLaVA's format, the human first."""
+    turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+    return {"id": name, **({} if image is None else {"image": image}), "conversations": turns}
