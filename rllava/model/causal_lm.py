@@ -7,7 +7,7 @@ some families scale or cap their logits after the head, outside any module. Both
 Shapes: T sequence, N tokens, D width, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -114,3 +114,31 @@ def check_language_model(language_model: nn.Module) -> None:
             f"language model of type '{kind}' scales its logits in a way that is not known here (they differ by "
             f"{difference:.3g}); its losses would be wrong. Add the rule to rllava.model.causal_lm.logits"
         )
+
+
+Moved = TypeVar("Moved", bound=nn.Module)
+
+
+def in_precision(module: Moved, dtype: torch.dtype) -> Moved:
+    """Rounds a model's weights in place, but not the frequencies of rotary position embeddings.
+
+    ``Module.to`` rounds those as well, and their error grows with a token's place: in a 4-layer Llama in float16,
+    logits after 600 tokens were off by twenty times as much as by the rounding of its weights.
+
+    Args:
+        module: with any language model inside.
+        dtype: of the weights.
+
+    Returns:
+        The module.
+    """
+    kept = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name.endswith("inv_freq")
+    ]
+    module.to(dtype)
+    for part, name, buffer in kept:
+        part.register_buffer(name, buffer, persistent=False)
+    return module

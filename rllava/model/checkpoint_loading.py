@@ -152,9 +152,10 @@ def _hugging_face_names(name: str, spec: CheckpointSpec, language_model: Any) ->
     )
     if plain.removeprefix("language_model.").startswith("lm_head."):
         return f"language_model.{head}.{plain.rpartition('lm_head.')[2]}"
-    base = language_model.base_model_prefix
     if plain.startswith("language_model."):
-        return f"language_model.{base}.{plain.removeprefix('language_model.').removeprefix(f'{base}.')}"
+        base, rest = language_model.base_model_prefix, plain.removeprefix("language_model.")
+        before = f"{base}." if rest.startswith(f"{base}.") else "model."  # the prefix of older files, if there is one
+        return f"language_model.{base}.{rest.removeprefix(before)}"
     return f"language_model.{name}"
 
 

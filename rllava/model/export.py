@@ -73,7 +73,8 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
         model = LlavaForConditionalGeneration(config)
     try:
         model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
+        model.get_input_embeddings()
+    except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise UserError(f"'{text_config.model_type}' does not fit LlavaForConditionalGeneration ({reason})") from error
     model.tie_weights()

@@ -1,5 +1,6 @@
 """Families of language models: losses and answers are those of each family's own forward pass."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from rllava.encoders import build_encoder, encoder_spec
 from rllava.errors import UserError
-from rllava.model.causal_lm import PLAIN, check_language_model, decoder, embedding_width, layers, logits
+from rllava.model.causal_lm import (
+    PLAIN,
+    check_language_model,
+    decoder,
+    embedding_width,
+    in_precision,
+    layers,
+    logits,
+)
 from rllava.model.conversation import IGNORE, IMAGE_TOKEN, Tokens
 from rllava.model.llava import Connector, Llava, build_projector
 from tests.model.checkpoints import tokenizer
@@ -119,3 +128,26 @@ def test_known_families_without_a_test_of_their_own_are_plain() -> None:
                 nn.init.normal_(parameter, std=0.3)
         check_language_model(model)
         assert decoder(model) is model.get_decoder()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_positions_are_not_rounded_with_the_weights(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    settings = {**GATED, "hidden_size": 128, "max_position_embeddings": 2048}
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((4 * parameter).to(dtype))  # nothing is left to round but positions
+    id_1T = torch.randint(3, VOCABULARY, (1, 1200), generator=torch.Generator().manual_seed(1))
+
+    def far(moved: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = moved.float()(id_1T).logits[0, -100:]
+        return found
+
+    expected_TV = far(copy.deepcopy(model))
+    rounded = copy.deepcopy(model).to(dtype)
+    assert (far(rounded) - expected_TV).abs().max() > 1e-2 * expected_TV.std(), "there is nothing to show"
+    kept = in_precision(copy.deepcopy(model), dtype)
+    assert {parameter.dtype for parameter in kept.parameters()} == {dtype}
+    torch.testing.assert_close(far(kept), expected_TV, rtol=0, atol=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -35,6 +36,7 @@ from rllava.model.export import export_hugging_face
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.model.sampling import Sampling
 from tests.model.checkpoints import PROMPTS, SIDE, logits, pixels, prompts, tokenizer, write_checkpoint
+from tests.model.test_causal_lm import FAMILIES as LANGUAGE_MODELS
 
 VOCABULARY = 64
 LLAMA = LlamaConfig(
@@ -170,6 +172,32 @@ def test_tied_embeddings_and_a_vocabulary_without_room_are_exported_too(tmp_path
     torch.testing.assert_close(found_TV, logits(llava, "alone")[0], rtol=1e-5, atol=1e-5)
     back = load_checkpoint(read_checkpoint(str(tmp_path / "exported"), conversation="vicuna_v1"))
     torch.testing.assert_close(logits(back, "alone")[0][:, :rows], found_TV, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma", "gpt_neox", "mistral"])
+def test_language_models_of_other_families_are_exported_and_read_back(family: str, tmp_path: Path) -> None:
+    name, settings = LANGUAGE_MODELS[family]
+    llava = llava_on([encoder("open_clip", tmp_path)], getattr(transformers, name)(**settings))
+    export_hugging_face(llava, tmp_path / "exported")
+    assert_same_logits(llava, theirs(tmp_path / "exported"))
+    back = load_checkpoint(read_checkpoint(str(tmp_path / "exported"), conversation="vicuna_v1"))
+    torch.testing.assert_close(logits(back, "alone")[0], logits(llava, "alone")[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("opt", "cannot be exported: .* one width"),
+        ("phi", "cannot be exported: .* without bias"),
+        ("cohere", "cannot be exported: .* and scale"),
+        ("gpt2", "'gpt2' does not fit LlavaForConditionalGeneration"),
+    ],
+)
+def test_language_models_with_other_heads_are_refused(family: str, reason: str, tmp_path: Path) -> None:
+    name, settings = LANGUAGE_MODELS[family]
+    llava = llava_on([encoder("open_clip", tmp_path)], getattr(transformers, name)(**settings))
+    with pytest.raises(UserError, match=reason):
+        export_hugging_face(llava, tmp_path / "exported")
 
 
 def texts(llava: Llava, ids_BT: Tensor) -> list[str]:
