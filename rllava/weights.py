@@ -15,6 +15,7 @@ Pickles are opened by ``torch.load(weights_only=True)`` alone: a file that wants
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,7 +27,7 @@ import pickle
 import pickletools
 import socket
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlparse
@@ -257,10 +258,10 @@ def read_state(path: Path, ema: bool = True) -> dict[str, Tensor]:
     """
     if path.is_dir():
         state: dict[str, Tensor] = {}
-        for file in _files_of(path):
+        for file in files_of(path):
             state |= read_state(file, ema)
         return state
-    state = _tensors(load_file(path) if _is_safetensors(path) else _load_pickle(path), ema)
+    state = _tensors(load_file(path) if is_safetensors(path) else load_pickle(path), ema)
     if not state:
         raise UserError(f"{path} holds no weights; give a file with a state_dict, or a Hugging Face folder")
     for prefix in PREFIXES:
@@ -268,7 +269,18 @@ def read_state(path: Path, ema: bool = True) -> dict[str, Tensor]:
     return state
 
 
-def _files_of(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """The weights files of a folder in Hugging Face format.
+
+    Args:
+        folder: with one file, or with several and their index.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: if there are none, or one that the index names is missing.
+    """
     for index in _INDEXES:
         if (folder / index).exists():
             names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
@@ -282,7 +294,15 @@ def _files_of(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds neither {_WHOLE[0]} nor {_WHOLE[1]} nor an index of several such files")
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
+    """Tells safetensors from files written by ``torch.save``.
+
+    Args:
+        path: of a file.
+
+    Returns:
+        By its name, else by its first bytes.
+    """
     if path.suffix == ".safetensors":
         return True
     with open(path, "rb") as file:
@@ -290,10 +310,20 @@ def _is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:9] == b"{" and not zipfile.is_zipfile(path)
 
 
-def _load_pickle(path: Path) -> object:
+def load_pickle(path: Path, device: str = "cpu") -> object:
+    """Opens a file written by ``torch.save``, without running any code of it.
+
+    Args:
+        path: of the file.
+        device: where to; ``meta`` for names and shapes alone.
+
+    Returns:
+        What it holds; tensors are mapped where the file allows it.
+    """
     # Training scripts keep their arguments beside the weights; a Namespace is as harmless as a dictionary.
+    mapped = device == "cpu" and zipfile.is_zipfile(path)
     with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
 
 
 def _tensors(found: object, ema: bool) -> dict[str, Tensor]:
@@ -321,8 +351,26 @@ def read_weights(path: Path, what: str, ema: bool = True) -> dict[str, Tensor]:
     Raises:
         UserError: if a file is damaged, wants to run code, or holds no weights.
     """
-    try:
+    with readable(path, what):
         return read_state(path, ema)
+
+
+@contextlib.contextmanager
+def readable(path: Path, what: str) -> Iterator[None]:
+    """Says the errors of the libraries that read weights in our words.
+
+    Args:
+        path: that is read.
+        what: whose weights, for messages.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: if the file is damaged, wants to run code, or holds no weights.
+    """
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     except pickle.UnpicklingError as error:

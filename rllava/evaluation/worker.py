@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
 from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
+from rllava.model.causal_lm import in_precision, layers
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, Prefix
 from rllava.records import RECORD_SCHEMA
@@ -141,7 +142,7 @@ class AttackWorker:
     def _ready(self, llava: Llava) -> Llava:
         if self._compiler is not None:
             # Layer by layer: all layers of the language model share one compiled graph, decoding included.
-            for module in (*llava.encoders, *cast(Any, llava.connector.language_model).model.layers):
+            for module in (*llava.encoders, *layers(llava.connector.language_model)):
                 module.compile(backend=self._compiler, dynamic=True)
         return llava
 
@@ -157,7 +158,7 @@ class AttackWorker:
         if precision not in self._models:
             whole = self._models["float32"]
             # By way of the host: the device need not hold a second copy in float32.
-            half = copy.deepcopy(whole.cpu()).to(HALF[precision])
+            half = in_precision(copy.deepcopy(whole.cpu()), HALF[precision])
             whole.to(self.device)
             self._models[precision] = self._ready(half.to(self.device))
         return self._models[precision]

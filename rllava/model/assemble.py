@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rllava.encoders import Encoder, EncoderSpec, build_encoder
 from rllava.errors import UserError
+from rllava.model.causal_lm import embedding_width
 from rllava.model.language import LanguageModelSpec, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.specs import ModelSpec
@@ -34,7 +35,7 @@ def build_connector(spec: ModelSpec) -> tuple[Connector, Any]:
         Connector (float32, CPU) and tokenizer.
     """
     language_model, tokenizer = load_language_model(spec.language_model)
-    width = language_model.config.hidden_size
+    width = embedding_width(language_model)
     projectors = []
     for place, encoder in enumerate(spec.encoders):
         with torch.random.fork_rng(devices=[]):
@@ -111,7 +112,7 @@ def load_llava(
         language_model, tokenizer = load_language_model(
             LanguageModelSpec(spec.language_model.name, str(stage2 / "language_model"))
         )
-        width = language_model.config.hidden_size
+        width = embedding_width(language_model)
         projectors = [build_projector(spec.projector, encoder.width, width) for encoder in spec.encoders]
         connector = Connector(projectors, language_model)
         load_projectors(connector, stage2)

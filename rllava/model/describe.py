@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rllava.encoders.base import EncoderSpec, bare_encoder, encode, input_size
 from rllava.errors import UserError
+from rllava.model.causal_lm import decoder, embedding_width, logits
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector, build_projector
 from rllava.weights import check_weights
@@ -96,7 +97,7 @@ def describe(
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         towers = [bare_encoder(spec).eval().requires_grad_(False) for spec in encoders]
         model = AutoModelForCausalLM.from_config(config)
-        projectors = [build_projector(projector, spec.width, model.config.hidden_size) for spec in encoders]
+        projectors = [build_projector(projector, spec.width, embedding_width(model)) for spec in encoders]
         connector = Connector(projectors, model).eval().requires_grad_(False)
         side = input_size(encoders)
         pixels_1CHW = torch.empty(1, 3, side, side, requires_grad=True)
@@ -137,13 +138,12 @@ def answer_logits(connector: Connector, inputs_1TD: Tensor, answer_tokens: int) 
     Returns:
         [1, answer_tokens, V].
     """
-    language_model: Any = connector.language_model
+    language_model = connector.language_model
     # A mask of four dimensions is taken as it is; to make one, transformers looks at values, of which there are none.
     mask_11TT = torch.zeros(1, 1, inputs_1TD.shape[1], inputs_1TD.shape[1], device=inputs_1TD.device)
-    output = language_model.model(inputs_embeds=inputs_1TD, attention_mask=mask_11TT, use_cache=False)
+    output = decoder(language_model)(inputs_embeds=inputs_1TD, attention_mask=mask_11TT, use_cache=False)
     hidden_1TD = output.last_hidden_state
-    logits_1NV: Tensor = language_model.lm_head(hidden_1TD[:, -answer_tokens:])
-    return logits_1NV
+    return logits(language_model, hidden_1TD[:, -answer_tokens:])
 
 
 def parameters(module: nn.Module) -> int:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rllava.errors import UserError
+from rllava.model.causal_lm import check_language_model
 from rllava.weights import check_weights, pin_weights
 
 
@@ -68,7 +69,8 @@ def load_language_model(spec: LanguageModelSpec, dtype: torch.dtype = torch.floa
             f"{spec.label}: cannot load {path} ({reason}); give the path of a folder with config.json, "
             "model.safetensors and tokenizer.json, or of a GGUF file (which needs pip install 'rllava[small]')"
         ) from error
-    return model.eval(), tokenizer
+    check_language_model(model.eval())
+    return model, tokenizer
 
 
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ model, T sequence, N labelled tokens or targets, V vocabulary.
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, encode, input_size
 from rllava.errors import UserError
+from rllava.model.causal_lm import decoder, logits
 from rllava.model.conversation import IGNORE, IMAGE_MARKER, IMAGE_TOKEN, TEMPLATES, Tokens, pieces, stop_ids, tokenize
+from rllava.model.sampling import Draw, Sampling
 
 
 def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
     """The map from visual tokens to the language model's embeddings.
 
     Args:
-        kind: ``mlp2x_gelu`` (LLaVA 1.5) or ``linear`` (LLaVA 1).
+        kind: ``mlp2x_gelu`` (LLaVA 1.5; any number of layers) or ``linear`` (LLaVA 1).
         visual_width: of the encoder.
         width: of the language model.
 
@@ -32,11 +35,15 @@ def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
     Raises:
         UserError: if the kind is unknown.
     """
-    if kind == "mlp2x_gelu":
-        return nn.Sequential(nn.Linear(visual_width, width), nn.GELU(), nn.Linear(width, width))
     if kind == "linear":
         return nn.Linear(visual_width, width)
-    raise UserError(f"unknown projector '{kind}'; known: linear, mlp2x_gelu")
+    depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    if depth is None:
+        raise UserError(f"unknown projector '{kind}'; known: linear, mlp2x_gelu (or another number of layers)")
+    modules: list[nn.Module] = [nn.Linear(visual_width, width)]
+    for _ in range(int(depth[1]) - 1):
+        modules += [nn.GELU(), nn.Linear(width, width)]
+    return nn.Sequential(*modules)
 
 
 def check_ensemble(encoders: Sequence[Encoder]) -> None:
@@ -166,10 +173,10 @@ class Connector(nn.Module):
         inputs_BTD = torch.stack([_pad(row[:length], length) for row in embedded])
         label_BT = _padded(labels, length, IGNORE).to(visual_BPD.device)
         cache = {"use_cache": False} if prefix is None else {"past_key_values": prefix.repeated(len(tokens))}
-        hidden_BTD = cast(Any, self.language_model).model(inputs_embeds=inputs_BTD, **cache).last_hidden_state
+        hidden_BTD = decoder(self.language_model)(inputs_embeds=inputs_BTD, **cache).last_hidden_state
         shifted_BT = F.pad(label_BT[:, 1:], (0, 1), value=IGNORE)  # position t predicts token t + 1
         wanted_BT = shifted_BT != IGNORE
-        logits_NV = cast(Any, self.language_model).lm_head(hidden_BTD[wanted_BT]).float()
+        logits_NV = logits(self.language_model, hidden_BTD[wanted_BT])
         loss_N = F.cross_entropy(logits_NV, shifted_BT[wanted_BT], reduction="none")
         loss_BT = torch.zeros(wanted_BT.shape, device=loss_N.device).masked_scatter(wanted_BT, loss_N)
         return loss_BT.sum(1), wanted_BT.sum(1)
@@ -273,9 +280,9 @@ class Llava(nn.Module):
         if IMAGE_TOKEN not in tokens.ids[1:]:
             return None
         ids = tokens.ids[: tokens.ids.index(IMAGE_TOKEN)]
-        language_model = cast(Any, self.connector.language_model)
+        language_model = self.connector.language_model
         id_1T = torch.tensor([ids], device=next(language_model.parameters()).device)
-        return Prefix(ids, language_model.model(input_ids=id_1T, use_cache=True).past_key_values)
+        return Prefix(ids, decoder(language_model)(input_ids=id_1T, use_cache=True).past_key_values)
 
     def answer_loss(self, pixels_BCHW: Tensor, tokens: Sequence[Tokens], prefix: Prefix | None = None) -> Tensor:
         """Mean cross-entropy over each sample's answer tokens and end token (protocol section 4.2).
@@ -315,7 +322,7 @@ class Llava(nn.Module):
         language_model = cast(Any, self.connector.language_model)
         visual_1PD = self.connector.visual_tokens(self.features(image_1CHW))
         prompt_1TD = self.connector.embed(visual_1PD, [prompt])[0][None]
-        encoded = language_model.model(inputs_embeds=prompt_1TD, use_cache=True)
+        encoded = decoder(language_model)(inputs_embeds=prompt_1TD, use_cache=True)
         cache = encoded.past_key_values
         cache.batch_repeat_interleave(len(targets))
         longest = max(len(target.ids) for target in targets) - length
@@ -324,21 +331,24 @@ class Llava(nn.Module):
         # Padding is on the right and the model is causal: whatever stands there is seen by nobody.
         id_NT = _padded([target.ids[length:] for target in targets], longest, 0).to(device)
         words_NTD = language_model.get_input_embeddings()(id_NT)
-        answer_NTD = language_model.model(inputs_embeds=words_NTD, past_key_values=cache).last_hidden_state
+        answer_NTD = decoder(language_model)(inputs_embeds=words_NTD, past_key_values=cache).last_hidden_state
         last_N1D = encoded.last_hidden_state[:, -1:].expand(len(targets), -1, -1)
-        logits_NTV = language_model.lm_head(torch.cat([last_N1D, answer_NTD[:, :-1]], dim=1)).float()
+        logits_NTV = logits(language_model, torch.cat([last_N1D, answer_NTD[:, :-1]], dim=1))
         loss_NT = F.cross_entropy(logits_NTV.transpose(1, 2), label_NT, ignore_index=IGNORE, reduction="none")
         mean_N: Tensor = loss_NT.sum(1) / (label_NT != IGNORE).sum(1)
         return mean_N
 
     @torch.no_grad()
-    def generate(self, pixels_BCHW: Tensor, prompts: Sequence[Tokens], max_new_tokens: int) -> list[str]:
-        """Greedy answers.
+    def generate(
+        self, pixels_BCHW: Tensor, prompts: Sequence[Tokens], max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[str]:
+        """Answers, greedy or drawn.
 
         Args:
             pixels_BCHW: RGB in [0, 1].
             prompts: conversations that end where the answer begins.
             max_new_tokens: at most so many tokens.
+            sampling: how tokens are drawn; None: greedy.
 
         Returns:
             One text per sample, without special tokens and outer blanks.
@@ -354,6 +364,7 @@ class Llava(nn.Module):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            logits_processor=None if sampling is None else [Draw(sampling, inputs_BTD.device)],
             pad_token_id=self.stop_ids[0],
             eos_token_id=list(self.stop_ids),
         )

@@ -5,7 +5,7 @@ Shapes: B batch, C channel, H/W image, P visual tokens, D width.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +142,24 @@ def hugging_face_spec(folder: Path, name: str) -> EncoderSpec:
     kind = described.get("model_type", "")
     if kind not in MODELS:
         raise UserError(f"encoder '{name}': {folder} holds a '{kind}'; known: {', '.join(sorted(MODELS))}")
-    vision = described.get("vision_config", described)
+    return described_spec(described.get("vision_config", described), kind, folder, name)
+
+
+def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str) -> EncoderSpec:
+    """The spec of an image tower whose configuration is known.
+
+    Args:
+        vision: its configuration.
+        kind: one of :data:`MODELS`.
+        folder: with the weights, and the image processor's settings if the statistics are not CLIP's.
+        name: of the encoder.
+
+    Returns:
+        The spec; see :func:`hugging_face_spec`.
+    """
     scalars = {key: value for key, value in vision.items() if isinstance(value, str | int | float | bool)}
     arguments = {key: value for key, value in scalars.items() if key not in _NOT_ARCHITECTURE}
-    preprocessing = {}
-    if (folder / "preprocessor_config.json").exists():
-        preprocessing = json.loads((folder / "preprocessor_config.json").read_text())
+    preprocessing = _preprocessing(folder)
     return measured(
         EncoderSpec(
             name=name,
@@ -165,6 +177,17 @@ def hugging_face_spec(folder: Path, name: str) -> EncoderSpec:
             layer=-2 if kind in _BEFORE_LAST else -1,
         )
     )
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Settings of a folder's image processor, which a LLaVA's may have within those of its processor."""
+    for file, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if (folder / file).exists():
+            settings: dict[str, Any] = json.loads((folder / file).read_text())
+            found: dict[str, Any] = settings if part is None else settings.get(part, {})
+            if found:
+                return found
+    return {}
 
 
 _NOT_ARCHITECTURE = frozenset(

@@ -1,0 +1,278 @@
+"""Checkpoints of LLaVAs made elsewhere: what one is, from its configuration and the hashes of its files.
+
+Formats:
+
+- ``original``: a folder of LLaVA 1 or 1.5, or of Robust-LLaVA with one or two towers: language model and projectors;
+  the frozen towers are looked for where encoders are (:mod:`rllava.weights`).
+- ``projector``: what stage 1 leaves: ``mm_projector.bin`` beside ``config.json``; the language model is another folder.
+- ``hugging_face``: a folder of transformers' ``LlavaForConditionalGeneration``; the tower is inside.
+
+:func:`rllava.model.checkpoint_loading.load_checkpoint` loads them.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rllava.encoders import EncoderSpec
+from rllava.errors import UserError
+from rllava.model.conversation import TEMPLATES
+from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
+from rllava.weights import digest, files_of, find_weights, pin_weights, weights_path
+
+Format = Literal["original", "projector", "hugging_face"]
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that make a tokenizer; one of them has to be there."""
+
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+
+HUGGING_FACE_PROJECTOR = "multi_modal_projector"
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """A trained LLaVA that was made elsewhere.
+
+    Attributes:
+        name: readable.
+        format: see the module.
+        weights: where it is: a folder or ``hub:ORG/NAME``; after it, where ``format`` is ``projector``, the language
+            model's.
+        sha256: of all files that are read: configuration, weights, tokenizer; checked whenever they are.
+        encoders: that it was trained with.
+        projectors: name of each encoder's projector in the weights.
+        projector: kind of projector.
+        conversation: template for questions.
+    """
+
+    name: str
+    format: Format
+    weights: tuple[str, ...]
+    sha256: str
+    encoders: tuple[EncoderSpec, ...]
+    projectors: tuple[str, ...]
+    projector: str
+    conversation: str
+
+
+def read_checkpoint(
+    source: str, *, language_model: str | None = None, conversation: str | None = None, name: str | None = None
+) -> CheckpointSpec:
+    """Finds out what a checkpoint is. No weights are loaded; files are hashed.
+
+    Args:
+        source: a folder, or ``ORG/NAME`` of the hub.
+        language_model: folder or ``ORG/NAME`` of the language model, for a checkpoint of projectors alone.
+        conversation: template for questions; None: ``vicuna_v1``, where the language model is a Llama.
+        name: of the checkpoint; None: that of its folder.
+
+    Returns:
+        The spec.
+
+    Raises:
+        UserError: if something is missing, unknown or not supported; the message says what and what to do.
+    """
+    weights, folder = _located(source, "checkpoint")
+    what = f"checkpoint {folder}"
+    config = read_config(folder, what)
+    if "text_config" in config or "vision_config" in config:
+        spec = _hugging_face(config, folder, what)
+    else:
+        spec = _original(config, folder, what)
+    parts = [weights]
+    if spec.format == "projector":
+        if language_model is None:
+            before = config.get("_name_or_path")
+            hint = f" (it was trained with {before})" if before else ""
+            raise UserError(f"{what} holds projectors alone; give the folder of its language model{hint}")
+        parts.append(_located(language_model, "language model")[0])
+    elif language_model is not None:
+        raise UserError(f"{what} has a language model of its own; leave out {language_model}")
+    kind = _language_model_kind(config, folders_of(tuple(parts), what)[-1])
+    spec = replace(
+        spec, name=name or Path(source).name, weights=tuple(parts), conversation=_conversation(conversation, kind, what)
+    )
+    return replace(spec, sha256=checkpoint_digest(spec))
+
+
+def read_config(folder: Path, what: str) -> dict[str, Any]:
+    """The configuration of a folder.
+
+    Args:
+        folder: of a checkpoint.
+        what: for messages.
+
+    Returns:
+        ``config.json``.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} has no readable config.json; copy the whole folder") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{what}: config.json is no object; copy the whole folder")
+    return config
+
+
+def folders_of(weights: tuple[str, ...], what: str) -> list[Path]:
+    """Where the parts of a checkpoint are on this machine.
+
+    Args:
+        weights: see :class:`CheckpointSpec`.
+        what: for messages.
+
+    Returns:
+        Their folders.
+
+    Raises:
+        UserError: if one is not here.
+    """
+    return [_located(part, what)[1] for part in weights]
+
+
+def _located(source: str, what: str) -> tuple[str, Path]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path.resolve()), path.resolve()
+    hub = source if source.startswith("hub:") else f"hub:{source}"
+    if path.is_absolute() or source.startswith(".") or hub.count("/") != 1:
+        raise UserError(f"{what} {source}: there is no such folder")
+    found = find_weights(hub)
+    if found is None:
+        raise UserError(
+            f"{what} {source}: there is no such folder, and the hub cannot be reached or has no such model; copy its "
+            f"files (config.json, weights, tokenizer) to {weights_path(hub)}"
+        )
+    return hub, found
+
+
+def read_files(spec: CheckpointSpec) -> list[Path]:
+    """Every file that decides what a checkpoint computes, its encoders' excluded.
+
+    Args:
+        spec: of the checkpoint.
+
+    Returns:
+        Existing files.
+
+    Raises:
+        UserError: if weights or tokenizer are missing.
+    """
+    what = f"checkpoint '{spec.name}'"
+    folders = folders_of(spec.weights, what)
+    tokenizer = [folders[-1] / file for file in TOKENIZERS if (folders[-1] / file).exists()]
+    if not tokenizer:
+        raise UserError(
+            f"{what}: {folders[-1]} has no tokenizer; copy tokenizer.json, or tokenizer.model and "
+            "tokenizer_config.json, from the language model it was made of"
+        )
+    settings = [folders[-1] / file for file in _TOKENIZER_SETTINGS if (folders[-1] / file).exists()]
+    configs = [folder / "config.json" for folder in folders]
+    return [*configs, *settings, *tokenizer, *weights_files(spec)]
+
+
+def weights_files(spec: CheckpointSpec) -> list[Path]:
+    """The files with the weights, projectors' first where they have their own.
+
+    Args:
+        spec: of the checkpoint.
+
+    Returns:
+        Their paths.
+    """
+    folders = folders_of(spec.weights, f"checkpoint '{spec.name}'")
+    own = [folders[0] / f"{projector}.bin" for projector in spec.projectors] if spec.format == "projector" else []
+    return [*own, *files_of(folders[-1])]
+
+
+def checkpoint_digest(spec: CheckpointSpec) -> str:
+    """Hash of the names and contents of :func:`read_files`.
+
+    Args:
+        spec: its own ``sha256`` is not looked at.
+
+    Returns:
+        Hexadecimal sha256.
+    """
+    return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in read_files(spec)).encode()).hexdigest()
+
+
+def _original(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec:
+    check_supported(config, what)
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{what} holds LoRA weights; merge them first (LLaVA scripts/merge_lora_weights.py)")
+    used = slots(config, what)
+    own = [folder / f"{slot.projector}.bin" for slot in used]
+    alone = any(file.exists() for file in own) and not any(folder.glob("*.safetensors")) and not any(
+        file not in own and file.name.startswith("pytorch_model") for file in folder.glob("*.bin")
+    )  # fmt: skip
+    if alone and (missing := [file.name for file in own if not file.exists()]):
+        raise UserError(f"{what}: {', '.join(missing)} is missing; the flags of config.json ask for it")
+    return CheckpointSpec(
+        name="",
+        format="projector" if alone else "original",
+        weights=(),
+        sha256="",
+        encoders=tuple(encoder_of(slot, config, what) for slot in used),
+        projectors=tuple(slot.projector for slot in used),
+        projector=config.get("mm_projector_type", "linear"),
+        conversation="",
+    )
+
+
+def _hugging_face(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec:
+    from rllava.model.inner_tower import inner_tower_spec  # imports transformers' towers
+
+    if config.get("model_type") != "llava":
+        raise UserError(
+            f"{what}: unknown model_type '{config.get('model_type')}'; known: llava (LlavaForConditionalGeneration), "
+            f"and folders in LLaVA's own format: {', '.join(sorted(LANGUAGE_MODELS))}"
+        )
+    act, bias = config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True)
+    if act != "gelu" or not bias:
+        raise UserError(f"{what}: a projector with {act} and bias={bias} is not supported; gelu with bias is")
+    return CheckpointSpec(
+        name="",
+        format="hugging_face",
+        weights=(),
+        sha256="",
+        encoders=(inner_tower_spec(config, folder, what),),
+        projectors=(HUGGING_FACE_PROJECTOR,),
+        projector="mlp2x_gelu",
+        conversation="",
+    )
+
+
+def _language_model_kind(config: dict[str, Any], folder: Path) -> str:
+    config = read_config(folder, f"language model {folder}") if "mm_vision_tower" in config else config
+    if "text_config" in config:
+        return str((config["text_config"] or {}).get("model_type", "llama"))
+    kind = str(config.get("model_type"))
+    return LANGUAGE_MODELS.get(kind, kind)
+
+
+def _conversation(conversation: str | None, kind: str, what: str) -> str:
+    if conversation is None and kind != "llama":
+        raise UserError(f"{what}: say which conversation template it was trained with; its language model is a {kind}")
+    return TEMPLATES.get(conversation).name if conversation else "vicuna_v1"
+
+
+def pin_checkpoint(spec: CheckpointSpec) -> CheckpointSpec:
+    """A spec that means one set of weights, its encoders' included.
+
+    Args:
+        spec: of a checkpoint.
+
+    Returns:
+        The spec with its encoders' hashes.
+
+    Raises:
+        UserError: if an encoder's weights are missing.
+    """
+    return replace(spec, encoders=tuple(pin_weights(encoder) for encoder in spec.encoders))

@@ -1,0 +1,144 @@
+"""Checkpoints as LLaVA and Robust-LLaVA write them: what ``config.json`` says about encoders and projectors.
+
+Sources: LLaVA ``llava/model/builder.py``, ``llava_arch.py``, ``multimodal_encoder/clip_encoder.py``; Robust-LLaVA
+``llava/model/llava_arch.py:37-74, 238-243, 553-614`` and ``builder.py:171-247``. Robust-LLaVA feeds every encoder
+images normalised by CLIP's statistics, so its checkpoints are read with encoders that do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rllava.encoders import EncoderSpec, encoder_spec
+from rllava.errors import UserError
+from rllava.weights import find_weights
+
+LANGUAGE_MODELS = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
+}
+"""Family of the language model, by the ``model_type`` of the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One of the towers a checkpoint may have.
+
+    Attributes:
+        flag: in ``config.json``, that says it is used.
+        projector: attribute of the model that holds its projector.
+        encoder: registered name; empty: what ``mm_vision_tower`` names.
+    """
+
+    flag: str
+    projector: str
+    encoder: str
+
+
+CLIP = Slot("use_clip_encoder", "mm_projector", "")
+DINO = Slot("use_dino_encoder", "dino_mm_projector", "dinov2-l")
+GIANT = Slot("use_advxl_giant_encoder", "advxl_giant_mm_projector", "advxl-g")
+HUGE = Slot("use_advxl_huge_encoder", "advxl_huge_mm_projector", "advxl-h")
+VIT_L = Slot("use_ares_vitl_21k_encoder", "ares_vitl_21k_mm_projector", "vit-l-21k")
+VIT_B = Slot("use_ares_vitb_at_encoder", "ares_vitb_at_mm_projector", "ares-vit-b-at")
+SLOTS = (CLIP, DINO, GIANT, HUGE, VIT_L, VIT_B)
+PAIRS = (
+    (CLIP, DINO), (CLIP, GIANT), (CLIP, HUGE), (GIANT, HUGE), (CLIP, VIT_L), (CLIP, VIT_B), (GIANT, DINO), (HUGE, DINO),
+)  # fmt: skip
+"""Pairs that Robust-LLaVA interleaves; the first one's tokens come first."""
+
+_CLIPS = {"clip-vit-large-patch14-336": "clip-l-336", "clip-vit-large-patch14": "clip-l-224"}
+
+_NOT_SUPPORTED = (
+    ("s2", (None, False), "multi-scale features (s2)"),
+    ("mm_patch_merge_type", (None, "flat"), "several tiles per image (mm_patch_merge_type)"),
+    ("image_aspect_ratio", (None, "pad", "square"), "several tiles per image (image_aspect_ratio)"),
+    ("mm_vision_select_feature", (None, "patch"), "class tokens among the visual ones (mm_vision_select_feature)"),
+    ("mm_use_im_start_end", (None, False), "image start and end tokens (mm_use_im_start_end)"),
+    ("mm_resampler_type", (None,), "a resampler (mm_resampler_type)"),
+    ("unfreeze_mm_vision_tower", (None, False), "a trained vision tower (unfreeze_mm_vision_tower)"),
+)
+
+
+def slots(config: Mapping[str, Any], what: str) -> tuple[Slot, ...]:
+    """The towers a checkpoint uses, in the order of their tokens.
+
+    Args:
+        config: of the checkpoint.
+        what: for messages.
+
+    Returns:
+        One or two.
+
+    Raises:
+        UserError: if the published code would leave out one of them.
+    """
+    used = tuple(slot for slot in SLOTS if config.get(slot.flag))
+    if len(used) <= 1:
+        return used or (CLIP,)
+    for pair in PAIRS:
+        if set(pair) == set(used):
+            return pair
+    pairs = ", ".join("+".join(slot.projector.removesuffix("_mm_projector") for slot in pair) for pair in PAIRS)
+    raise UserError(
+        f"{what}: {', '.join(slot.flag for slot in used)} are set together, but the published code interleaves only "
+        f"these pairs of projectors: {pairs}; correct the flags in config.json"
+    )
+
+
+def check_supported(config: Mapping[str, Any], what: str) -> None:
+    """Refuses checkpoints that do more than put one set of patch tokens per encoder before the language model.
+
+    Args:
+        config: of the checkpoint.
+        what: for messages.
+
+    Raises:
+        UserError: which names what is not supported.
+    """
+    for key, good, described in _NOT_SUPPORTED:
+        if config.get(key) not in good:
+            raise UserError(f"{what}: {described} = {config[key]!r} is not supported; LLaVA 1 and 1.5 checkpoints are")
+    if config.get("model_type") not in LANGUAGE_MODELS:
+        raise UserError(
+            f"{what}: unknown model_type '{config.get('model_type')}'; known: {', '.join(sorted(LANGUAGE_MODELS))}, "
+            "and folders that transformers' LlavaForConditionalGeneration wrote"
+        )
+
+
+def encoder_of(slot: Slot, config: Mapping[str, Any], what: str) -> EncoderSpec:
+    """The encoder a checkpoint was trained with.
+
+    Args:
+        slot: its place.
+        config: of the checkpoint.
+        what: for messages.
+
+    Returns:
+        Its spec; weights are not looked at.
+
+    Raises:
+        UserError: if ``mm_vision_tower`` names none that is known or present.
+    """
+    if slot.encoder:
+        return encoder_spec(f"{slot.encoder}[normalization=as_released]")
+    named = config.get("mm_vision_tower")
+    if not isinstance(named, str):
+        raise UserError(f"{what}: config.json names no mm_vision_tower; add it, e.g. openai/clip-vit-large-patch14-336")
+    layer = config.get("mm_vision_select_layer", -2)
+    if not isinstance(layer, int) or layer >= 0:
+        raise UserError(f"{what}: mm_vision_select_layer {layer} has to be a negative number")
+    known = _CLIPS.get(Path(named).name)
+    found = find_weights(named) if known is None or Path(named).is_absolute() else None
+    if found is None and known is None and named.count("/") == 1:
+        found = find_weights(f"hub:{named}")
+    if found is None and known is None:
+        raise UserError(
+            f"{what}: its vision tower {named} is not here; copy that folder (config.json, weights) there, or plug in "
+            "another encoder of the same width"
+        )
+    spec = encoder_spec(str(found) if found is not None else str(known))
+    return spec if spec.layer == layer else encoder_spec(f"{found or known}[layer={layer}]")
