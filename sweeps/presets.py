@@ -7,6 +7,7 @@ from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
+from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.registry import Registry
 from rllava.specs import ModelSpec, StageSpec
@@ -55,16 +56,23 @@ class Candidate:
         name: of its encoders, in the grammar of :func:`parse_candidate`.
         trained: encoders the LLaVA is trained with.
         used: encoders it is evaluated with; the same (end-to-end), or others (plug-and-play).
+        checkpoint: of a LLaVA that was trained elsewhere; None: it is trained by the sweep.
     """
 
     name: str
     trained: tuple[EncoderSpec, ...]
     used: tuple[EncoderSpec, ...]
+    checkpoint: CheckpointSpec | None = None
 
     @property
     def plugged(self) -> bool:
         """Whether the encoders are not those of the training."""
         return self.trained != self.used
+
+    @property
+    def trains(self) -> bool:
+        """Whether a LLaVA is trained for it, rather than found."""
+        return self.checkpoint is None and not self.plugged
 
 
 PRESETS: Registry[Preset] = Registry("preset")
