@@ -17,6 +17,7 @@ from rllava.attacks.common import PIXEL
 from rllava.attacks.outcome import unpack_images
 from rllava.attacks.protocols import PROTOCOLS, Protocol, Round, in_precision
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
+from rllava.evaluation.pipeline import load_dtype
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
 from rllava.evaluation.worker import AttackWorker, Keeping, Scoring, evaluate_shard, labels_of, seed_of
 from rllava.metrics.metric import METRICS
@@ -154,6 +155,20 @@ def test_half_precision_rounds_use_a_half_precision_model() -> None:
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
     assert {parameter.dtype for parameter in worker.model("float32").parameters()} == {torch.float32}
     assert worker.model("float16") is half
+
+
+def test_a_model_loaded_in_half_precision_is_attacked_in_it_alone() -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 4), 64))
+    protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), "bfloat16")
+    assert load_dtype([spec_of("easy_vqa", 8, protocol=protocol)]) == torch.bfloat16
+    assert load_dtype([spec_of("easy_vqa", 8)]) == torch.float32
+    worker = AttackWorker(make("tiny-clip", dtype=torch.bfloat16), torch.device("cpu"))
+    clean, rows = evaluate("easy_vqa", samples, (0.0, 8.0), protocol=protocol, worker=worker)
+    assert {parameter.dtype for parameter in worker.model("bfloat16").parameters()} == {torch.bfloat16}
+    assert any(row["steps"] for row in rows)
+    assert [row["score"] for row in clean] == [row["clean_score"] for row in rows]
+    with pytest.raises(AssertionError, match="loaded in bfloat16 cannot run in float32"):
+        worker.model("float32")
 
 
 def test_prompts_reach_the_model_word_for_word() -> None:
