@@ -351,6 +351,7 @@ class Llava(nn.Module):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,  # whatever the language model's own settings say
             logits_processor=None if sampling is None else [Draw(sampling, inputs_BTD.device)],
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
