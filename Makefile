@@ -24,15 +24,18 @@ setup: $(STAMP)
 
 # --no-compile: pip compiles one file after the other; compileall uses all cores (some packages ship files that no
 # Python 3 compiles). Without bytecode the first run would compile in every worker at once.
-# The last steps: tyro and pydoclint bring two packages with the same files, of which only the fork serves both; and
-# DeepSpeed compiles an operator when it is first used, so it is used here and the first training run need not wait.
+# pydoclint has an environment of its own: it brings a fork of docstring_parser, with which tyro finds no help texts.
+# The last step: DeepSpeed compiles an operator when it is first used, so it is used here and the first training run
+# need not wait.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@.ci/preflight "$(PYTHON)" $(DISK_GB)
 	@echo "setting up $(VENV) with $(CONSTRAINTS): some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --force-reinstall --no-deps docstring-parser-fork
+	$(BIN)/python -m venv $(VENV)/pydoclint
+	$(VENV)/pydoclint/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) pydoclint
+	ln -sf ../pydoclint/bin/pydoclint $(BIN)/pydoclint
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	$(if $(findstring gpu,$(CONSTRAINTS)),,DS_ACCELERATOR=cpu $(BIN)/python -m cluster.prebuild)
 	@touch $@

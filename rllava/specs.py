@@ -11,6 +11,7 @@ from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
+from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.language import LanguageModelSpec
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class EvalSpec:
 
     Attributes:
         candidate: its name in the records.
-        model: the LLaVA as trained.
+        model: the LLaVA as trained, here or elsewhere.
         encoders: what stands in for the trained encoders: the model's own (end-to-end) or others (plug-and-play).
         benchmark: data, prompt, metric and sample list.
         protocol: rounds of the attack.
@@ -119,7 +120,7 @@ class EvalSpec:
     """
 
     candidate: str
-    model: ModelSpec
+    model: ModelSpec | CheckpointSpec
     encoders: tuple[EncoderSpec, ...]
     benchmark: BenchmarkSpec
     protocol: Protocol

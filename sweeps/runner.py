@@ -22,9 +22,10 @@ from cluster.connect import ClusterInfo, connect
 from cluster.placement import Placement, Request, check_fits, logical_cpus, place
 from rllava.errors import SweepError, UserError
 from rllava.fingerprint import to_json
+from rllava.specs import ModelSpec
 from rllava.training.ray_trainer import check_workers
 from sweeps.board import Board
-from sweeps.plan import Plan, prepare_data
+from sweeps.plan import Plan, note_checkpoints, prepare_data
 from sweeps.trial import run_trial
 
 PACKAGES = ("rllava", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy")
@@ -67,8 +68,9 @@ def run(plan: Plan, machines: Machines) -> str:
     started = time.time()
     plan.store.prepare()
     check_workers_of(plan, machines)
-    board = Board({candidate.name: not candidate.plugged for candidate in plan.candidates})
+    board = Board({candidate.name: candidate.trains for candidate in plan.candidates})
     prepare_data(plan, board.say)
+    note_checkpoints(plan)
     before = completed(plan)
     # What a protocol starts from has to be there for all candidates before the first one goes on.
     stages = [(stage, len(unfinished(stage))) for stage in (plan.first, plan) if stage is not None]
@@ -122,7 +124,9 @@ def check_workers_of(plan: Plan, machines: Machines) -> None:
     if machines.trials is not None and machines.trials < 1:
         raise UserError(f"--trials {machines.trials}: expected at least 1")
     for candidate in plan.candidates:
-        check_workers(plan.model(candidate)[0], machines.workers)
+        spec, _ = plan.model(candidate)
+        if isinstance(spec, ModelSpec):
+            check_workers(spec, machines.workers)
 
 
 def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[ClusterInfo, Placement, int]:

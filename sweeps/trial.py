@@ -16,6 +16,7 @@ from cluster.placement import Placement
 from rllava.data.shards import list_shards, read_shard
 from rllava.errors import UserError
 from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, units
+from rllava.model.checkpoint import CheckpointSpec
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact
 from rllava.training.ray_trainer import TrainJob, train_model
@@ -43,7 +44,9 @@ def run_trial(config: dict[str, Any], plan: Plan, placement: Placement, report_e
     tune.report({"phase": "done", **scores(plan, candidate)})
 
 
-def find_or_train(plan: Plan, spec: ModelSpec, artifact: Artifact, placement: Placement, report_every: int) -> None:
+def find_or_train(
+    plan: Plan, spec: ModelSpec | CheckpointSpec, artifact: Artifact, placement: Placement, report_every: int
+) -> None:
     """Trains a LLaVA unless it is there, or waits while another driver or trial does.
 
     Args:
@@ -60,6 +63,7 @@ def find_or_train(plan: Plan, spec: ModelSpec, artifact: Artifact, placement: Pl
         if plan.store.is_complete(artifact):
             tune.report({"phase": "found", "what": "model"})
             return
+        assert isinstance(spec, ModelSpec)  # a checkpoint from elsewhere is complete from the start
         tune.report({"phase": "starting", "what": "training"})
         job = TrainJob(
             storage=plan.storage,

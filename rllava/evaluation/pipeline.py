@@ -7,7 +7,7 @@ never computed again, so a killed worker's successor, or a second run, does only
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,10 @@ from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight
 from rllava.evaluation.samples import load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import AttackWorker, Keeping, evaluate_shard
+from rllava.evaluation.worker import HALF, AttackWorker, Keeping, evaluate_shard
 from rllava.model.assemble import load_llava
+from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.checkpoint_loading import load_checkpoint
 from rllava.specs import EvalSpec
 from rllava.store import Artifact, Store
 
@@ -179,6 +181,19 @@ def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str,
     store.finish(artifact, spec, {"parts": len(parts), "seconds": round(seconds, 2)})
 
 
+def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
+    """In which precision a model from elsewhere is loaded: if none of the rounds needs float32, in that of all rounds.
+
+    Args:
+        specs: evaluations.
+
+    Returns:
+        float32, or the one half precision that is used.
+    """
+    used = {entry.precision for spec in specs for entry in spec.protocol.rounds(spec.benchmark.task)}
+    return HALF[used.pop()] if len(used) == 1 and "float32" not in used else torch.float32
+
+
 class ShardAttacker:
     """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time.
 
@@ -191,8 +206,11 @@ class ShardAttacker:
         self.job = job
         self.store = Store(job.storage)
         spec = job.specs[0]
-        llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(spec.model, CheckpointSpec):
+            llava = load_checkpoint(spec.model, spec.encoders, device, load_dtype(job.specs))
+        else:
+            llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders)
         self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
 

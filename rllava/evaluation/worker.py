@@ -34,6 +34,8 @@ from rllava.specs import EvalSpec
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
+PRECISIONS = {torch.float32: "float32", **{dtype: name for name, dtype in HALF.items()}}
+
 TARGETS_AT_A_TIME = 32
 """Decoys ranked in one pass: each needs a copy of the prompt's keys and values (LLaVA-1.5-7B in float32: 0.7 GB)."""
 
@@ -126,7 +128,7 @@ class AttackWorker:
     """A loaded model that attacks, answers and scores.
 
     Args:
-        llava: frozen, in float32.
+        llava: frozen; in float32, or in half precision if no round needs another one.
         device: to run on.
         compiler: torch.compile's backend for encoders and language model, e.g. ``inductor``; None: not compiled.
             Answers may differ in rounding.
@@ -135,7 +137,8 @@ class AttackWorker:
     def __init__(self, llava: Llava, device: torch.device, compiler: str | None = None) -> None:
         self.device = device
         self._compiler = compiler
-        self._models = {"float32": self._ready(llava.to(device))}
+        self.finest = PRECISIONS[next(llava.parameters()).dtype]
+        self._models = {self.finest: self._ready(llava.to(device))}
         self._prefixes: dict[tuple[str, tuple[int, ...]], Prefix] = {}
         self._tokens: dict[tuple[str, str | None], Tokens] = {}
 
@@ -156,7 +159,8 @@ class AttackWorker:
             The model.
         """
         if precision not in self._models:
-            whole = self._models["float32"]
+            assert self.finest == "float32", f"a model loaded in {self.finest} cannot run in {precision}"
+            whole = self._models[self.finest]
             # By way of the host: the device need not hold a second copy in float32.
             half = in_precision(copy.deepcopy(whole.cpu()), HALF[precision])
             whole.to(self.device)
@@ -174,7 +178,7 @@ class AttackWorker:
             Ids and labels.
         """
         if (prompt, text) not in self._tokens:
-            self._tokens[prompt, text] = self._models["float32"].tokens(prompt, text)
+            self._tokens[prompt, text] = self._models[self.finest].tokens(prompt, text)
         return self._tokens[prompt, text]
 
     def loss(self, pixels_NCHW: Tensor, tokens: Sequence[Tokens], precision: str) -> Tensor:
@@ -275,7 +279,7 @@ class AttackWorker:
         scores = [metric.score(metric.clean(text), sample.references, scoring.state) for text in scoring.bank]
         worst = [text for text, score in zip(scoring.bank, scores, strict=True) if score == min(scores)]
         targets = [self.tokens(sample.prompt, text) for text in worst]
-        llava = self.model("float32")
+        llava = self.model(self.finest)
         with torch.no_grad():
             losses = Batches(TARGETS_AT_A_TIME).run(
                 lambda part: llava.targets_loss(image_1CHW, [targets[place] for place in part]), range(len(targets))
@@ -397,7 +401,7 @@ class AttackWorker:
     ) -> tuple[list[str], list[float]]:
         worst_NCHW = torch.stack([outcomes[b].image_CHW for b in part])
         rounded_NCHW = round_to_8_bits(worst_NCHW, shard.pixels_BCHW[part], spec.epsilon)
-        return self.answer(rounded_NCHW, [shard.samples[b] for b in part], scoring, "float32")
+        return self.answer(rounded_NCHW, [shard.samples[b] for b in part], scoring, self.finest)
 
     def _findings(
         self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches

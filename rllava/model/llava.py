@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rllava.encoders.base import Encoder, encode, input_size
 from rllava.errors import UserError
 from rllava.model.causal_lm import decoder, logits
-from rllava.model.conversation import IGNORE, IMAGE_TOKEN, TEMPLATES, Tokens, pieces, tokenize
+from rllava.model.conversation import IGNORE, IMAGE_MARKER, IMAGE_TOKEN, TEMPLATES, Tokens, pieces, stop_ids, tokenize
 from rllava.model.sampling import Draw, Sampling
 
 
@@ -121,6 +121,9 @@ class Connector(nn.Module):
 
         Returns:
             Per sample, [T_b, D].
+
+        Raises:
+            UserError: if a sample has several images.
         """
         table = cast(Any, self.language_model).get_input_embeddings()
         device = visual_BPD.device
@@ -128,6 +131,11 @@ class Connector(nn.Module):
         words = table(flat)
         embedded, position = [], 0
         for sample, row in enumerate(ids):
+            if row.count(IMAGE_TOKEN) > 1:
+                raise UserError(
+                    f"a conversation shows {row.count(IMAGE_TOKEN)} images, but a model sees one image per "
+                    f"conversation; leave one {IMAGE_MARKER} in it"
+                )
             count = len(row) - row.count(IMAGE_TOKEN)
             text_TD = words[position : position + count]
             position += count
@@ -230,6 +238,11 @@ class Llava(nn.Module):
     def image_size(self) -> int:
         """Side of the square input, in pixels: the largest of the encoders'."""
         return input_size([cast(Encoder, encoder).spec for encoder in self.encoders])
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer; the first one is that of the loss."""
+        return stop_ids(self.tokenizer, TEMPLATES.get(self.conversation))
 
     def tokens(self, prompt: str, answer: str | None = None) -> Tokens:
         """A question in the model's conversation template.
@@ -353,8 +366,8 @@ class Llava(nn.Module):
             num_beams=1,
             repetition_penalty=1.0,  # whatever the language model's own settings say
             logits_processor=None if sampling is None else [Draw(sampling, inputs_BTD.device)],
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.stop_ids[0],
+            eos_token_id=list(self.stop_ids),
         )
         texts: list[str] = self.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
         return [text.strip() for text in texts]

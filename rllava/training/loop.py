@@ -210,8 +210,11 @@ def conversation_tokens(tokenizer: Any, template: str, text: str) -> Tokens:
     Returns:
         Ids and labels.
     """
-    turns = [turn["value"] for turn in json.loads(text)]
-    rounds = list(zip(turns[::2], turns[1::2], strict=True))
+    turns = json.loads(text)
+    # As LLaVA: an answer without a question before it is left out, and so is a question nobody answered.
+    turns = turns[1:] if turns and turns[0]["from"] != "human" else turns
+    values = [turn["value"] for turn in turns[: len(turns) // 2 * 2]]
+    rounds = list(zip(values[::2], values[1::2], strict=True))
     return tokenize(tokenizer, pieces(TEMPLATES.get(template), rounds))
 
 

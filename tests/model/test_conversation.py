@@ -58,6 +58,16 @@ def test_a_prompt_is_a_prefix_of_the_same_conversation_with_an_answer() -> None:
     assert IGNORE not in whole.labels[len(prompt.ids) :]
 
 
+def test_llama_2_text_is_that_of_llava() -> None:
+    sample = tokens("llava_llama_2", ("<image>\nwhat is it?", "a circle"), ("and its color?", "red"))
+    assert text(sample.ids) == (
+        "<s>[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
+        "content that the user provides, and assist the user with a variety of tasks using natural language.\n"
+        "<</SYS>>\n\n<image>\nwhat is it? [/INST] a circle </s><s>[INST] and its color? [/INST] red </s>"
+    )
+    assert labelled(sample) == " a circle </s> red </s>"
+
+
 def test_the_image_moves_to_the_front() -> None:
     assert image_first("what is <image> this?") == "<image>\nwhat is  this?"
     assert image_first("no image") == "no image"

@@ -1,5 +1,6 @@
 """A user's mistake costs a second and one line."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from rllava.errors import UserError
 from sweeps.encoder_ablation import Options, main, make_plan
+from sweeps.options import AttackOptions
 from sweeps.presets import parse_candidate
 from tests.sweeps.conftest import Run
 
@@ -105,3 +107,15 @@ def test_the_grammar_of_candidates() -> None:
     both = parse_candidate("tiny-clip+tiny-tecoa4@tiny-clip+tiny-clip")
     assert both.plugged
     assert not parse_candidate("tiny-clip+tiny-tecoa4").plugged
+
+
+@pytest.mark.parametrize("script", ["sweeps/encoder_ablation.py"])
+def test_help_explains_every_option(script: str) -> None:
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120, check=True)
+    shown = re.sub(r"[\s│]+", " ", done.stdout)
+    for text in (AttackOptions.__doc__ or "", Options.__doc__ or ""):
+        explained = re.findall(r"^        (\w+): (\w+ \w+)", text, re.MULTILINE)
+        assert explained
+        for name, words in explained:
+            assert f"--{name.replace('_', '-')}" in shown
+            assert words in shown, name

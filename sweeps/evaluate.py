@@ -1,0 +1,131 @@
+"""How robust is a LLaVA that is already trained?
+
+Attacks ready checkpoints white-box at every budget, without any training: original LLaVA and Robust-LLaVA folders, or
+Hugging Face's LlavaForConditionalGeneration. Records, statistics and a report go to STORAGE/reports/evaluate/.
+The same command again computes only what is missing.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from rllava.encoders import encoder_spec
+from rllava.errors import UserError
+from rllava.model.checkpoint import read_checkpoint
+from sweeps.console import run_script
+from sweeps.options import AttackOptions, absolute, read_grid
+from sweeps.plan import Plan, check_inputs
+from sweeps.presets import PRESETS, Candidate
+
+SWEEP = "evaluate"
+
+
+@dataclass(frozen=True)
+class Options(AttackOptions):
+    """What is evaluated; lists are given as ``--model A B``.
+
+    Attributes:
+        model: checkpoints, folders or ORG/NAME of the hub; every one of them is a candidate.
+        encoders: encoders that are plugged into every checkpoint beside its own (plug-and-play), e.g. fare4-336; for
+            an ensemble a+b.
+        language_model: folder or ORG/NAME of the language model, for checkpoints of projectors alone.
+        conversation: template of questions, e.g. vicuna_v1, llava_llama_2 or chat (the tokenizer's own); by default
+            vicuna_v1 where the language model is a Llama.
+        preset: recipe that gives benchmarks, budgets, protocol and samples not named here: tiny (embedded data) or
+            paper.
+        name: of the report's folder.
+    """
+
+    model: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
+    language_model: str | None = None
+    conversation: str | None = None
+    preset: str = "tiny"
+    name: str = SWEEP
+
+
+def candidates_of(options: Options) -> tuple[Candidate, ...]:
+    """Every checkpoint with its own encoders, and with each of the others plugged in.
+
+    Args:
+        options: from the command line.
+
+    Returns:
+        The candidates.
+
+    Raises:
+        UserError: if a checkpoint cannot be read, or an encoder does not fit its projectors.
+    """
+    if not options.model:
+        raise UserError("--model: give at least one checkpoint, a folder or ORG/NAME of the hub")
+    found = []
+    for source in dict.fromkeys(options.model):
+        checkpoint = read_checkpoint(source, language_model=options.language_model, conversation=options.conversation)
+        own = Candidate(checkpoint.name, checkpoint.encoders, checkpoint.encoders, checkpoint)
+        found.append(own)
+        for text in dict.fromkeys(options.encoders):
+            used = tuple(encoder_spec(name) for name in text.split("+"))
+            widths = [[spec.width for spec in specs] for specs in (used, checkpoint.encoders)]
+            if widths[0] != widths[1]:
+                raise UserError(
+                    f"--encoders {text}: tokens of width {widths[0]} do not fit the projectors of {checkpoint.name}, "
+                    f"which take {widths[1]}"
+                )
+            if len({spec.tokens for spec in used}) > 1:
+                raise UserError(
+                    f"--encoders {text}: token counts differ, and an ensemble is interleaved token by token"
+                )
+            plugged = "+".join(spec.name for spec in used)
+            found.append(replace(own, name=f"{plugged}@{checkpoint.name}", used=used))
+    for name, count in Counter(candidate.name for candidate in found).items():
+        if count > 1:
+            raise UserError(f"--model: {count} candidates would be called {name} in the records; rename a folder")
+    return tuple(found)
+
+
+def make_plan(options: Options) -> Plan:
+    """Turns options into a plan, and refuses what cannot work.
+
+    Args:
+        options: from the command line.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: naming the option and the remedy.
+    """
+    grid = read_grid(options, PRESETS.get(options.preset))
+    if not options.name or not options.name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"--name {options.name}: expected letters, digits, - and _")
+    return Plan(
+        options.name,
+        absolute(options.storage),
+        grid.preset,
+        candidates_of(options),
+        grid.benchmarks,
+        grid.budgets,
+        grid.protocol,
+        options.save_every,
+        options.compile,
+    )
+
+
+def main(options: Options) -> None:
+    """Runs the evaluation.
+
+    Args:
+        options: from the command line.
+    """
+    plan = check_inputs(make_plan(options))
+    # Ray and torch take seconds to import; a mistake above is told at once.
+    from sweeps.runner import Machines, run, shut_down
+
+    machines = Machines(options.address, 1, options.attack_workers, options.trials, options.gpus, options.memory)
+    try:
+        run(plan, machines)
+    finally:
+        shut_down()
+
+
+if __name__ == "__main__":
+    run_script(main, Options, __doc__)

@@ -1,0 +1,140 @@
+"""Command-line options that all sweeps which attack share, and what they mean for a preset and a plan."""
+
+import math
+import os
+from dataclasses import dataclass, replace
+
+from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
+from rllava.data.benchmarks import BenchmarkSpec
+from rllava.errors import UserError
+from sweeps.presets import Preset, benchmark_spec
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """What is attacked how, and on which machines.
+
+    Attributes:
+        storage: results folder, a path or s3://bucket/prefix.
+        benchmarks: benchmarks instead of the preset's.
+        budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
+        protocol: attack protocol instead of the preset's.
+        attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
+        attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
+            half precision), float16 or bfloat16; the records carry another protocol name.
+        samples: samples per benchmark instead of the preset's.
+        batch_size: samples attacked together instead of the preset's; 0: as many as memory holds.
+        save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
+        compile: run attacked models through torch.compile; answers may differ in rounding.
+        attack_workers: most attack workers per candidate.
+        trials: candidates at a time; by default as many as the machines serve.
+        gpus: GPUs per worker, a fraction lets attack workers share one; by default 1 where there are any.
+        memory: host memory to reserve per worker, in GiB; 0 reserves none.
+        address: Ray cluster to use, host:port or auto; by default the job's cluster, else a Ray of its own.
+    """
+
+    storage: str = "results"
+    benchmarks: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    protocol: str | None = None
+    attack_steps: int | None = None
+    attack_precision: str | None = None
+    samples: int | None = None
+    batch_size: int | None = None
+    save_every: float = 60.0
+    compile: bool = False
+    attack_workers: int = 1
+    trials: int | None = None
+    gpus: float | None = None
+    memory: float = 0.0
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every candidate is put through.
+
+    Attributes:
+        preset: with the options' numbers of samples.
+        benchmarks: data, prompt, metric.
+        budgets: in 1/255, rising.
+        protocol: rounds of the attack.
+    """
+
+    preset: Preset
+    benchmarks: tuple[BenchmarkSpec, ...]
+    budgets: tuple[float, ...]
+    protocol: Protocol
+
+
+def read_grid(options: AttackOptions, preset: Preset) -> Grid:
+    """Turns options into a grid, and refuses what cannot work.
+
+    Args:
+        options: from the command line.
+        preset: gives what they do not name.
+
+    Returns:
+        The grid.
+
+    Raises:
+        UserError: naming the option and the remedy.
+    """
+    if options.samples is not None:
+        if options.samples < 2:
+            raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
+        preset = replace(preset, samples=options.samples)
+    if options.batch_size is not None:
+        if options.batch_size < 0:
+            raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
+        preset = replace(preset, batch_size=options.batch_size)
+    if not options.save_every >= 0:
+        raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
+    budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or preset.budgets
+    if 0.0 not in budgets:
+        raise UserError("--budgets: add 0, the clean answers that robust scores are compared with")
+    benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
+    protocol = PROTOCOLS.get(options.protocol or preset.protocol)
+    if options.attack_steps is not None:
+        protocol = with_steps(protocol, options.attack_steps)
+    if options.attack_precision is not None:
+        protocol = in_precision(protocol, options.attack_precision)
+    return Grid(preset, benchmarks, budgets, protocol)
+
+
+def absolute(storage: str) -> str:
+    """The storage as every process of a sweep understands it; workers run in folders of their own.
+
+    Args:
+        storage: from the command line.
+
+    Returns:
+        The URL, or the absolute path.
+    """
+    if "://" in storage:
+        return storage
+    path = os.path.abspath(os.path.expanduser(storage))
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(storage)):
+        print(f"note: {path} goes with this job's files; give --storage an absolute path or s3:// to keep the results")
+    return path
+
+
+def parse_budget(text: str) -> float:
+    """Reads a budget.
+
+    Args:
+        text: from the command line.
+
+    Returns:
+        The budget in units of 1/255.
+
+    Raises:
+        UserError: if it is no number in [0, 255].
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 255:
+        raise UserError(f"--budgets {text}: expected numbers from 0 to 255 (units of 1/255), e.g. --budgets 0 4 8")
+    return value
