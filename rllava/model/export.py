@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from rllava.encoders import encoder_spec
+from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
 from rllava.model.causal_lm import PLAIN, embedding_width
 from rllava.model.checkpoint import read_checkpoint
@@ -48,7 +48,7 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
     language_model: Any = llava.connector.language_model
     tower = hugging_face_tower(encoder)
     tokenizer = copy.deepcopy(llava.tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_MARKER]})
+    tokenizer.add_tokens([IMAGE_MARKER], special_tokens=True)
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_MARKER)
     state, rows = _state(llava, tower, image_token)
     text_config = copy.deepcopy(language_model.config)
@@ -69,11 +69,10 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
         tie_word_embeddings=bool(getattr(text_config, "tie_word_embeddings", False)),
         dtype=next(language_model.parameters()).dtype,
     )
-    with bare():
-        model = LlavaForConditionalGeneration(config)
     try:
+        with bare():
+            model = LlavaForConditionalGeneration(config)
         model.load_state_dict(state, assign=True)
-        model.get_input_embeddings()
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise UserError(f"'{text_config.model_type}' does not fit LlavaForConditionalGeneration ({reason})") from error
@@ -81,21 +80,23 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
     model.generation_config = copy.deepcopy(language_model.generation_config)
     model.generation_config.suppress_tokens = [image_token]
     model.save_pretrained(folder)
-    side = encoder.spec.image_size
-    images = LlavaImageProcessor(
-        do_pad=True,
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=list(encoder.spec.mean),
-        image_std=list(encoder.spec.std),
-    )
     LlavaProcessor(
-        image_processor=images,
+        image_processor=_image_processor(encoder.spec),
         tokenizer=tokenizer,
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=int(has_class_token),
     ).save_pretrained(folder)
+
+
+def _image_processor(spec: EncoderSpec) -> Any:
+    return LlavaImageProcessor(
+        do_pad=True,
+        size={"shortest_edge": spec.image_size},
+        crop_size={"height": spec.image_size, "width": spec.image_size},
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
+    )
 
 
 def _check_expressible(llava: Llava) -> None:

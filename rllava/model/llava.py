@@ -364,6 +364,7 @@ class Llava(nn.Module):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,  # whatever the language model's own settings say
             logits_processor=None if sampling is None else [Draw(sampling, inputs_BTD.device)],
             pad_token_id=self.stop_ids[0],
             eos_token_id=list(self.stop_ids),
