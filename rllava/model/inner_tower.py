@@ -94,8 +94,8 @@ def inner_tower_spec(config: Mapping[str, Any], folder: Path, what: str) -> Enco
         raise UserError(f"{what}: vision_feature_layer {layer} is not supported; a single negative layer is")
     if strategy != ("full" if kind in _NO_CLASS_TOKEN else "default"):
         raise UserError(f"{what}: vision_feature_select_strategy {strategy} of a {kind} is not supported; take patches")
-    spec = described_spec(vision, kind, folder, f"{folder.name}-tower")
-    return replace(spec, builder="rllava.model.inner_tower:build", layer=layer)
+    spec = described_spec(vision, kind, folder, f"{folder.name}-tower", layer)
+    return replace(spec, builder="rllava.model.inner_tower:build")
 
 
 _CLIP_DEFAULTS = {

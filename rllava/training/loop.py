@@ -157,12 +157,17 @@ def start_engine(stage: StageSpec, connector: Connector) -> Any:
     connector.projectors.requires_grad_(True)
     trainable = [parameter for parameter in connector.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trainable, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    whole = {name: buffer.clone() for name, buffer in connector.named_buffers() if buffer.is_floating_point()}
     engine, *_ = deepspeed.initialize(
         model=connector,
         optimizer=optimiser,
         config=deepspeed_config(stage, dist.get_world_size()),
         dist_init_required=False,
     )
+    # In half precision it rounds buffers too; those of rotary embeddings then err by more the later a token stands.
+    for name, buffer in connector.named_buffers():
+        if name in whole:
+            buffer.data = whole[name].to(buffer.device)
     return engine
 
 

@@ -145,7 +145,9 @@ def hugging_face_spec(folder: Path, name: str) -> EncoderSpec:
     return described_spec(described.get("vision_config", described), kind, folder, name)
 
 
-def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str) -> EncoderSpec:
+def described_spec(
+    vision: Mapping[str, Any], kind: str, folder: Path, name: str, layer: int | None = None
+) -> EncoderSpec:
     """The spec of an image tower whose configuration is known.
 
     Args:
@@ -153,6 +155,7 @@ def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str
         kind: one of :data:`MODELS`.
         folder: with the weights, and the image processor's settings if the statistics are not CLIP's.
         name: of the encoder.
+        layer: whose output is taken; None: the usual one.
 
     Returns:
         The spec; see :func:`hugging_face_spec`.
@@ -174,7 +177,7 @@ def described_spec(vision: Mapping[str, Any], kind: str, folder: Path, name: str
             training=f"the weights in {folder.name}",
             architecture=kind,
             arguments=tuple(sorted(arguments.items())),
-            layer=-2 if kind in _BEFORE_LAST else -1,
+            layer=layer or (-2 if kind in _BEFORE_LAST else -1),
         )
     )
 
