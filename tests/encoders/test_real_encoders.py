@@ -72,10 +72,12 @@ def test_parameters_and_tokens_are_the_published_ones(name: str) -> None:
         assert spec.parameters == PUBLISHED[name][0]
 
 
-def test_every_entry_says_where_its_weights_come_from() -> None:
+def test_every_entry_says_where_its_weights_come_from_and_is_in_the_docs() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     for name in PAPER:
         spec = encoder_spec(name)
         assert spec.origin
+        assert f"`{name}`" in docs
         assert spec.training
         assert spec.weights
     assert {name for name in PAPER if encoder_spec(name).parameters} == set(PUBLISHED)
