@@ -8,13 +8,12 @@ Candidates: a (LLaVA trained end-to-end on encoder a), a+b (token-interleaved en
 LLaVA trained with a).
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
-from rllava.errors import UserError
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, absolute, read_grid
-from sweeps.plan import Plan, check_inputs
+from sweeps.options import AttackOptions, read_grid, run_plan
+from sweeps.options import make_plan as plan_of
+from sweeps.plan import Plan
 from sweeps.presets import PRESETS, parse_candidate
 
 SWEEP = "encoder_ablation"
@@ -52,20 +51,7 @@ def make_plan(options: Options) -> Plan:
     """
     grid = read_grid(options, PRESETS.get(options.preset))
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or grid.preset.candidates))
-    for name, count in Counter(candidate.name for candidate in candidates).items():
-        if count > 1:
-            raise UserError(f"--encoders: {count} candidates would be called {name} in the records; rename a file")
-    return Plan(
-        SWEEP,
-        absolute(options.storage),
-        grid.preset,
-        candidates,
-        grid.benchmarks,
-        grid.budgets,
-        grid.protocol,
-        options.save_every,
-        options.compile,
-    )
+    return plan_of(options, SWEEP, grid, candidates)
 
 
 def main(options: Options) -> None:
@@ -74,17 +60,7 @@ def main(options: Options) -> None:
     Args:
         options: from the command line.
     """
-    plan = check_inputs(make_plan(options))
-    # Ray and torch take seconds to import; a mistake above is told at once.
-    from sweeps.runner import Machines, run, shut_down
-
-    machines = Machines(
-        options.address, options.workers, options.attack_workers, options.trials, options.gpus, options.memory
-    )
-    try:
-        run(plan, machines)
-    finally:
-        shut_down()
+    run_plan(options, make_plan(options), options.workers)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ Hugging Face's LlavaForConditionalGeneration. Records, statistics and a report g
 The same command again computes only what is missing.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
 from rllava.model.checkpoint import read_checkpoint
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, absolute, read_grid
-from sweeps.plan import Plan, check_inputs
+from sweeps.options import AttackOptions, read_grid, run_plan
+from sweeps.options import make_plan as plan_of
+from sweeps.plan import Plan
 from sweeps.presets import PRESETS, Candidate
 
 SWEEP = "evaluate"
@@ -76,9 +76,6 @@ def candidates_of(options: Options) -> tuple[Candidate, ...]:
                 )
             plugged = "+".join(spec.name for spec in used)
             found.append(replace(own, name=f"{plugged}@{checkpoint.name}", used=used))
-    for name, count in Counter(candidate.name for candidate in found).items():
-        if count > 1:
-            raise UserError(f"--model: {count} candidates would be called {name} in the records; rename a folder")
     return tuple(found)
 
 
@@ -97,17 +94,7 @@ def make_plan(options: Options) -> Plan:
     grid = read_grid(options, PRESETS.get(options.preset))
     if not options.name or not options.name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--name {options.name}: expected letters, digits, - and _")
-    return Plan(
-        options.name,
-        absolute(options.storage),
-        grid.preset,
-        candidates_of(options),
-        grid.benchmarks,
-        grid.budgets,
-        grid.protocol,
-        options.save_every,
-        options.compile,
-    )
+    return plan_of(options, options.name, grid, candidates_of(options))
 
 
 def main(options: Options) -> None:
@@ -116,15 +103,7 @@ def main(options: Options) -> None:
     Args:
         options: from the command line.
     """
-    plan = check_inputs(make_plan(options))
-    # Ray and torch take seconds to import; a mistake above is told at once.
-    from sweeps.runner import Machines, run, shut_down
-
-    machines = Machines(options.address, 1, options.attack_workers, options.trials, options.gpus, options.memory)
-    try:
-        run(plan, machines)
-    finally:
-        shut_down()
+    run_plan(options, make_plan(options))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
-from sweeps.presets import Preset, benchmark_spec
+from sweeps.plan import Plan, check_inputs
+from sweeps.presets import Candidate, Preset, benchmark_spec
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,56 @@ def read_grid(options: AttackOptions, preset: Preset) -> Grid:
     if options.attack_precision is not None:
         protocol = in_precision(protocol, options.attack_precision)
     return Grid(preset, benchmarks, budgets, protocol)
+
+
+def make_plan(options: AttackOptions, sweep: str, grid: Grid, candidates: Sequence[Candidate]) -> Plan:
+    """The plan of a sweep.
+
+    Args:
+        options: from the command line.
+        sweep: its name.
+        grid: what every candidate is put through.
+        candidates: rows of the grid.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: if two candidates have one name.
+    """
+    for name, count in Counter(candidate.name for candidate in candidates).items():
+        if count > 1:
+            raise UserError(f"{count} candidates would be called {name} in the records; rename a file or folder")
+    return Plan(
+        sweep,
+        absolute(options.storage),
+        grid.preset,
+        tuple(candidates),
+        grid.benchmarks,
+        grid.budgets,
+        grid.protocol,
+        options.save_every,
+        options.compile,
+    )
+
+
+def run_plan(options: AttackOptions, plan: Plan, workers: int = 1) -> None:
+    """Runs a plan on the machines that the options ask for, after a look at everything it reads.
+
+    Args:
+        options: from the command line.
+        plan: of the sweep.
+        workers: of each training.
+    """
+    plan = check_inputs(plan)
+    # Ray and torch take seconds to import; a mistake above is told at once.
+    from sweeps.runner import Machines, run, shut_down
+
+    machines = Machines(options.address, workers, options.attack_workers, options.trials, options.gpus, options.memory)
+    try:
+        run(plan, machines)
+    finally:
+        shut_down()
 
 
 def absolute(storage: str) -> str:

@@ -17,7 +17,7 @@ from rllava.model.export import export_hugging_face
 from rllava.model.language import TINY_LLAMA, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.weights import pin_weights
-from sweeps.evaluate import Options, candidates_of, main
+from sweeps.evaluate import Options, candidates_of, main, make_plan
 from tests.fixtures.processes import Tracked
 
 SIDE, WIDTH = 28, 32
@@ -89,6 +89,6 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     twin = write_llava(tmp_path / "again" / "llava", tmp_path / "tower")
     with pytest.raises(UserError, match="2 candidates would be called llava"):
-        candidates_of(Options(model=(str(llava), str(twin)), conversation="vicuna_v1_short"))
+        make_plan(Options(model=(str(llava), str(twin)), conversation="vicuna_v1_short"))
     with pytest.raises(UserError, match="expected letters"):
         main(Options(model=(str(llava),), name="../x"))
