@@ -149,7 +149,7 @@ def digest(path: Path) -> str:
     if path.is_file():
         stat = path.stat()
         return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
-    read = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
+    read = ("config.json", "tokenizer.json", "tokenizer.model", "*.safetensors", "*.bin")
     files = sorted(file for pattern in read for file in path.glob(pattern))
     return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in files).encode()).hexdigest()
 

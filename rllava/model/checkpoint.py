@@ -19,13 +19,11 @@ from typing import Any, Literal
 from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
 from rllava.model.conversation import TEMPLATES
+from rllava.model.language import TOKENIZERS
 from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
 from rllava.weights import digest, files_of, find_weights, pin_weights, weights_path
 
 Format = Literal["original", "projector", "hugging_face"]
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Files that make a tokenizer; one of them has to be there."""
 
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 

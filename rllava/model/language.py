@@ -12,6 +12,9 @@ from rllava.errors import UserError
 from rllava.model.causal_lm import check_language_model
 from rllava.weights import check_weights, pin_weights
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that make a tokenizer; one of them has to be there."""
+
 
 @dataclass(frozen=True)
 class LanguageModelSpec:
@@ -58,6 +61,8 @@ def load_language_model(spec: LanguageModelSpec, dtype: torch.dtype = torch.floa
     path = check_weights(spec)
     assert path is not None
     try:
+        if path.is_dir() and not any((path / name).exists() for name in TOKENIZERS):
+            raise ValueError("it has no tokenizer")  # transformers would make an empty one
         if path.suffix == ".gguf":
             model, tokenizer = _from_gguf(path, dtype)
         else:
