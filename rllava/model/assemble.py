@@ -25,16 +25,17 @@ from rllava.specs import ModelSpec
 PROJECTORS = "projectors.safetensors"
 
 
-def build_connector(spec: ModelSpec) -> tuple[Connector, Any]:
+def build_connector(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> tuple[Connector, Any]:
     """The trainable part before any training: fresh projectors, pretrained language model.
 
     Args:
         spec: of the model; its seed and each encoder's place decide the projectors' initial weights.
+        dtype: of the language model; projectors are float32.
 
     Returns:
-        Connector (float32, CPU) and tokenizer.
+        Connector (CPU) and tokenizer.
     """
-    language_model, tokenizer = load_language_model(spec.language_model)
+    language_model, tokenizer = load_language_model(spec.language_model, dtype)
     width = embedding_width(language_model)
     projectors = []
     for place, encoder in enumerate(spec.encoders):

@@ -182,6 +182,9 @@ class Trained:
     damaged: int
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
     """Runs one stage in this worker.
 
@@ -196,7 +199,8 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
     stage = job.spec.stage1 if number == 1 else job.spec.stage2
     encoders = [build_encoder(spec) for spec in job.spec.encoders]
     check_ensemble(encoders)
-    connector, tokenizer = build_connector(job.spec)
+    # In the stage's precision at once: a 7B model would take twice the host memory, in every worker.
+    connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision])
     parameters = sum(p.numel() for module in (connector, *encoders) for p in module.parameters())
     if number == 2:
         load_projectors(connector, scratch / "stage1")

