@@ -5,21 +5,25 @@
 The classifiers are the embedded dual encoders, one trained on clean images, one adversarially, with a caption per class
 (24 classes). The peers are not dependencies: AutoAttack is read from a checkout of fra31/auto-attack, torchattacks and
 foolbox from a folder (``pip install --target FOLDER --no-deps torchattacks foolbox eagerpy GitPython gitdb smmap``).
+AutoAttack starts from the random points that ours starts from: what differs then is the attack, not the draw.
 """
 
 import importlib
+import itertools
 import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import write_sheet
-from rllava.attacks.autoattack import apgd_ce, apgd_t
+from rllava.attacks.autoattack import apgd_ce, apgd_t, start_seeds
+from rllava.attacks.common import start_point
 from rllava.errors import UserError
 from rllava.weights import weights_path
 from sweeps.console import run_script
@@ -79,6 +83,30 @@ class ZeroShot(nn.Module):
         return self.dual.logits(pixels_BCHW, self.text_KE)
 
 
+def from_our_starts(attack: Any, images_BCHW: Tensor, epsilon: float, first_run: int) -> Any:
+    """Makes an attack of AutoAttack start where ours does, through its own argument for that.
+
+    Args:
+        attack: an ``APGDAttack``.
+        images_BCHW: all clean images; no two alike.
+        epsilon: budget in 1/255.
+        first_run: number of its first run; later ones count on.
+
+    Returns:
+        The attack.
+    """
+    number = {image_CHW.numpy().tobytes(): sample for sample, image_CHW in enumerate(images_BCHW)}
+    assert len(number) == len(images_BCHW)
+    original, runs = attack.attack_single_run, itertools.count(first_run)
+
+    def attack_single_run(x: Tensor, y: Tensor) -> Any:
+        seeds = start_seeds([number[image_CHW.numpy().tobytes()] for image_CHW in x], next(runs), seed=0)
+        return original(x, y, x_init=start_point("surface", x, epsilon, seeds))
+
+    attack.attack_single_run = attack_single_run
+    return attack
+
+
 Attack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """``attack(model, images_BCHW, label_B, epsilon) -> adversarial images``."""
 
@@ -104,6 +132,16 @@ def attacks(options: Options) -> dict[str, list[tuple[str, Attack]]]:
         raise UserError(f"a peer cannot be imported ({error}); how to get them: --help") from error
     steps, targets = options.steps, options.targets
 
+    def autoattack_ce(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+        attack = reference.APGDAttack(model, n_iter=steps, eps=epsilon / 255)
+        found: Tensor = from_our_starts(attack, images, epsilon, first_run=0).perturb(images, labels)
+        return found
+
+    def autoattack_t(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+        attack = reference.APGDAttack_targeted(model, n_iter=steps, eps=epsilon / 255, n_target_classes=targets)
+        found: Tensor = from_our_starts(attack, images, epsilon, first_run=1).perturb(images, labels)
+        return found
+
     def foolbox_pgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
         attack = foolbox.attacks.LinfPGD(steps=steps, rel_stepsize=2.5 / steps)
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
@@ -113,17 +151,12 @@ def attacks(options: Options) -> dict[str, list[tuple[str, Attack]]]:
     return {
         "APGD on the cross-entropy": [
             ("rllava", lambda m, x, y, e: apgd_ce(m, x, y, epsilon=e, steps=steps).images_BCHW),
-            ("AutoAttack", lambda m, x, y, e: reference.APGDAttack(m, n_iter=steps, eps=e / 255).perturb(x, y)),
+            ("AutoAttack", autoattack_ce),
             ("torchattacks", lambda m, x, y, e: torchattacks.APGD(m, eps=e / 255, steps=steps)(x, y)),
         ],
         "APGD on the targeted DLR loss": [
             ("rllava", lambda m, x, y, e: apgd_t(m, x, y, epsilon=e, steps=steps, targets=targets).images_BCHW),
-            (
-                "AutoAttack",
-                lambda m, x, y, e: reference.APGDAttack_targeted(
-                    m, n_iter=steps, eps=e / 255, n_target_classes=targets
-                ).perturb(x, y),
-            ),
+            ("AutoAttack", autoattack_t),
         ],
         "PGD (ours: APGD above)": [
             ("torchattacks", lambda m, x, y, e: torchattacks.PGD(m, eps=e / 255, alpha=e / 255 / 4, steps=steps)(x, y)),
@@ -169,9 +202,9 @@ def main(options: Options) -> None:
         "Attacks on classifiers, side by side",
         f"`python -m benchmarks.classifier_attacks` on {options.images} test images of the embedded data, "
         f"{options.steps} steps, {options.targets} target classes, float32,\n{options.threads} threads "
-        f"({platform.machine()}, torch {torch.__version__}). Peers: AutoAttack from its repository; torchattacks and "
-        "foolbox from PyPI. A\nsample is broken if its returned image is misclassified; each row is compared with ours "
-        "of the last APGD above it.",
+        f"({platform.machine()}, torch {torch.__version__}). Peers: AutoAttack from its repository, from our "
+        "random start points; torchattacks and foolbox from PyPI. A\nsample is broken if its returned image is "
+        "misclassified; each row is compared with ours of the last APGD above it.",
         ("model", "ε", "attack", "side", "robust %", "broken by ours alone", "broken by it alone", "s"),
         rows,
     )

@@ -36,4 +36,5 @@ def refuse_missing(missing: Sequence[Missing], remedy: str = "put them there and
         by_source.setdefault(item.source, []).append(f"{item.where} ({item.what})")
     if by_source:
         listed = "; ".join(f"from {source}: {', '.join(items)}" for source, items in by_source.items())
-        raise UserError(f"{sum(map(len, by_source.values()))} inputs are missing: {listed}; {remedy}")
+        count = sum(map(len, by_source.values()))
+        raise UserError(f"{count} {'inputs are' if count > 1 else 'input is'} missing: {listed}; {remedy}")

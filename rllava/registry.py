@@ -9,6 +9,10 @@ from rllava.errors import UserError
 T = TypeVar("T")
 
 
+_SHOWN = 40
+"""Names listed where none is near."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Answers an unknown name.
 
@@ -20,8 +24,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     Returns:
         A phrase with the near matches, or with all names if none is near.
     """
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_SHOWN])}{more}"
     return f"unknown {kind} '{name}'; {hint}"
 
 

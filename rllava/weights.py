@@ -21,25 +21,21 @@ import functools
 import hashlib
 import importlib.resources
 import importlib.util
-import json
 import os
 import pickle
 import pickletools
-import socket
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
-from urllib.parse import urlparse
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rllava.errors import UserError
+from rllava.hub import INDEXES, WHOLE, from_hub, index_files, reachable
 from rllava.missing import Missing
 
 EMA = ("state_dict_ema", "model_ema")
@@ -49,10 +45,21 @@ PLAIN = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "base_model.")
 """What wrappers put before every key: data parallelism, ``torch.compile``, AdvXL's normalising wrapper."""
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
 _HUB = "hub:"
 _PACKAGE = "package:"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that make a tokenizer; one of them has to be there."""
+
+TOKENIZER_SETTINGS = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.*",
+)  # fmt: skip
+"""Files (patterns) beside it that decide what it makes of a text."""
+
+TOKENIZER_FILES = (*TOKENIZERS, *TOKENIZER_SETTINGS)
+
+_OLDER = {"open_clip_model.safetensors": "open_clip_pytorch_model.bin"}
+"""What repositories of the hub that were never converted have instead."""
+
 _SHOWN = 5
 
 
@@ -85,7 +92,7 @@ def weights_path(weights: str) -> Path:
 
 
 def find_weights(weights: str) -> Path | None:
-    """Looks for weights on this machine, then on the hub.
+    """Looks for weights on this machine, then on the hub; there also under the name that older repositories have.
 
     Args:
         weights: see the module.
@@ -93,48 +100,20 @@ def find_weights(weights: str) -> Path | None:
     Returns:
         The file or folder; None if it is neither here nor can be fetched.
     """
+    found = _find(weights)
+    before, _, file = weights.rpartition("/")
+    if found is None and weights.startswith(_HUB) and file in _OLDER:
+        found = _find(f"{before}/{_OLDER[file]}")
+    return found
+
+
+def _find(weights: str) -> Path | None:
     path = weights_path(weights)
     if path.exists():
         return path
     if not weights.startswith(_HUB):
         return None
-    organisation, name, *file = weights.removeprefix(_HUB).split("/", 2)
-    repository = f"{organisation}/{name}"
-    for local_only in (True, False):
-        if not local_only and not _hub_answers():
-            return None
-        try:
-            if file:
-                return Path(huggingface_hub.hf_hub_download(repository, file[0], local_files_only=local_only))
-            wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-            listed = [] if local_only else huggingface_hub.list_repo_files(repository)
-            if listed and not any(entry.endswith(".safetensors") for entry in listed):
-                wanted.append("pytorch_model*.bin")
-            found = Path(
-                huggingface_hub.snapshot_download(
-                    repository, allow_patterns=None if local_only else wanted, local_files_only=local_only
-                )
-            )
-        except (OSError, HfHubHTTPError):
-            continue
-        if any((found / entry).exists() for entry in (*_INDEXES, *_WHOLE)):
-            return found
-    return None
-
-
-@functools.cache
-def _hub_answers() -> bool:
-    """Whether the hub can be reached; its own client would try for half a minute, per file."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
-        return True
-    endpoint = urlparse(huggingface_hub.constants.ENDPOINT)
-    try:
-        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
+    return from_hub(weights.removeprefix(_HUB))
 
 
 def digest(path: Path) -> str:
@@ -144,13 +123,13 @@ def digest(path: Path) -> str:
         path: file or folder.
 
     Returns:
-        sha256, hexadecimal. Of a folder: of the sorted names and hashes of configuration, tokenizer and weights files.
+        sha256, hexadecimal. Of a folder: of the sorted names and hashes of its configuration, its tokenizer's files,
+        and those of its weights that are read.
     """
     if path.is_file():
         stat = path.stat()
         return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
-    read = ("config.json", "tokenizer.json", "tokenizer.model", "*.safetensors", "*.bin")
-    files = sorted(file for pattern in read for file in path.glob(pattern))
+    files = sorted({file for name in ("config.json", *TOKENIZER_FILES) for file in path.glob(name)} | {*files_of(path)})
     return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in files).encode()).hexdigest()
 
 
@@ -195,18 +174,62 @@ def check_weights(spec: Weighted) -> Path | None:
     """
     if spec.weights is None:
         return None
-    path = find_weights(spec.weights)
-    if path is None:
-        missing = missing_weights(spec)
-        raise UserError(
-            f"{spec.label}: weights {missing.where} do not exist; put them there; they come from {missing.source}"
-        )
+    path = located(spec)
+    if not _holds_weights(path):
+        raise _not_there(spec)
+    if path.is_dir():
+        try:
+            files_of(path)
+        except UserError as error:
+            raise UserError(f"{spec.label}: {error}") from error
     if spec.sha256 is not None and (found := digest(path)) != spec.sha256:
         raise UserError(
             f"{spec.label}: weights {path} have sha256 {found[:12]}…, expected {spec.sha256[:12]}…; "
             "fetch them again, or give the new weights another name"
         )
     return path
+
+
+def located(spec: Weighted) -> Path:
+    """Where weights are, whatever is in them.
+
+    Args:
+        spec: that names some.
+
+    Returns:
+        A file or folder, which may lack the weights themselves.
+
+    Raises:
+        UserError: if there is nothing.
+    """
+    path = None if spec.weights is None else find_weights(spec.weights)
+    if path is None:
+        raise _not_there(spec)
+    return path
+
+
+def _not_there(spec: Weighted) -> UserError:
+    missing = missing_weights(spec)
+    return UserError(
+        f"{spec.label}: weights {missing.where} do not exist; put them there; they come from {missing.source}"
+    )
+
+
+def has_weights(spec: Weighted) -> bool:
+    """Whether weights are there, or none are needed; an empty folder holds none.
+
+    Args:
+        spec: whose.
+
+    Returns:
+        True if they can be read or fetched.
+    """
+    path = None if spec.weights is None else find_weights(spec.weights)
+    return spec.weights is None or (path is not None and _holds_weights(path))
+
+
+def _holds_weights(path: Path) -> bool:
+    return path.is_file() or any((path / name).exists() for name in (*INDEXES, *WHOLE))
 
 
 def missing_weights(spec: Weighted) -> Missing:
@@ -219,7 +242,13 @@ def missing_weights(spec: Weighted) -> Missing:
         Which file is looked for, where it has to go, where it comes from.
     """
     assert spec.weights is not None
-    return Missing(spec.label, str(weights_path(spec.weights)), spec.origin or "wherever they were made")
+    where, source = str(weights_path(spec.weights)), spec.origin or "wherever they were made"
+    if spec.weights.startswith(_HUB):
+        if spec.weights.count("/") == 1:
+            where += "/ (a folder: config.json, weights, and what else is beside them)"
+        if not reachable():
+            source += ", which cannot be reached from here"
+    return Missing(spec.label, where, source)
 
 
 Spec = TypeVar("Spec", bound=Weighted)
@@ -281,17 +310,17 @@ def files_of(folder: Path) -> list[Path]:
     Raises:
         UserError: if there are none, or one that the index names is missing.
     """
-    for index in _INDEXES:
+    for index in INDEXES:
         if (folder / index).exists():
-            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            names = index_files(folder / index)
             missing = [name for name in names if not (folder / name).exists()]
             if missing:
                 raise UserError(f"{folder}: {', '.join(missing)} of {index} is missing; copy the whole folder")
             return [folder / name for name in names]
-    for whole in _WHOLE:
+    for whole in WHOLE:
         if (folder / whole).exists():
             return [folder / whole]
-    raise UserError(f"{folder} holds neither {_WHOLE[0]} nor {_WHOLE[1]} nor an index of several such files")
+    raise UserError(f"{folder} holds neither {WHOLE[0]} nor {WHOLE[1]} nor an index of several such files")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -387,6 +416,8 @@ def readable(path: Path, what: str) -> Iterator[None]:
 
 def _calls(path: Path) -> bool:
     """Whether a file is a bare pickle that calls something; it is only parsed."""
+    if path.is_dir():
+        return False
     with open(path, "rb") as file:
         try:
             return any(opcode.name in ("REDUCE", "INST", "OBJ", "NEWOBJ") for opcode, *_ in pickletools.genops(file))

@@ -11,14 +11,14 @@ from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
 from rllava.data.files import missing_data
 from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.shards import list_shards, read_shard
-from rllava.encoders import EncoderSpec
+from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
-from rllava.weights import Weighted, find_weights, missing_weights, pin_weights
+from rllava.weights import Weighted, has_weights, missing_weights, pin_weights
 from sweeps.presets import Candidate, Preset, model_spec
 
 
@@ -188,8 +188,8 @@ def check_inputs(plan: Plan) -> Plan:
         The plan, every encoder of which names one set of weights.
 
     Raises:
-        UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, or
-            the protocol is not for a benchmark or for so many candidates.
+        UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, are
+            damaged or do not fit, or the protocol is not for a benchmark or for so many candidates.
     """
     for benchmark in plan.benchmarks:
         replays = [
@@ -216,7 +216,27 @@ def check_inputs(plan: Plan) -> Plan:
     preset = plan.preset
     if plan.trains:
         preset = dataclasses.replace(preset, language_model=pin_weights(preset.language_model))
-    return dataclasses.replace(plan, preset=preset, candidates=candidates)
+    found = dataclasses.replace(plan, preset=preset, candidates=candidates)
+    _open_weights(found)
+    return found
+
+
+def _open_weights(plan: Plan) -> None:
+    """Looks into every file of weights that does not come with the package: a wrong one would be found hours later."""
+    for spec in _encoders(plan):
+        if spec.weights is not None and not spec.weights.startswith("asset:"):
+            check_encoder(spec)
+    language_model = plan.preset.language_model
+    if plan.trains and not language_model.weights.startswith("asset:"):
+        from rllava.model.language import check_language_model_files  # imports transformers
+
+        stages = (plan.preset.stage1, plan.preset.stage2)
+        check_language_model_files(language_model, [stage.conversation for stage in stages])
+    for candidate in plan.candidates:
+        if candidate.checkpoint is not None:
+            from rllava.model.checkpoint_loading import check_checkpoint  # imports transformers
+
+            check_checkpoint(candidate.checkpoint, candidate.used)
 
 
 def _encoders(plan: Plan) -> list[EncoderSpec]:
@@ -238,7 +258,7 @@ def missing_inputs(plan: Plan) -> list[Missing]:
     specs: tuple[InstructionSpec | BenchmarkSpec, ...] = (*plan.instruction_specs(), *plan.benchmarks)
     needed = [spec for spec in specs if missing_data([spec.source])]
     weighted: list[Weighted] = [*([plan.preset.language_model] if plan.trains else []), *_encoders(plan)]
-    weights = [spec for spec in weighted if spec.weights is not None and find_weights(spec.weights) is None]
+    weights = [spec for spec in weighted if not has_weights(spec)]
     files = missing_data(spec.source for spec in needed if not _is_built(plan, spec))
     return [*map(missing_weights, weights), *files]
 

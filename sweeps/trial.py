@@ -38,10 +38,37 @@ def run_trial(config: dict[str, Any], plan: Plan, placement: Placement, report_e
         model, artifact = plan.model(candidate)
         find_or_train(plan, model, artifact, placement, report_every)
         find_or_attack(plan, candidate, artifact, placement)
-    except UserError as error:
-        tune.report({"phase": "refused", "error": str(error)})  # a retry would not help
+    except Exception as error:
+        mistake = users_mistake(error)
+        if mistake is None:
+            raise
+        tune.report({"phase": "refused", "error": mistake})  # a retry would not help
         return
     tune.report({"phase": "done", **scores(plan, candidate)})
+
+
+def users_mistake(error: BaseException) -> str | None:
+    """What a user can mend, within what Ray makes of an error in a worker.
+
+    Args:
+        error: as caught.
+
+    Returns:
+        The message of the first :class:`UserError` in it; None if there is none.
+    """
+    waiting, seen = [error], set()
+    while waiting:
+        found = waiting.pop(0)
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        within = [found.__cause__, getattr(found, "cause", None), found.__context__]
+        within += list(getattr(found, "worker_failures", {}).values())  # of Ray Train's TrainingFailedError
+        # Ray's own stand-in is of the same class, but its text is a traceback: what it stands for comes first.
+        if isinstance(found, UserError) and not isinstance(getattr(found, "cause", None), UserError):
+            return str(found)
+        waiting += [inner for inner in within if isinstance(inner, BaseException)]
+    return None
 
 
 def find_or_train(

@@ -8,7 +8,7 @@ attack has broken is left out of the next; robust is who survives all.
 Shapes: B batch, C channel, H/W image, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -140,6 +140,20 @@ def autoattack(
     return state.result()
 
 
+def start_seeds(samples: Sequence[int], run: int, seed: int) -> list[int]:
+    """Seeds of the start points: one per sample and run, whoever else is attacked.
+
+    Args:
+        samples: numbers of the samples.
+        run: of APGD: its restart; of APGD-T with one restart: the rank of the class that it aims at, from 1.
+        seed: of the attack.
+
+    Returns:
+        One seed per sample.
+    """
+    return [(seed * 1_000_003 + run) * 1_000_003 + sample for sample in samples]
+
+
 class _State:
     """Who is still robust, and who broke the others; each attack goes on with those that are left."""
 
@@ -175,7 +189,7 @@ class _State:
         if len(who_N):
             found = apgd(
                 loss, self.clean_BCHW[who_N], epsilon=self.epsilon, steps=steps, norm=self.norm,
-                start="surface", step_size=2.0, seeds=self.seeds(who_N, run),
+                start="surface", step_size=2.0, seeds=start_seeds(who_N.tolist(), run, self.seed),
             )  # fmt: skip
             self.note(name, who_N, found.solved_BCHW, found.solved_B)
 
@@ -183,16 +197,12 @@ class _State:
         who_N = self.left()
         if len(who_N):
             loss = classifier_loss(self.model, self.label_B[who_N], "margin")
-            seeds = self.seeds(who_N, run=0)
+            seeds = start_seeds(who_N.tolist(), 0, self.seed)
             found = square(loss, self.clean_BCHW[who_N], epsilon=self.epsilon, queries=queries, seeds=seeds)
             self.note("square", who_N, found.images_BCHW, found.solved_B)
 
     def left(self) -> Tensor:
         return self.robust_B.nonzero()[:, 0]
-
-    def seeds(self, who_N: Tensor, run: int) -> list[int]:
-        """One seed per sample and run, whoever else is attacked."""
-        return [(self.seed * 1_000_003 + run) * 1_000_003 + sample for sample in who_N.tolist()]
 
     def note(self, attack: str, who_N: Tensor, images_NCHW: Tensor, broken_N: Tensor) -> None:
         broken = who_N[broken_N]

@@ -5,6 +5,7 @@ Shapes: B batch, C channel (3), H/W image, P visual tokens, D width.
 
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,25 @@ def build_encoder(spec: EncoderSpec) -> Encoder:
     encoder = bare_encoder(spec)
     encoder.load_weights(path)
     return encoder.float().requires_grad_(False).eval()
+
+
+def check_encoder(spec: EncoderSpec) -> None:
+    """Reads an encoder's weights and compares them with its architecture, which gets no memory.
+
+    Args:
+        spec: of the encoder.
+
+    Raises:
+        UserError: if the weights are missing, damaged, or do not fit.
+    """
+    path = check_weights(spec)
+    if path is None:
+        return
+    with torch.device("meta"):
+        encoder = bare_encoder(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing is copied to the meta device
+        encoder.load_weights(path)
 
 
 def measured(spec: EncoderSpec) -> EncoderSpec:

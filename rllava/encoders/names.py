@@ -4,6 +4,7 @@
     timm:MODEL[.TAG]                 any model of timm, with the weights timm has for it
     open_clip:MODEL/PRETRAINED       any model of open_clip
     PATH                             a Hugging Face folder
+    hub:ORG/NAME                     the same, on the hub
     PATH[like=NAME]                  a weights file in the format of another encoder
 
 Any of them takes variants in brackets, ``NAME[key=value,key=value]``:
@@ -17,6 +18,7 @@ Any of them takes variants in brackets, ``NAME[key=value,key=value]``:
     ema=false                        of a training checkpoint, take the weights that are not averaged
 """
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +29,14 @@ from rllava.encoders.base import Activation, EncoderSpec, measured
 from rllava.encoders.paper import STATISTICS
 from rllava.errors import UserError
 from rllava.registry import unknown
+from rllava.weights import find_weights, weights_path
 
-TIMM, OPEN_CLIP = "timm:", "open_clip:"
+TIMM, OPEN_CLIP, HUB = "timm:", "open_clip:", "hub:"
 
 _VARIANT = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<options>[^\[\]]*)\])?")
+_OF_FAMILIES = frozenset({"activation", "layer", "resized", "ema"})
+"""Variants that only some families honour: those whose module names them in ``VARIANTS``."""
+
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
@@ -84,26 +90,53 @@ def _options(text: str, given: str | None) -> dict[str, str]:
 
 
 def _of_path(name: str, like: EncoderSpec | None) -> EncoderSpec:
-    path = Path(name).expanduser().resolve()
-    if not path.exists():
-        raise UserError(f"encoder '{name}': there is no such file or folder")
+    hub = name.startswith(HUB)
+    path = find_weights(name) if hub else Path(name).expanduser().resolve()
+    if hub and path is None:
+        raise UserError(
+            f"encoder '{name}': the hub cannot be reached or has no such model; copy its files (config.json, weights, "
+            f"preprocessor_config.json) to {weights_path(name)}"
+        )
+    if path is None or not path.exists():
+        may_be_the_hubs = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+        hint = f"; for a model of the hub write {HUB}{name}" if may_be_the_hubs else ""
+        raise UserError(f"encoder '{name}': there is no such file or folder{hint}")
+    weights = name if hub else str(path)
     if path.is_dir():
         from rllava.encoders.towers.hugging_face import hugging_face_spec  # imports transformers
 
-        return hugging_face_spec(path, path.name)
+        # A folder of the hub's cache is called by a commit's number.
+        return replace(hugging_face_spec(path, name.rpartition("/")[2] if hub else path.name), weights=weights)
     if like is None:
         raise UserError(
             f"encoder '{name}': say what the file is like, as weights do not tell activation and normalisation: "
             f"{name}[like=fare4] for an open_clip image tower, {name}[like=advxl-h], {name}[like=timm:MODEL], …"
         )
     # The stem, not the path: the same weights mean the same results wherever they lie.
-    training = f"the weights in {path.name}"
-    return replace(like, name=path.stem, weights=str(path), sha256=None, training=training, origin="", parameters=None)
+    own, training = Path(name).stem, f"the weights in {Path(name).name}"
+    return replace(like, name=own, weights=weights, sha256=None, training=training, origin="", parameters=None)
+
+
+def honoured(spec: EncoderSpec) -> frozenset[str]:
+    """Variants that the family of an encoder knows, beside those that every encoder has.
+
+    Args:
+        spec: of the encoder.
+
+    Returns:
+        ``VARIANTS`` of the builder's module; none where it has none.
+    """
+    module = importlib.import_module(spec.builder.partition(":")[0])
+    found: frozenset[str] = getattr(module, "VARIANTS", frozenset())
+    return found
 
 
 def _variant(spec: EncoderSpec, text: str, options: dict[str, str]) -> EncoderSpec:
     if not options:
         return spec
+    refused = sorted(options.keys() & _OF_FAMILIES - honoured(spec))
+    if refused:
+        raise UserError(f"encoder '{text}': {' and '.join(refused)} would change nothing: not a variant of its family")
     changed = spec
     for key, value in options.items():
         try:

@@ -69,12 +69,18 @@ def _clips() -> Iterator[EncoderSpec]:
         architecture="ViT-L-14",
         activation="quick_gelu",
         layer=-2,
-        parameters=304.0,
+        parameters=303.2,  # without the projection into CLIP's joint space
     )
     methods = (
         ("fare", "FARE", "RobustVLM", "MIT", "https://github.com/chs20/RobustVLM (hub: chs20/{name}-clip)"),
         ("tecoa", "TeCoA", "RobustVLM", "MIT", "https://github.com/chs20/RobustVLM (hub: chs20/{name}-clip)"),
-        ("simclip", "Sim-CLIP", "SimCLIP", "", "https://github.com/speedlab-git/SimCLIP (hub: hossainzarif19/SimCLIP)"),
+        (
+            "simclip",
+            "Sim-CLIP",
+            "SimCLIP",
+            "its repository names none",
+            "https://github.com/speedlab-git/SimCLIP (hub: hossainzarif19/SimCLIP)",
+        ),
     )
     for key, method, _, licence, origin in methods:
         for epsilon in (2, 4):
@@ -95,8 +101,9 @@ def _clips() -> Iterator[EncoderSpec]:
         tokens=576,
         architecture="ViT-L-14-336",
         training="CLIP ViT-L/14-336 fine-tuned on ImageNet by FARE, L-inf 4/255",
+        licence="never released",
         origin="the authors of https://github.com/HashmatShadab/Robust-LLaVA; it is not among FARE's released weights",
-        parameters=304.3,
+        parameters=303.5,
     )
     for name, size, tokens, weights in (
         ("deltaclip-l-224", 224, 256, "delta_clip_l14_224"),
@@ -110,6 +117,8 @@ def _clips() -> Iterator[EncoderSpec]:
             tokens=tokens,
             architecture="ViT-L-14" if size == 224 else "ViT-L-14-336",
             activation="gelu",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             training="delta-CLIP: adversarially pre-trained CLIP (arXiv 2501.09446)",
             licence="MIT",
             origin=f"https://github.com/zw615/Double_Visual_Defense (hub: zw123/{weights})",

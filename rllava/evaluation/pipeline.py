@@ -182,7 +182,7 @@ def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str,
 
 
 def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
-    """In which precision a model from elsewhere is loaded: if none of the rounds needs float32, in that of all rounds.
+    """In which precision a model is loaded: if none of the rounds needs float32, in that of all rounds.
 
     Args:
         specs: evaluations.
@@ -207,10 +207,13 @@ class ShardAttacker:
         self.store = Store(job.storage)
         spec = job.specs[0]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = load_dtype(job.specs)
         if isinstance(spec.model, CheckpointSpec):
-            llava = load_checkpoint(spec.model, spec.encoders, device, load_dtype(job.specs))
+            llava = load_checkpoint(spec.model, spec.encoders, device, dtype)
         else:
-            llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders)
+            llava = load_llava(
+                spec.model, self.store.filesystem, job.model_path, spec.encoders, device=device, dtype=dtype
+            )
         self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
 

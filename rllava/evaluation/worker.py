@@ -3,7 +3,6 @@
 Shapes: B batch, N some of its samples, C channel, H/W image.
 """
 
-import copy
 import hashlib
 import logging
 from collections import Counter
@@ -26,7 +25,7 @@ from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
 from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
-from rllava.model.causal_lm import in_precision, layers
+from rllava.model.causal_lm import copy_in_precision, layers
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, Prefix
 from rllava.records import RECORD_SCHEMA
@@ -160,11 +159,7 @@ class AttackWorker:
         """
         if precision not in self._models:
             assert self.finest == "float32", f"a model loaded in {self.finest} cannot run in {precision}"
-            whole = self._models[self.finest]
-            # By way of the host: the device need not hold a second copy in float32.
-            half = in_precision(copy.deepcopy(whole.cpu()), HALF[precision])
-            whole.to(self.device)
-            self._models[precision] = self._ready(half.to(self.device))
+            self._models[precision] = self._ready(copy_in_precision(self._models[self.finest], HALF[precision]))
         return self._models[precision]
 
     def tokens(self, prompt: str, text: str | None) -> Tokens:

@@ -7,8 +7,9 @@ A trained LLaVA in storage:
     stage2/language_model/               Hugging Face folder with tokenizer
 """
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +94,13 @@ def save_stage2(connector: Connector, state: dict[str, torch.Tensor], tokenizer:
 
 
 def load_llava(
-    spec: ModelSpec, filesystem: Any, path: str, encoders: Sequence[EncoderSpec], conversation: str | None = None
+    spec: ModelSpec,
+    filesystem: Any,
+    path: str,
+    encoders: Sequence[EncoderSpec],
+    conversation: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Llava:
     """Loads a trained LLaVA, with its own encoders or with others plugged in.
 
@@ -103,20 +110,32 @@ def load_llava(
         path: of the model artifact in it.
         encoders: to use; ``spec.encoders`` or stand-ins of the same widths and token counts.
         conversation: template for questions; None: stage 2's.
+        device: where to.
+        dtype: of all weights.
 
     Returns:
-        The model, frozen, in evaluation mode, float32, on the CPU.
+        The model, frozen, in evaluation mode.
     """
-    with tempfile.TemporaryDirectory(prefix="rllava-model-") as folder:
-        filesystem.get(f"{path}/stage2/", f"{folder}/stage2/", recursive=True)
-        stage2 = Path(folder) / "stage2"
+    with _on_disk(filesystem, f"{path}/stage2") as stage2:
         language_model, tokenizer = load_language_model(
-            LanguageModelSpec(spec.language_model.name, str(stage2 / "language_model"))
+            LanguageModelSpec(spec.language_model.name, str(stage2 / "language_model")), dtype, device
         )
         width = embedding_width(language_model)
         projectors = [build_projector(spec.projector, encoder.width, width) for encoder in spec.encoders]
         connector = Connector(projectors, language_model)
         load_projectors(connector, stage2)
-    built: list[Encoder] = [build_encoder(encoder) for encoder in encoders]
+    connector.projectors.to(device, dtype)
+    built: list[Encoder] = [build_encoder(encoder).to(device, dtype) for encoder in encoders]
     llava = Llava(built, connector, tokenizer, conversation or spec.stage2.conversation)
     return llava.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _on_disk(filesystem: Any, path: str) -> Iterator[Path]:
+    """A folder of the storage as one of this machine: itself, or a copy."""
+    if "file" in filesystem.protocol:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="rllava-model-") as folder:
+        filesystem.get(f"{path}/", f"{folder}/copy/", recursive=True)
+        yield Path(folder) / "copy"

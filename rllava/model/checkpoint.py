@@ -12,6 +12,7 @@ Formats:
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +20,15 @@ from typing import Any, Literal
 from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
 from rllava.model.conversation import TEMPLATES
-from rllava.model.language import TOKENIZERS
 from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
-from rllava.weights import digest, files_of, find_weights, pin_weights, weights_path
+from rllava.weights import TOKENIZER_SETTINGS, TOKENIZERS, digest, files_of, find_weights, pin_weights, weights_path
 
 Format = Literal["original", "projector", "hugging_face"]
 
-_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+_LLAMAS = 32064
+"""Vocabulary of Llama 1 and 2 and of Vicuna, with the tokens that LLaVA's checkpoints add."""
+
+_NO_VICUNA = re.compile(r"llama-?[23]|chat", re.IGNORECASE)
 
 HUGGING_FACE_PROJECTOR = "multi_modal_projector"
 
@@ -64,7 +67,7 @@ def read_checkpoint(
     Args:
         source: a folder, or ``ORG/NAME`` of the hub.
         language_model: folder or ``ORG/NAME`` of the language model, for a checkpoint of projectors alone.
-        conversation: template for questions; None: ``vicuna_v1``, where the language model is a Llama.
+        conversation: template for questions; None: ``vicuna_v1``, where the language model may be a Vicuna.
         name: of the checkpoint; None: that of its folder.
 
     Returns:
@@ -89,10 +92,9 @@ def read_checkpoint(
         parts.append(_located(language_model, "language model")[0])
     elif language_model is not None:
         raise UserError(f"{what} has a language model of its own; leave out {language_model}")
-    kind = _language_model_kind(config, folders_of(tuple(parts), what)[-1])
-    spec = replace(
-        spec, name=name or Path(source).name, weights=tuple(parts), conversation=_conversation(conversation, kind, what)
-    )
+    template = conversation or _usual_conversation(config, folders_of(tuple(parts), what)[-1], what)
+    template = TEMPLATES.get(template).name
+    spec = replace(spec, name=name or Path(source).name, weights=tuple(parts), conversation=template)
     return replace(spec, sha256=checkpoint_digest(spec))
 
 
@@ -170,7 +172,7 @@ def read_files(spec: CheckpointSpec) -> list[Path]:
             f"{what}: {folders[-1]} has no tokenizer; copy tokenizer.json, or tokenizer.model and "
             "tokenizer_config.json, from the language model it was made of"
         )
-    settings = [folders[-1] / file for file in _TOKENIZER_SETTINGS if (folders[-1] / file).exists()]
+    settings = sorted(file for pattern in TOKENIZER_SETTINGS for file in folders[-1].glob(pattern))
     configs = [folder / "config.json" for folder in folders]
     return [*configs, *settings, *tokenizer, *weights_files(spec)]
 
@@ -247,18 +249,19 @@ def _hugging_face(config: dict[str, Any], folder: Path, what: str) -> Checkpoint
     )
 
 
-def _language_model_kind(config: dict[str, Any], folder: Path) -> str:
-    config = read_config(folder, f"language model {folder}") if "mm_vision_tower" in config else config
-    if "text_config" in config:
-        return str((config["text_config"] or {}).get("model_type", "llama"))
-    kind = str(config.get("model_type"))
-    return LANGUAGE_MODELS.get(kind, kind)
-
-
-def _conversation(conversation: str | None, kind: str, what: str) -> str:
-    if conversation is None and kind != "llama":
-        raise UserError(f"{what}: say which conversation template it was trained with; its language model is a {kind}")
-    return TEMPLATES.get(conversation).name if conversation else "vicuna_v1"
+def _usual_conversation(config: dict[str, Any], folder: Path, what: str) -> str:
+    """Vicuna's template where the language model may be one: nothing in a checkpoint says how it was trained."""
+    own = read_config(folder, f"language model {folder}") if "mm_vision_tower" in config else config
+    described = own.get("text_config") or own
+    kind = LANGUAGE_MODELS.get(str(described.get("model_type", "llama")), str(described.get("model_type", "llama")))
+    names = " ".join(str(entry.get("_name_or_path", "")) for entry in (config, own, described))
+    if kind == "llama" and described.get("vocab_size", _LLAMAS) <= _LLAMAS and not _NO_VICUNA.search(names):
+        return "vicuna_v1"
+    known = f" ({' '.join(names.split())})" if names.strip() else ""
+    raise UserError(
+        f"{what}: say which conversation template it was trained with (--conversation {', '.join(TEMPLATES)}); its "
+        f"language model is a {kind} of {described.get('vocab_size')} tokens{known}"
+    )
 
 
 def pin_checkpoint(spec: CheckpointSpec) -> CheckpointSpec:

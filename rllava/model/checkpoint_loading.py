@@ -5,27 +5,30 @@ precision, shard by shard.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rllava.encoders import EncoderSpec, build_encoder
 from rllava.errors import UserError
 from rllava.model.causal_lm import check_language_model, embedding_width
 from rllava.model.checkpoint import CheckpointSpec, checkpoint_digest, folders_of, read_config, weights_files
+from rllava.model.conversation import TEMPLATES, stop_ids
+from rllava.model.language import load_tokenizer
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.model.original_format import LANGUAGE_MODELS, SLOTS
 from rllava.model.weight_stream import Stored, bare, contents, matched, stream
 
-_NOT_READ = re.compile(r"(^|\.)\w*vision_tower\.|\.rotary_emb\.inv_freq$")
+_NOT_READ = re.compile(r"(^|\.)\w*_tower\.|\.rotary_emb\.inv_freq$")
 """Keys beside a language model's: frozen towers, and buffers of older releases."""
 
-_MULTI_MODAL = re.compile(
-    r"^(mm_|use_|tune_mm|freeze_mm|unfreeze_mm|tokenizer_|image_|architectures$|model_type$|_name_or_path$"
-    r"|transformers_version$|torch_dtype$|dtype$)"
-)
+_FACTS = r"architectures$|model_type$|_name_or_path$|transformers_version$|torch_dtype$|dtype$"
+_GENERAL = re.compile(rf"^({_FACTS})")
+"""Entries of ``config.json`` that say nothing about the architecture."""
+
+_MULTI_MODAL = re.compile(rf"^(mm_|use_mm_|use_\w+_encoder$|tune_mm|freeze_mm|unfreeze_mm|tokenizer_|image_|{_FACTS})")
 """Entries of ``config.json`` that are not the language model's."""
 
 
@@ -53,9 +56,38 @@ def load_checkpoint(
     if checkpoint_digest(spec) != spec.sha256:
         raise UserError(f"{what}: its files changed since they were read; read it again, or restore them")
     encoders = spec.encoders if encoders is None else encoders
+    device = torch.device(device)
+    connector, stored, tokenizer = _matched(spec, encoders, dtype)
+    language_model = cast(Any, connector.language_model)
+    built = [build_encoder(encoder).to(device, dtype) for encoder in encoders]
+    llava = Llava(built, connector, tokenizer, spec.conversation)  # which checks that they fit
+    stream(connector, stored, device, dtype, what)
+    language_model.tie_weights()
+    check_language_model(language_model)
+    return llava.requires_grad_(False).eval()
+
+
+def check_checkpoint(spec: CheckpointSpec, encoders: Sequence[EncoderSpec]) -> None:
+    """Opens the files of a LLaVA without reading weights: do they fit each other?
+
+    Args:
+        spec: of the checkpoint.
+        encoders: that it will be used with.
+
+    Raises:
+        UserError: if a file is missing or damaged, a key does not fit, or the tokenizer lacks a token.
+    """
+    _, _, tokenizer = _matched(spec, encoders, torch.float32)
+    stop_ids(tokenizer, TEMPLATES.get(spec.conversation))
+
+
+def _matched(
+    spec: CheckpointSpec, encoders: Sequence[EncoderSpec], dtype: torch.dtype
+) -> tuple[Connector, dict[str, Stored], Any]:
+    """Connector without memory, what is to be loaded into it, and tokenizer."""
+    what = f"checkpoint '{spec.name}'"
     if len(encoders) != len(spec.projectors):
         raise UserError(f"{what} has {len(spec.projectors)} projectors; give as many encoders, not {len(encoders)}")
-    device = torch.device(device)
     folders = folders_of(spec.weights, what)
     with bare():
         language_model = _language_model(spec, folders, dtype)
@@ -68,34 +100,7 @@ def load_checkpoint(
         ]
         connector = Connector(projectors, language_model)
     matched(connector, stored, what)
-    tokenizer = load_tokenizer(folders[-1], language_model.config, what)
-    built = [build_encoder(encoder).to(device, dtype) for encoder in encoders]
-    llava = Llava(built, connector, tokenizer, spec.conversation)  # which checks that they fit
-    stream(connector, stored, device, dtype, what)
-    language_model.tie_weights()
-    check_language_model(language_model)
-    return llava.requires_grad_(False).eval()
-
-
-def load_tokenizer(folder: Path, config: Any, what: str) -> Any:
-    """The tokenizer of a folder.
-
-    Args:
-        folder: with the tokenizer's files.
-        config: of the language model.
-        what: for messages.
-
-    Returns:
-        A tokenizer of transformers.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder, config=config)
-    except Exception as error:  # tokenizers raises bare Exceptions
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"{what}: the tokenizer in {folder} cannot be read ({reason}); copy its files again") from error
+    return connector, stored, load_tokenizer(folders[-1], what, config=language_model.config)
 
 
 def _language_model(spec: CheckpointSpec, folders: Sequence[Path], dtype: torch.dtype) -> Any:
@@ -107,7 +112,9 @@ def _language_model(spec: CheckpointSpec, folders: Sequence[Path], dtype: torch.
         if config.get("tie_word_embeddings"):
             described["tie_word_embeddings"] = True
     else:
-        described = {key: value for key, value in config.items() if not _MULTI_MODAL.match(key)}
+        # A language model's own folder is left as it is.
+        left_out = _MULTI_MODAL if spec.format == "original" else _GENERAL
+        described = {key: value for key, value in config.items() if not left_out.match(key)}
         kind = LANGUAGE_MODELS[kind] if spec.format == "original" else kind
     try:
         built: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **described), dtype=dtype)

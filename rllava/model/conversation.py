@@ -145,13 +145,13 @@ def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[
         for place, (user, answer) in enumerate(turns):
             system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if template.system and place == 0 else ""
             laid_out.append(Piece(f"[INST] {system}{image_first(user)} [/INST]", begin=place > 0))
-            if answer is not None:
+            if answer:  # an empty one has no end token either, as in LLaVA: it teaches nothing
                 laid_out.append(Piece(f" {answer.strip()} ", labelled=True, end=True))
         return laid_out
     laid_out = [Piece(f"{template.system} ")] if template.system else []
     for user, answer in turns:
         laid_out.append(Piece(f"{template.user}: {image_first(user)} {template.assistant}:"))
-        if answer is not None:
+        if answer:
             laid_out.append(Piece(f" {answer.strip()}", labelled=True, end=True))
     return laid_out
 

@@ -18,7 +18,7 @@ from rllava.errors import UserError
 from rllava.model.causal_lm import decoder, embedding_width, logits
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector, build_projector
-from rllava.weights import check_weights
+from rllava.weights import located
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Per value, by precision."""
@@ -170,8 +170,7 @@ def language_config(spec: LanguageModelSpec) -> Any:
     Raises:
         UserError: if it is not on this machine.
     """
-    path = check_weights(spec)
-    assert path is not None
+    path = located(spec)
     try:
         if path.suffix == ".gguf":
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)

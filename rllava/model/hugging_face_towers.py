@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from rllava.encoders import Encoder
-from rllava.encoders.towers.hugging_face import quiet
 from rllava.errors import UserError
 from rllava.model.weight_stream import bare
+from rllava.pretrained import quiet
 
 State = dict[str, Tensor]
 

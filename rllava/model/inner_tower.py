@@ -8,16 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import CLIPVisionConfig
 
 from rllava.encoders import EncoderSpec
-from rllava.encoders.towers.hugging_face import MODELS, HuggingFaceEncoder, described_spec, quiet
+from rllava.encoders.towers import hugging_face
+from rllava.encoders.towers.hugging_face import MODELS, HuggingFaceEncoder, described_spec
 from rllava.errors import UserError
-from rllava.weights import files_of, listed, read_weights
+from rllava.weights import files_of, read_weights
 
 PREFIXES = ("model.vision_tower.", "vision_tower.")
 """Before the tower's keys; the older one last."""
+
+VARIANTS = hugging_face.VARIANTS
 
 _NO_CLASS_TOKEN = ("siglip", "siglip_vision_model")
 
@@ -41,19 +43,8 @@ class InnerTower(HuggingFaceEncoder):
             for key, value in read_weights(file, what).items():
                 for prefix in PREFIXES:
                     if key.startswith(prefix):
-                        state[key.removeprefix(prefix)] = value.float()
-        kind, config = type(self.tower), self.tower.config
-        with quiet():
-            # Its names changed between releases of transformers, which translates them.
-            read, facts = kind.from_pretrained(
-                None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
-            )
-        problems = [f"missing {key}" for key in sorted(facts["missing_keys"])]
-        problems += [f"unexpected {key}" for key in sorted(facts["unexpected_keys"])]
-        problems += [f"{key} has shape {list(a)}, expected {list(b)}" for key, a, b in sorted(facts["mismatched_keys"])]
-        if problems:
-            raise UserError(f"{what} does not fit the architecture: {listed(problems)}")
-        self.tower = self._cut(read)
+                        state[key.removeprefix(prefix)] = value
+        self.read(path, state)
 
 
 def build(spec: EncoderSpec) -> InnerTower:

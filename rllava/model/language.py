@@ -1,19 +1,20 @@
 """Language models: any causal LM of transformers with its fast tokenizer, from a folder, the hub, a GGUF file."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rllava.errors import UserError
 from rllava.model.causal_lm import check_language_model
-from rllava.weights import check_weights, pin_weights
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Files that make a tokenizer; one of them has to be there."""
+from rllava.model.conversation import TEMPLATES, stop_ids
+from rllava.model.weight_stream import Stored, bare, contents, problems, stream
+from rllava.pretrained import read_pretrained
+from rllava.weights import TOKENIZERS, check_weights, files_of, pin_weights
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,18 @@ TINY_LLAMA = pin_weights(LanguageModelSpec("tiny-llama", "asset:tiny-llama"))
 """The embedded language model, made by ``sweeps/pretrain_language_model.py``."""
 
 
-def load_language_model(spec: LanguageModelSpec, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Loads a causal language model and its tokenizer.
+def load_language_model(
+    spec: LanguageModelSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[Any, Any]:
+    """Loads a causal language model and its tokenizer; its weights go straight to the device, shard by shard.
 
-    Pickled weights are opened by ``torch.load(weights_only=True)``, as transformers does.
+    Pickled weights are opened by ``torch.load(weights_only=True)``, as transformers does. Where names of weights are
+    those of an older release, or in a GGUF file, transformers reads them, by way of the host.
 
     Args:
         spec: which one.
         dtype: of its weights.
+        device: where to.
 
     Returns:
         The transformers model in evaluation mode, and its tokenizer.
@@ -61,21 +66,97 @@ def load_language_model(spec: LanguageModelSpec, dtype: torch.dtype = torch.floa
     path = check_weights(spec)
     assert path is not None
     try:
-        if path.is_dir() and not any((path / name).exists() for name in TOKENIZERS):
-            raise ValueError("it has no tokenizer")  # transformers would make an empty one
         if path.suffix == ".gguf":
             model, tokenizer = _from_gguf(path, dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:
+            model, tokenizer = _from_folder(spec, path, dtype, torch.device(device))
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(
             f"{spec.label}: cannot load {path} ({reason}); give the path of a folder with config.json, "
             "model.safetensors and tokenizer.json, or of a GGUF file (which needs pip install 'rllava[small]')"
         ) from error
-    check_language_model(model.eval())
+    check_language_model(model.to(device).eval())
     return model, tokenizer
+
+
+def _from_folder(spec: LanguageModelSpec, path: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    stored, tokenizer = look_into(spec, path)
+    with bare():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+    if problems(model, stored):
+        return read_pretrained(AutoModelForCausalLM, spec.label, path, dtype=dtype), tokenizer
+    stream(model, stored, device, dtype, spec.label)
+    model.tie_weights()
+    if (path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model, tokenizer
+
+
+def check_language_model_files(spec: LanguageModelSpec, conversations: Sequence[str]) -> None:
+    """Opens the files of a language model without reading its weights.
+
+    Args:
+        spec: of the language model.
+        conversations: templates that its tokenizer has to serve.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the tokenizer lacks a token that a template needs.
+    """
+    path = check_weights(spec)
+    assert path is not None
+    if path.suffix == ".gguf":  # read as a whole, or not at all
+        return
+    _, tokenizer = look_into(spec, path)
+    for name in conversations:
+        stop_ids(tokenizer, TEMPLATES.get(name))
+
+
+def look_into(spec: LanguageModelSpec, path: Path) -> tuple[dict[str, Stored], Any]:
+    """Opens the files of a language model without reading its weights.
+
+    Args:
+        spec: of the language model.
+        path: its folder.
+
+    Returns:
+        What its weights files hold, by name, and its tokenizer.
+
+    Raises:
+        UserError: if a file of the weights is missing, damaged or wants to run code, or there is no tokenizer that can
+            be read.
+    """
+    try:
+        files = files_of(path)
+    except UserError as error:
+        raise UserError(f"{spec.label}: {error}") from error
+    return contents(files, spec.label), load_tokenizer(path, spec.label)
+
+
+def load_tokenizer(folder: Path, what: str, **arguments: Any) -> Any:
+    """The tokenizer of a folder.
+
+    Args:
+        folder: with the tokenizer's files.
+        what: whose it is, for messages.
+        **arguments: further ones of ``AutoTokenizer.from_pretrained``.
+
+    Returns:
+        A tokenizer of transformers.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+    """
+    if not any((folder / name).exists() for name in TOKENIZERS):  # transformers would make an empty one
+        raise UserError(
+            f"{what}: {folder} has no tokenizer; copy tokenizer.json, or tokenizer.model and tokenizer_config.json, "
+            "from where the weights come from"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, **arguments)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"{what}: the tokenizer in {folder} cannot be read ({reason}); copy its files again") from error
 
 
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
-from rllava.weights import find_weights
+from rllava.weights import find_weights, weights_path
 
 LANGUAGE_MODELS = {
     "llava": "llama",
@@ -132,13 +132,14 @@ def encoder_of(slot: Slot, config: Mapping[str, Any], what: str) -> EncoderSpec:
     if not isinstance(layer, int) or layer >= 0:
         raise UserError(f"{what}: mm_vision_select_layer {layer} has to be a negative number")
     known = _CLIPS.get(Path(named).name)
-    found = find_weights(named) if known is None or Path(named).is_absolute() else None
-    if found is None and known is None and named.count("/") == 1:
-        found = find_weights(f"hub:{named}")
-    if found is None and known is None:
-        raise UserError(
-            f"{what}: its vision tower {named} is not here; copy that folder (config.json, weights) there, or plug in "
-            "another encoder of the same width"
-        )
-    spec = encoder_spec(str(found) if found is not None else str(known))
-    return spec if spec.layer == layer else encoder_spec(f"{found or known}[layer={layer}]")
+    source = named if Path(named).is_absolute() else f"hub:{named}"
+    if known is None or Path(named).is_absolute():
+        if find_weights(source) is not None:
+            known = source
+        elif known is None:
+            raise UserError(
+                f"{what}: its vision tower {named} is not here; copy that folder (config.json, weights, "
+                f"preprocessor_config.json) to {weights_path(source)}"
+            )
+    spec = encoder_spec(known)
+    return spec if spec.layer == layer else encoder_spec(f"{known}[layer={layer}]")

@@ -105,17 +105,30 @@ def matched(module: nn.Module, stored: Mapping[str, Stored], what: str) -> None:
     Raises:
         UserError: if a key is missing, unexpected or mis-shaped; they are listed.
     """
+    if found := problems(module, stored):
+        raise UserError(f"{what} does not fit its configuration: {listed(found)}")
+
+
+def problems(module: nn.Module, stored: Mapping[str, Stored]) -> list[str]:
+    """What keeps weights from being read into a module.
+
+    Args:
+        module: any.
+        stored: by the module's names.
+
+    Returns:
+        A phrase per key that is missing, unexpected or mis-shaped.
+    """
     expected = module.state_dict(keep_vars=True)
     present = {id(value) for key, value in expected.items() if key in stored}
-    problems = [f"missing {key}" for key, value in expected.items() if id(value) not in present]  # tied ones need one
-    problems += [f"unexpected {entry.name}" for key, entry in stored.items() if key not in expected]
-    problems += [
+    found = [f"missing {key}" for key, value in expected.items() if id(value) not in present]  # tied ones need one
+    found += [f"unexpected {entry.name}" for key, entry in stored.items() if key not in expected]
+    found += [
         f"{entry.name} has shape {list(entry.shape)}, expected {list(expected[key].shape)}"
         for key, entry in stored.items()
         if key in expected and entry.shape != tuple(expected[key].shape)
     ]
-    if problems:
-        raise UserError(f"{what} does not fit its configuration: {listed(problems)}")
+    return found
 
 
 def stream(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype,

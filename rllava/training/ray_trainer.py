@@ -135,6 +135,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             if dist.get_rank() == 0:
                 save_projectors(first.state, scratch / "stage1")
                 store.write(stage1, (scratch / "stage1" / PROJECTORS).read_bytes())
+            del first  # its language model makes room for stage 2's
             dist.barrier()
         (scratch / "stage1").mkdir(exist_ok=True)
         (scratch / "stage1" / PROJECTORS).write_bytes(store.filesystem.cat_file(stage1))

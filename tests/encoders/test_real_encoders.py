@@ -7,6 +7,7 @@ architectures of the same families.
 import argparse
 import dataclasses
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,31 @@ import pytest
 import timm
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rllava.encoders import EncoderSpec, build_encoder, encoder_names, encoder_spec, measured
+from rllava.encoders import EncoderSpec, build_encoder, check_encoder, encoder_spec, measured
 from rllava.encoders.base import CLIP_MEAN, bare_encoder
+from rllava.encoders.paper import register_encoders
 from rllava.encoders.towers import open_clip as open_clip_towers
 from rllava.encoders.towers import timm as timm_towers
 from rllava.errors import UserError
 from rllava.weights import pin_weights
 
-PAPER = [name for name in encoder_names() if encoder_spec(name).origin]
+_REGISTERED: list[EncoderSpec] = []
+register_encoders(lambda spec: _REGISTERED.append(spec) or spec)
+PAPER = [spec.name for spec in _REGISTERED]
 
 PUBLISHED = {
     "clip-l-336": (303.5, 576),
     "clip-l-224": (303.2, 256),
-    "fare4": (304.0, 256),
-    "fare2": (304.0, 256),
-    "tecoa4": (304.0, 256),
-    "tecoa2": (304.0, 256),
-    "simclip4": (304.0, 256),
-    "simclip2": (304.0, 256),
-    "fare4-336": (304.3, 576),
+    "fare4": (303.2, 256),
+    "fare2": (303.2, 256),
+    "tecoa4": (303.2, 256),
+    "tecoa2": (303.2, 256),
+    "simclip4": (303.2, 256),
+    "simclip2": (303.2, 256),
+    "fare4-336": (303.5, 576),
     "advxl-h": (631.2, 576),
     "advxl-g": (1011.7, 576),
     "ares-vit-b-at": (85.8, 196),
@@ -57,7 +61,9 @@ def whole(spec: EncoderSpec) -> torch.nn.Module:
     if spec.builder.startswith(timm_towers.__name__):
         return timm_towers.tower(spec)
     if spec.builder.startswith(open_clip_towers.__name__):
-        return open_clip_towers.tower(spec)
+        tower = open_clip_towers.tower(spec)
+        tower.proj = None  # into the space shared with the text
+        return tower
     return bare_encoder(dataclasses.replace(spec, layer=-1))
 
 
@@ -79,6 +85,7 @@ def test_every_entry_says_where_its_weights_come_from_and_is_in_the_docs() -> No
         assert spec.origin
         assert f"`{name}`" in docs
         assert spec.training
+        assert spec.licence
         assert spec.weights
     assert {name for name in PAPER if encoder_spec(name).parameters} == set(PUBLISHED)
 
@@ -149,6 +156,7 @@ SMALL = {
         arguments=tuple((key, value) for key, value in HUGGING_FACE.arguments if key != "intermediate_size"),
     ),
     "vit": dataclasses.replace(HUGGING_FACE, architecture="vit", layer=-1),
+    "efficientnet-lite0": dataclasses.replace(encoder_spec("efficientnet-lite0"), weights=None),
 }  # fmt: skip
 FEW_VIT = (("depth", 2), ("embed_dim", 32), ("num_heads", 2))
 FEW: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -178,8 +186,8 @@ def shrunk(name: str) -> EncoderSpec:
 
 every_family = pytest.mark.parametrize(
     "spec",
-    [*SMALL.values(), *(shrunk(name) for name in PAPER if name != "efficientnet-lite0")],
-    ids=[*SMALL, *(name for name in PAPER if name != "efficientnet-lite0")],
+    [*SMALL.values(), *map(shrunk, PAPER)],
+    ids=[*SMALL, *PAPER],
 )
 
 
@@ -354,6 +362,11 @@ BAD_NAMES = {
     "fare4[depth=3]": "unknown variant 'depth'",
     "fare4[layer=3]": "layer=3: expected a negative number",
     "fare4[layer=-25]": "gives no output of layer -25",
+    "tiny-clip[activation=quick_gelu]": "activation would change nothing",
+    "tiny-advxl[layer=-2]": "layer would change nothing",
+    "efficientnet-lite0[activation=gelu,ema=false]": "activation and ema would change nothing",
+    "clip-l-224[resized=true]": "resized would change nothing",
+    "timm:nope": "in all)",
     "fare4[": "write NAME or NAME",
     "fare4[like=fare2]": "is not the path of one",
     "nowhere/weights.pt": "there is no such file or folder",
@@ -436,7 +449,7 @@ def test_position_embeddings_are_resized_only_when_asked(tmp_path: Path) -> None
 
 def test_weights_that_are_nowhere_say_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=rf"{tmp_path}/fare_eps_4.pt do not exist; put them there; .*RobustVLM"):
         pin_weights(encoder_spec("fare4"))
     with pytest.raises(UserError, match=rf"{tmp_path}/UCSC-VLAA/AdvXL-ViT-H14/advxl_vit_h14.pth do not exist"):
@@ -453,13 +466,102 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
         encoder_spec(f"{tmp_path}/")
 
 
-def test_a_folder_with_other_weights_is_named(tmp_path: Path) -> None:
+WRONG_FOLDERS = {
+    "torn": (lambda state: None, "damaged or no weights file"),
+    "missing": (lambda state: {"pre_layrnorm.weight": torch.zeros(32)}, "does not fit the architecture: missing"),
+    "extra": (lambda state: {**state, "rotated.weight": torch.zeros(3)}, "unexpected rotated.weight"),
+    "mis-shaped": (
+        lambda state: {key: value[:1] if key.endswith("pre_layrnorm.bias") else value for key, value in state.items()},
+        r"pre_layrnorm.bias has shape \[1\], expected \[32\]",
+    ),
+    "code": (lambda state: _Runs(), "wants to run code and was not opened"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_FOLDERS)
+def test_a_folder_with_other_weights_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = transformers.CLIPVisionConfig(**dict(HUGGING_FACE.arguments), image_size=28)
-    transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    model = transformers.CLIPVisionModel(config)
+    model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read"):
+    change, message = WRONG_FOLDERS[name]
+    state = change(load_file(file))
+    if state is None:
+        file.write_bytes(file.read_bytes()[:100])
+    elif isinstance(state, dict):
+        save_file(state, file, {"format": "pt"})
+    else:
+        file.unlink()
+        torch.save({"vision_model": state}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=message) as caught:
         build_encoder(pin_weights(encoder_spec(str(tmp_path))))
-    save_file({"pre_layrnorm.weight": torch.zeros(32)}, file, {"format": "pt"})
-    with pytest.raises(UserError, match="does not fit the architecture: missing"):
-        build_encoder(pin_weights(encoder_spec(str(tmp_path))))
+    assert "\n" not in str(caught.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_tower_of_the_hub_is_called_by_its_name_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"to .*/google/siglip-small"):
+        encoder_spec("hub:google/siglip-small")
+    with pytest.raises(UserError, match="for a model of the hub write hub:google/siglip-small"):
+        encoder_spec("google/siglip-small")
+    config = transformers.SiglipVisionConfig(**dict(HUGGING_FACE.arguments), image_size=28)
+    folder = tmp_path / "google" / "siglip-small"
+    transformers.SiglipVisionModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    spec = encoder_spec("hub:google/siglip-small")
+    assert (spec.name, spec.weights, spec.mean) == ("siglip-small", "hub:google/siglip-small", (0.5, 0.5, 0.5))
+    assert build_encoder(pin_weights(spec))(pixels_of(spec)).shape == (2, 4, 32)
+
+
+def test_weights_are_looked_into_before_anything_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    spec = given_weights(VIT, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_encoder(spec)
+    path.write_text("404: not found")
+    with pytest.raises(UserError, match="damaged or no weights file"):
+        check_encoder(dataclasses.replace(spec, sha256=None))
+
+
+def test_an_empty_folder_holds_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
+    folder = tmp_path / "openai" / "clip-vit-large-patch14-336"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"openai/clip-vit-large-patch14-336/ \(a folder: .*\) do not exist"):
+        pin_weights(encoder_spec("clip-l-336"))
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(UserError, match=r"model-00001-of-00002.safetensors of .* is missing; copy the whole folder"):
+        pin_weights(encoder_spec("clip-l-336"))
+
+
+FAMILIES = {
+    "siglip": (transformers.SiglipVisionConfig, transformers.SiglipVisionModel, "siglip_vision_model"),
+    "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model, "dinov2"),
+    "vit": (transformers.ViTConfig, transformers.ViTModel, "vit"),
+    "classifier": (transformers.ViTConfig, transformers.ViTForImageClassification, "vit"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folders_of_other_families_are_what_transformers_computes(family: str, tmp_path: Path) -> None:
+    kind_of_config, kind, name = FAMILIES[family]
+    arguments = dict(HUGGING_FACE.arguments)
+    if name == "dinov2":
+        del arguments["intermediate_size"]
+    model = randomised(kind(kind_of_config(**arguments, image_size=28)), 0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no preprocessor_config\.json, so mean and standard deviation"):
+        encoder_spec(str(tmp_path))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}')
+    spec = pin_weights(encoder_spec(str(tmp_path)))
+    assert (spec.tokens, spec.mean, spec.std) == (4, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    images = pixels_of(spec)
+    hidden = model(normalised(spec, images), output_hidden_states=True).hidden_states
+    expected = hidden[-2] if family == "siglip" else hidden[-1][:, 1:]
+    torch.testing.assert_close(build_encoder(spec)(images), expected, rtol=1e-5, atol=1e-5)

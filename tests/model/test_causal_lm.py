@@ -15,9 +15,9 @@ from rllava.errors import UserError
 from rllava.model.causal_lm import (
     PLAIN,
     check_language_model,
+    copy_in_precision,
     decoder,
     embedding_width,
-    in_precision,
     layers,
     logits,
 )
@@ -148,6 +148,22 @@ def test_positions_are_not_rounded_with_the_weights(dtype: torch.dtype) -> None:
     expected_TV = far(copy.deepcopy(model))
     rounded = copy.deepcopy(model).to(dtype)
     assert (far(rounded) - expected_TV).abs().max() > 1e-2 * expected_TV.std(), "there is nothing to show"
-    kept = in_precision(copy.deepcopy(model), dtype)
+    kept = copy_in_precision(model, dtype)
     assert {parameter.dtype for parameter in kept.parameters()} == {dtype}
     torch.testing.assert_close(far(kept), expected_TV, rtol=0, atol=1e-5)
+
+
+def test_a_copy_in_half_precision_shares_nothing_and_keeps_tied_weights_tied() -> None:
+    config = transformers.LlamaConfig(**GATED, tie_word_embeddings=True)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    copied: Any = copy_in_precision(model, torch.float16)
+    assert copied.lm_head.weight is copied.model.embed_tokens.weight
+    for key, value in copied.state_dict().items():
+        assert value.dtype == torch.float16
+        torch.testing.assert_close(value, before[key].half(), rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])

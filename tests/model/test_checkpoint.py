@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import gc
+import json
 import os
 import pickle
 from pathlib import Path
@@ -15,7 +16,7 @@ from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.model.checkpoint import pin_checkpoint, read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint_loading import check_checkpoint, load_checkpoint
 from rllava.model.llava import Llava
 from rllava.model.original_format import PAIRS, SLOTS, slots
 from tests.model.checkpoints import (
@@ -251,11 +252,57 @@ def test_a_hub_name_says_where_to_copy_the_files_when_the_hub_is_out_of_reach(
 
 def test_a_language_model_that_is_no_llama_needs_a_named_template(tmp_path: Path) -> None:
     folder = write_checkpoint("whole", tmp_path, model_type="llava_mistral")
-    with pytest.raises(UserError, match=r"say which conversation template it was trained with; .* is a mistral"):
+    with pytest.raises(
+        UserError, match=r"say which conversation template .*--conversation .*; its language .* mistral"
+    ):
         read_checkpoint(str(folder))
     assert read_checkpoint(str(folder), conversation="vicuna_v1").conversation == "vicuna_v1"
     with pytest.raises(UserError, match="did you mean vicuna_v1"):
         read_checkpoint(str(folder), conversation="vicuna_v2")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 128320}, {"_name_or_path": "meta-llama/Llama-2-7b-chat-hf"}], ids=["Llama 3", "Llama 2"]
+)
+def test_a_llama_that_is_no_vicuna_needs_a_named_template(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_checkpoint("whole", tmp_path, **changes)
+    with pytest.raises(UserError, match="say which conversation template"):
+        read_checkpoint(str(folder))
+    assert read_checkpoint(str(folder), conversation="llava_llama_2").conversation == "llava_llama_2"
+
+
+def test_towers_of_every_slot_within_a_checkpoint_are_left_where_they_are(tmp_path: Path) -> None:
+    """Robust-LLaVA's attributes: ``vision_tower``, ``dino_tower``, ``advxl_giant_tower``, ``ares_vitb_at_tower``, …."""
+    names = [slot.projector.replace("mm_projector", "tower") for slot in SLOTS[1:]]
+    more = {f"model.{name}.model.blocks.0.norm1.weight": torch.zeros(3) for name in names}
+    assert_golden(load(write_checkpoint("whole", tmp_path, more=more)), "single")
+
+
+def test_a_checkpoint_is_looked_into_without_reading_its_weights(tmp_path: Path) -> None:
+    folder = write_checkpoint("whole", tmp_path)
+    spec = read_checkpoint(str(folder))
+    check_checkpoint(spec, spec.encoders)
+    with pytest.raises(UserError, match="has 1 projectors; give as many encoders, not 2"):
+        check_checkpoint(spec, towers(tmp_path))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
+    with pytest.raises(UserError, match="has no end token; set eos_token"):
+        check_checkpoint(spec, spec.encoders)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"\.safetensors is damaged"):
+        check_checkpoint(spec, spec.encoders)
+
+
+def test_settings_of_a_language_model_that_begin_with_use_are_its_own(tmp_path: Path) -> None:
+    """A projector beside the folder of a language model: nothing of its configuration is LLaVA's."""
+    folder = write_checkpoint("projector", tmp_path)
+    language_model = write_language_model(tmp_path)
+    file = language_model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "use_parallel_residual": False, "image_scale": 2}))
+    spec = read_checkpoint(str(folder), language_model=str(language_model))
+    config: Any = load_checkpoint(spec).connector.language_model.config
+    assert (config.use_parallel_residual, config.image_scale) == (False, 2)
 
 
 def resident_bytes(entry: str) -> int:

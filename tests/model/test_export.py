@@ -26,6 +26,7 @@ from transformers import (
 
 from rllava.data.images import encode_png, preprocess
 from rllava.encoders import Encoder, EncoderSpec, build_encoder, encoder_spec, measured
+from rllava.encoders.base import CLIP_MEAN, CLIP_STD
 from rllava.errors import UserError
 from rllava.model.causal_lm import embedding_width
 from rllava.model.checkpoint import read_checkpoint
@@ -63,6 +64,7 @@ def spec(name: str, builder: str, **fields: Any) -> EncoderSpec:
 def of_hugging_face(kind: Any, config: Any, folder: Path) -> EncoderSpec:
     torch.manual_seed(0)
     kind(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": CLIP_MEAN, "image_std": CLIP_STD}))
     return encoder_spec(str(folder))
 
 

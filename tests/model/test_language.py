@@ -1,6 +1,8 @@
 """Language models in the formats in which they are published."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -54,5 +56,62 @@ def test_weights_that_changed_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"language model 'vicuna': weights .* have sha256"):
         load_language_model(spec)
     (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"cannot load .*; give the path of a folder with config\.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer; copy tokenizer\.json"):
         load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return (print, ("code ran",))
+
+
+def rewritten(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    return lambda file: torch.save(change(torch.load(file)), file)
+
+
+WRONG = {
+    "missing": (
+        rewritten(lambda state: {key: value for key, value in state.items() if ".mlp." not in key}),
+        "missing model.layers.0.mlp.down_proj.weight; missing model.layers.0.mlp.gate_proj.weight",
+    ),
+    "extra": (rewritten(lambda state: state | {"model.other.weight": torch.zeros(2)}), "unexpected model.other.weight"),
+    "mis-shaped": (
+        rewritten(lambda state: state | {"model.norm.weight": torch.zeros(3)}),
+        r"model.norm.weight has shape \[3\], expected \[16\]",
+    ),
+    "torn": (lambda file: file.write_bytes(file.read_bytes()[:3000]), "is damaged or no weights file"),
+    "text": (lambda file: file.write_text("404: not found"), "is damaged or no weights file"),
+    "code": (lambda file: torch.save({"model.norm.weight": _Runs()}, file), "wants to run code and was not opened"),
+    "gone": (Path.unlink, "do not exist; put them there"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_weights_are_answered_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_like_vicuna(tmp_path)
+    change, message = WRONG[name]
+    change(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=message) as caught:
+        load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+    assert "\n" not in str(caught.value)
+    assert "language model 'vicuna'" in str(caught.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_torn_safetensors_are_answered_in_one_line(tmp_path: Path) -> None:
+    write_like_vicuna(tmp_path).save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"language model 'vicuna': .*model.safetensors is damaged"):
+        load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+
+
+def test_buffers_that_older_releases_stored_are_no_surplus(tmp_path: Path) -> None:
+    written = write_like_vicuna(tmp_path)
+    rewritten(lambda state: state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})(
+        tmp_path / "pytorch_model.bin"
+    )
+    model, _ = load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+    id_1T = torch.tensor([[1, 5, 9]])
+    torch.testing.assert_close(model(id_1T).logits, written(id_1T).logits)

@@ -43,14 +43,12 @@ TOKENIZERS = {
 }
 
 IGNORED_BY_LLAVA = {
-    "empty answer": "the answer and its end are left out of the text, so nothing is labelled: ours ends the turn",
     "empty question": "the question is left out of the text and the count fails: ours asks it",
     "an answer that quotes the roles": "the text is split at the role and the whole conversation loses its loss",
     "an answer with the end token": "the text is split at the end token and the whole conversation loses its loss",
     "a question with the unknown token": "LLaVA pads with it and does not count it, so the whole conversation is lost",
 }
 DIFFERENT = {
-    "empty answer in the middle": "LLaVA leaves out the empty answer with its end token, and so joins two rounds",
     "blanks around an answer": "ours strips answers, as it strips those of a benchmark: LLaVA learns the blanks",
     "image in an answer": "LLaVA moves the marker to the front of the answer: ours leaves it, unlabelled, where it is",
     **IGNORED_BY_LLAVA,

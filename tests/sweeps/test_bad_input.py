@@ -88,6 +88,14 @@ def test_a_weights_file_of_another_hash_is_named(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "results").exists()
 
 
+def test_a_wrong_weights_file_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    wrong = tmp_path / "mine.pth"
+    wrong.write_text("404: not found")
+    with pytest.raises(UserError, match=r"encoder 'mine': .*mine.pth is damaged or no weights file"):
+        main(Options(preset="smoke", encoders=(f"{wrong}[like=fare4]",), storage=str(tmp_path / "results")))
+    assert not (tmp_path / "results").exists()
+
+
 def test_lists_and_defaults_make_the_plan() -> None:
     plan = make_plan(Options(budgets=("8", "0", "4", "8"), encoders=("tiny-clip", "tiny-clip"), samples=12))
     assert plan.budgets == (0.0, 4.0, 8.0)

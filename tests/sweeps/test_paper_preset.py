@@ -1,6 +1,7 @@
 """The paper's grid as a recipe, and what it says where its data is not."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from rllava.data.files import FILES
 from rllava.errors import UserError
 from rllava.missing import Missing, refuse_missing
+from rllava.weights import weights_path
 from sweeps.encoder_ablation import Options, main, make_plan
 from sweeps.plan import check_inputs, missing_inputs, prepare_data
 from sweeps.presets import PAPER_CANDIDATES, PRESETS, parse_candidate
@@ -21,8 +23,7 @@ OPTIONS = Options(preset="paper", encoders=("tiny-clip",))
 @pytest.fixture(autouse=True)
 def _language_model_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "weights" / "lmsys" / "vicuna-7b-v1.5"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    shutil.copytree(weights_path("asset:tiny-llama"), folder)
     monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path / "weights"))
 
 
@@ -58,6 +59,17 @@ def test_the_grid_is_the_papers() -> None:
     assert (plan.budgets, plan.protocol.name) == ((0.0, 2.0, 4.0, 8.0), "paper_ensemble")
 
 
+def test_the_candidates_are_the_papers() -> None:
+    """The rows of its tables 1, 14 and 15: end-to-end, plugged in, and ensembles."""
+    plan = make_plan(Options(preset="paper"))
+    assert [candidate.name for candidate in plan.candidates] == [
+        "clip-l-336", "fare4-336@clip-l-336", "simclip4@clip-l-336", "advxl-h", "advxl-g", "clip-l-336+advxl-h",
+        "clip-l-336+advxl-g", "fare4-336+advxl-h@clip-l-336+advxl-h", "fare4-336+advxl-g@clip-l-336+advxl-g",
+        "advxl-g+advxl-h",
+    ]  # fmt: skip
+    assert sum(candidate.trains for candidate in plan.candidates) == 6
+
+
 def test_plugged_candidates_stand_in_for_clip_in_a_llava_that_is_trained_anyway() -> None:
     plugged = [parse_candidate(name) for name in PAPER_CANDIDATES if "@" in name]
     assert len(plugged) == 4
@@ -83,8 +95,9 @@ def test_the_script_names_every_file_and_its_source_in_one_line(tmp_path: Path) 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: 28 inputs are missing: from ")
-    for weights in ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "fare_eps_4_336.pt"):
+    for weights in ("lmsys/vicuna-7b-v1.5/", "openai/clip-vit-large-patch14-336/", "fare_eps_4_336.pt"):
         assert f"{tmp_path}/w/{weights} (" in done.stderr
+    assert "from the hub's lmsys/vicuna-7b-v1.5, which cannot be reached from here:" in done.stderr
     for file in {file for files in FILES.values() for file in files}:
         assert f"{tmp_path}/{file.path} ({file.what})" in done.stderr
         assert f"from {file.source}:" in done.stderr

@@ -3,9 +3,9 @@
 Shapes: B batch, C channel, H/W image, P visual tokens, D width.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
 from rllava.errors import UserError
-from rllava.weights import listed
+from rllava.pretrained import read_pretrained
+from rllava.weights import read_weights
 
 MODELS = {
     "clip": "CLIPVisionModel",
@@ -26,6 +27,17 @@ MODELS = {
     "vit": "ViTModel",
 }
 """Class that reads the image tower, by ``model_type`` of ``config.json``."""
+
+VARIANTS = frozenset({"activation", "layer"})
+"""What of a spec this family honours beside its size and statistics."""
+
+_UNUSED: dict[str, dict[str, bool]] = {"vit": {"add_pooling_layer": False}}
+"""Parts of a tower that its class builds only on demand and that no token depends on."""
+
+_NOT_THE_TOWER = re.compile(
+    r"(text_model|text_projection|visual_projection|logit_scale|logit_bias|classifier|(vit\.)?pooler)(\.|$)"
+)
+"""What a whole CLIP or a classifier holds beside its image tower."""
 
 _BEFORE_LAST = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 """Where LLaVA takes the layer before the last."""
@@ -50,7 +62,8 @@ class HuggingFaceEncoder(Encoder):
                 f"encoder '{spec.name}': there is no layer {spec.layer}; its tower has {config.num_hidden_layers}, "
                 "counted from -1"
             )
-        self.tower = self._cut(kind(config))
+        # Class token and patches alone are taken; classifiers come without the pooling layer.
+        self.tower = self._cut(kind(config, **_UNUSED.get(spec.architecture, {})))
 
     def _cut(self, tower: nn.Module) -> Any:
         (layers,) = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
@@ -77,37 +90,20 @@ class HuggingFaceEncoder(Encoder):
         Args:
             path: of the folder.
         """
-        what = f"encoder '{self.spec.name}': {path}"
+        self.read(path, read_weights(path, self.spec.label))
+
+    def read(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        """Takes over weights, all of which have to fit; names of older releases are understood.
+
+        Args:
+            path: where they are from, for messages.
+            state: of the tower, or of a whole CLIP or classifier.
+        """
         kind, config = type(self.tower), self.tower.config
-        try:
-            with quiet():
-                read, facts = kind.from_pretrained(path, config=config, dtype=torch.float32, output_loading_info=True)
-        except Exception as error:  # each file format has its own
-            reason = str(error).strip().split("\n", 1)[0]
-            raise UserError(f"{what} cannot be read ({reason}); copy the whole folder again") from error
-        problems = [f"missing {key}" for key in sorted(facts["missing_keys"])]
-        problems += [f"{key} has shape {list(a)}, expected {list(b)}" for key, a, b in sorted(facts["mismatched_keys"])]
-        if problems:
-            raise UserError(f"{what} does not fit the architecture: {listed(problems)}")
+        whole = {key: value.float() for key, value in state.items() if not _NOT_THE_TOWER.match(key)}
+        unused = _UNUSED.get(self.spec.architecture, {})
+        read = read_pretrained(kind, self.spec.label, path, whole, config=config, dtype=torch.float32, **unused)
         self.tower = self._cut(read)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from printing progress bars and the keys that it leaves out.
-
-    Yields:
-        Nothing.
-    """
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
 
 
 def build(spec: EncoderSpec) -> HuggingFaceEncoder:
@@ -159,10 +155,18 @@ def described_spec(
 
     Returns:
         The spec; see :func:`hugging_face_spec`.
+
+    Raises:
+        UserError: if mean and standard deviation are not known.
     """
     scalars = {key: value for key, value in vision.items() if isinstance(value, str | int | float | bool)}
     arguments = {key: value for key, value in scalars.items() if key not in _NOT_ARCHITECTURE}
     preprocessing = _preprocessing(folder)
+    if not preprocessing and kind not in ("clip", "clip_vision_model"):
+        raise UserError(
+            f"encoder '{name}': {folder} has no preprocessor_config.json, so mean and standard deviation of a '{kind}' "
+            "are unknown; copy the whole folder"
+        )
     return measured(
         EncoderSpec(
             name=name,

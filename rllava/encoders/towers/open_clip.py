@@ -23,6 +23,10 @@ VISUAL = "visual."
 """Before the image encoder's keys in a checkpoint of both towers."""
 
 
+VARIANTS = frozenset({"activation", "layer", "resized", "ema"})
+"""What of a spec this family honours beside its size and statistics."""
+
+
 class OpenClipEncoder(Encoder):
     """The image tower of an open_clip model up to one of its blocks.
 

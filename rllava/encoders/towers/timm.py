@@ -26,6 +26,10 @@ CLASSIFIERS = ("head", "head_dist", "fc", "classifier")
 """Parts of a checkpoint that belong to its training."""
 
 
+VARIANTS = frozenset({"activation", "layer", "resized", "ema"})
+"""What of a spec this family honours beside its size and statistics."""
+
+
 class TimmEncoder(Encoder):
     """A timm model up to one of its blocks.
 
