@@ -143,7 +143,7 @@ class AttackWorker:
 
     def _ready(self, llava: Llava) -> Llava:
         if self._compiler is not None:
-            # Layer by layer: all layers of the language model share one compiled graph, decoding included.
+            # Layer by layer: all layers of the language model share one compiled graph.
             for module in (*llava.encoders, *layers(llava.connector.language_model)):
                 module.compile(backend=self._compiler, dynamic=True)
         return llava
@@ -188,7 +188,8 @@ class AttackWorker:
             loss_N, float32.
         """
         llava = self.model(precision)
-        prefix = self._prefix(llava, tokens[0], precision)
+        # A graph that reads a cache is another one for every layer; without, all layers share one.
+        prefix = None if self._compiler else self._prefix(llava, tokens[0], precision)
         if prefix is not None and any(sample.ids[: len(prefix.ids)] != prefix.ids for sample in tokens):
             prefix = None
         return llava.answer_loss(pixels_NCHW, tokens, prefix)
@@ -218,7 +219,8 @@ class AttackWorker:
         """
         llava, metric = self.model(precision), scoring.metric
         prompts = [self.tokens(sample.prompt, None) for sample in samples]
-        texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.max_new_tokens)
+        with torch.compiler.set_stance("force_eager"):  # decoding reads a cache, see loss
+            texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.max_new_tokens)
         predictions = [metric.clean(text) for text in texts]
         scores = [
             metric.score(prediction, sample.references, scoring.state)

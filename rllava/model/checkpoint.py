@@ -12,6 +12,7 @@ Formats:
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,6 +209,10 @@ def _original(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{what} holds LoRA weights; merge them first (LLaVA scripts/merge_lora_weights.py)")
     used = slots(config, what)
+    if config.get("image_aspect_ratio") != "pad":
+        logging.getLogger(__name__).warning(
+            "%s was trained with images cropped to a square (image_aspect_ratio is not pad); here they are padded", what
+        )
     own = [folder / f"{slot.projector}.bin" for slot in used]
     alone = any(file.exists() for file in own) and not any(folder.glob("*.safetensors")) and not any(
         file not in own and file.name.startswith("pytorch_model") for file in folder.glob("*.bin")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from rllava.attacks.common import PIXEL
 from rllava.attacks.outcome import unpack_images
@@ -276,6 +277,25 @@ def test_a_compiled_model_gives_the_same_attack() -> None:
     for mine, theirs in zip(*rows, strict=True):
         assert mine["prediction"] == theirs["prediction"]
         assert mine["loss_best"] == pytest.approx(theirs["loss_best"], abs=1e-4)
+
+
+def test_all_layers_of_a_compiled_language_model_share_their_graphs() -> None:
+    """One of its own for every layer would soon reach the limit, beyond which layers are not compiled at all."""
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 2), 64))
+    protocol = Protocol("once", 1, (), (Round("label0", 1, "float32", "clean", 0),), drops="never")
+    graphs = []
+    for removed in (0, 1):
+        llava = make("tiny-clip", dtype=torch.float32)
+        language_model: Any = llava.connector.language_model
+        kept = len(language_model.model.layers) - removed
+        language_model.config.num_hidden_layers = kept
+        language_model.model.layers = language_model.model.layers[:kept]
+        torch.compiler.reset()
+        counters.clear()
+        worker = AttackWorker(llava, torch.device("cpu"), compiler="eager")
+        evaluate("easy_vqa", samples, (8.0,), protocol=protocol, worker=worker)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
 
 
 def test_decoys_are_the_worst_answers_the_likeliest_first() -> None:
