@@ -16,8 +16,11 @@ def build_cpu_operator() -> float:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     from deepspeed.accelerator import get_accelerator
 
+    from rllava.training.extension_lock import stale_locks_removed
+
     started = time.monotonic()
-    get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+    with stale_locks_removed():
+        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
     return time.monotonic() - started
 
 

@@ -27,6 +27,7 @@ from rllava.encoders.base import Encoder, encode
 from rllava.model.conversation import IGNORE, TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Connector
 from rllava.specs import StageSpec
+from rllava.training.extension_lock import stale_locks_removed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -158,12 +159,13 @@ def start_engine(stage: StageSpec, connector: Connector) -> Any:
     trainable = [parameter for parameter in connector.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trainable, lr=stage.learning_rate, weight_decay=stage.weight_decay)
     whole = {name: buffer.clone() for name, buffer in connector.named_buffers() if buffer.is_floating_point()}
-    engine, *_ = deepspeed.initialize(
-        model=connector,
-        optimizer=optimiser,
-        config=deepspeed_config(stage, dist.get_world_size()),
-        dist_init_required=False,
-    )
+    with stale_locks_removed():
+        engine, *_ = deepspeed.initialize(
+            model=connector,
+            optimizer=optimiser,
+            config=deepspeed_config(stage, dist.get_world_size()),
+            dist_init_required=False,
+        )
     # In half precision it rounds buffers too; those of rotary embeddings then err by more the later a token stands.
     for name, buffer in connector.named_buffers():
         if name in whole:

@@ -1,0 +1,45 @@
+"""A run that was killed while it compiled does not keep the next one from starting."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from torch.utils.file_baton import FileBaton
+
+from rllava.training.extension_lock import stale_locks_removed
+
+
+def locked(folder: Path, age_s: float) -> Path:
+    lock = folder / "py311_cpu" / "operator" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    os.utime(lock, (time.time() - age_s, time.time() - age_s))
+    return lock
+
+
+def test_a_lock_without_owner_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = locked(tmp_path, age_s=1000)
+    waiting = threading.Thread(target=FileBaton(str(lock), wait_seconds=0.01).wait, daemon=True)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive(), "PyTorch does not wait for the lock"
+    with stale_locks_removed(stale_s=100, every_s=0.01):
+        waiting.join(20)
+    assert not waiting.is_alive()
+
+
+def test_a_lock_in_use_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = locked(tmp_path, age_s=1)
+    with stale_locks_removed(stale_s=100, every_s=0.01):
+        time.sleep(0.1)
+    assert lock.exists()
+
+
+def test_no_folder_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "none"))
+    with stale_locks_removed():
+        pass
