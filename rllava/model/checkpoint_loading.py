@@ -57,7 +57,7 @@ def load_checkpoint(
         raise UserError(f"{what}: its files changed since they were read; read it again, or restore them")
     encoders = spec.encoders if encoders is None else encoders
     device = torch.device(device)
-    connector, stored, tokenizer = _matched(spec, encoders, dtype)
+    connector, stored, tokenizer = bare_connector(spec, encoders, dtype)
     language_model = cast(Any, connector.language_model)
     built = [build_encoder(encoder).to(device, dtype) for encoder in encoders]
     llava = Llava(built, connector, tokenizer, spec.conversation)  # which checks that they fit
@@ -77,14 +77,26 @@ def check_checkpoint(spec: CheckpointSpec, encoders: Sequence[EncoderSpec]) -> N
     Raises:
         UserError: if a file is missing or damaged, a key does not fit, or the tokenizer lacks a token.
     """
-    _, _, tokenizer = _matched(spec, encoders, torch.float32)
+    _, _, tokenizer = bare_connector(spec, encoders)
     stop_ids(tokenizer, TEMPLATES.get(spec.conversation))
 
 
-def _matched(
-    spec: CheckpointSpec, encoders: Sequence[EncoderSpec], dtype: torch.dtype
+def bare_connector(
+    spec: CheckpointSpec, encoders: Sequence[EncoderSpec], dtype: torch.dtype = torch.float32
 ) -> tuple[Connector, dict[str, Stored], Any]:
-    """Connector without memory, what is to be loaded into it, and tokenizer."""
+    """A checkpoint's projectors and language model without their weights, which are on the meta device.
+
+    Args:
+        spec: of the checkpoint.
+        encoders: as many as it has projectors.
+        dtype: of the parameters.
+
+    Returns:
+        The connector; what is to be loaded into it, by its names; the tokenizer.
+
+    Raises:
+        UserError: if the files do not fit each other, or cannot be read.
+    """
     what = f"checkpoint '{spec.name}'"
     if len(encoders) != len(spec.projectors):
         raise UserError(f"{what} has {len(spec.projectors)} projectors; give as many encoders, not {len(encoders)}")

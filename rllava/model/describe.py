@@ -93,12 +93,28 @@ def describe(
         UserError: if the language model is not on this machine.
     """
     config = language_config(language_model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        projectors = [build_projector(projector, spec.width, embedding_width(model)) for spec in encoders]
+    return counted(encoders, Connector(projectors, model), text_tokens, answer_tokens)
+
+
+def counted(encoders: Sequence[EncoderSpec], connector: Connector, text_tokens: int, answer_tokens: int) -> Description:
+    """Counts parameters and floating-point operations of encoders and what is behind them.
+
+    Args:
+        encoders: in front.
+        connector: projectors and language model, on the meta device.
+        text_tokens: of prompt and answer.
+        answer_tokens: labelled ones among them; only they pass through the head.
+
+    Returns:
+        What it costs.
+    """
+    connector = connector.eval().requires_grad_(False)
     # The attention kernel that is made of matrix products: those are what is counted.
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         towers = [bare_encoder(spec).eval().requires_grad_(False) for spec in encoders]
-        model = AutoModelForCausalLM.from_config(config)
-        projectors = [build_projector(projector, spec.width, embedding_width(model)) for spec in encoders]
-        connector = Connector(projectors, model).eval().requires_grad_(False)
         side = input_size(encoders)
         pixels_1CHW = torch.empty(1, 3, side, side, requires_grad=True)
 
@@ -112,12 +128,12 @@ def describe(
         with FlopCounterMode(display=False) as step:
             forward().sum().backward()  # type: ignore[no-untyped-call]
     counts = tuple(parameters(tower) for tower in towers)
-    projector_count = sum(parameters(part) for part in projectors)
-    total = sum(counts) + projector_count + parameters(model)
+    projectors, language_model = parameters(connector.projectors), parameters(connector.language_model)
+    total = sum(counts) + projectors + language_model
     return Description(
         encoder_parameters=counts,
-        projector_parameters=projector_count,
-        language_model_parameters=parameters(model),
+        projector_parameters=projectors,
+        language_model_parameters=language_model,
         tokens_per_image=sum(spec.tokens for spec in encoders),
         text_tokens=text_tokens,
         answer_tokens=answer_tokens,

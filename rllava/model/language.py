@@ -1,6 +1,7 @@
 """Language models: any causal LM of transformers with its fast tokenizer, from a folder, the hub, a GGUF file."""
 
 import contextlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,10 @@ def load_language_model(
     assert path is not None
     try:
         if path.suffix == ".gguf":
-            model, tokenizer = _from_gguf(path, dtype)
+            model, tokenizer = _from_gguf(spec, path, dtype)
         else:
             model, tokenizer = _from_folder(spec, path, dtype, torch.device(device))
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, struct.error) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(
             f"{spec.label}: cannot load {path} ({reason}); give the path of a folder with config.json, "
@@ -105,9 +106,7 @@ def check_language_model_files(spec: LanguageModelSpec, conversations: Sequence[
     """
     path = check_weights(spec)
     assert path is not None
-    if path.suffix == ".gguf":  # read as a whole, or not at all
-        return
-    _, tokenizer = look_into(spec, path)
+    tokenizer = load_tokenizer(path, spec.label) if path.suffix == ".gguf" else look_into(spec, path)[1]
     for name in conversations:
         stop_ids(tokenizer, TEMPLATES.get(name))
 
@@ -133,11 +132,11 @@ def look_into(spec: LanguageModelSpec, path: Path) -> tuple[dict[str, Stored], A
     return contents(files, spec.label), load_tokenizer(path, spec.label)
 
 
-def load_tokenizer(folder: Path, what: str, **arguments: Any) -> Any:
-    """The tokenizer of a folder.
+def load_tokenizer(path: Path, what: str, **arguments: Any) -> Any:
+    """The tokenizer in a folder or GGUF file.
 
     Args:
-        folder: with the tokenizer's files.
+        path: folder with the tokenizer's files, or a GGUF file.
         what: whose it is, for messages.
         **arguments: further ones of ``AutoTokenizer.from_pretrained``.
 
@@ -147,20 +146,26 @@ def load_tokenizer(folder: Path, what: str, **arguments: Any) -> Any:
     Raises:
         UserError: if there is none, or it cannot be read.
     """
-    if not any((folder / name).exists() for name in TOKENIZERS):  # transformers would make an empty one
+    inside = path.suffix == ".gguf"
+    if not inside and not any((path / name).exists() for name in TOKENIZERS):  # transformers would make an empty one
         raise UserError(
-            f"{what}: {folder} has no tokenizer; copy tokenizer.json, or tokenizer.model and tokenizer_config.json, "
+            f"{what}: {path} has no tokenizer; copy tokenizer.json, or tokenizer.model and tokenizer_config.json, "
             "from where the weights come from"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, **arguments)
+        if inside:
+            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **arguments)
+        return AutoTokenizer.from_pretrained(path, **arguments)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what}: the tokenizer in {path} needs a package that is not installed ({reason})") from error
     except Exception as error:  # tokenizers raises bare Exceptions
         reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"{what}: the tokenizer in {folder} cannot be read ({reason}); copy its files again") from error
+        raise UserError(f"{what}: the tokenizer in {path} cannot be read ({reason}); copy its files again") from error
 
 
-def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+def _from_gguf(spec: LanguageModelSpec, path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    read = read_pretrained(AutoModelForCausalLM, spec.label, path.parent, gguf_file=path.name, dtype=dtype)
     # The reader marks its model as quantised, which then refuses to be trained in parts or saved; its weights are not.
     config = read.config
     with contextlib.suppress(AttributeError):
@@ -168,4 +173,4 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return model, load_tokenizer(path, spec.label)

@@ -53,6 +53,14 @@ def save(files: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
         (folder / f"{kind}.index.json").write_text(json.dumps({"weight_map": where}))
 
 
+GIANT: dict[str, Any] = {"use_clip_encoder": True, "use_advxl_giant_encoder": True}
+GIANT_PROJECTOR = {
+    f"model.advxl_giant_mm_projector.{name}": weight(f"model.advxl_giant_mm_projector.{name}", shape)
+    for name, shape in (("0.weight", (32, 24)), ("0.bias", (32,)), ("2.weight", (32, 32)), ("2.bias", (32,)))
+}
+"""Flags and weights that make a checkpoint one of two towers."""
+
+
 def write_tower(name: str, root: Path) -> Path:
     """A CLIP tower: ``first`` or ``second``."""
     described, folder = GOLDEN["towers"][name], root / name

@@ -20,6 +20,8 @@ from rllava.model.checkpoint_loading import check_checkpoint, load_checkpoint
 from rllava.model.llava import Llava
 from rllava.model.original_format import PAIRS, SLOTS, slots
 from tests.model.checkpoints import (
+    GIANT,
+    GIANT_PROJECTOR,
     GOLDEN,
     PROMPTS,
     logits,
@@ -27,18 +29,12 @@ from tests.model.checkpoints import (
     prompts,
     save,
     tokenizer,
-    weight,
     write_checkpoint,
     write_language_model,
     write_tower,
 )
 
 SIDES = ("alone", "left", "right")
-GIANT = {"use_clip_encoder": True, "use_advxl_giant_encoder": True}
-GIANT_PROJECTOR = {
-    f"model.advxl_giant_mm_projector.{name}": weight(f"model.advxl_giant_mm_projector.{name}", shape)
-    for name, shape in (("0.weight", (32, 24)), ("0.bias", (32,)), ("2.weight", (32, 32)), ("2.bias", (32,)))
-}
 
 
 def load(folder: Path, **options: Any) -> Llava:

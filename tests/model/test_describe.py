@@ -1,20 +1,26 @@
 """What a LLaVA is said to cost, against counts of the real one and against published sizes."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rllava.encoders import build_encoder, encode, encoder_spec
 from rllava.errors import UserError
 from rllava.model.assemble import build_connector
-from rllava.model.describe import answer_logits, describe
+from rllava.model.checkpoint import read_checkpoint
+from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.describe import Description, answer_logits, describe
 from rllava.model.language import LanguageModelSpec
+from rllava.model.llava import Connector
 from sweeps.presets import PRESETS, model_spec
+from tests.model.checkpoints import GIANT, GIANT_PROJECTOR, write_checkpoint, write_tower
 
 TEXT, ANSWER = 40, 5
 
@@ -25,13 +31,33 @@ def test_counts_are_those_of_the_real_model() -> None:
     described = spec.describe(TEXT, ANSWER)
     encoders = [build_encoder(entry) for entry in specs]
     connector, _ = build_connector(spec)
-    connector.eval().requires_grad_(False)
+    assert_counts(described, encoders, connector.eval().requires_grad_(False))
+    assert described.tokens_per_image == 32
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_counts_of_a_checkpoint_are_those_of_the_loaded_one(several: bool, tmp_path: Path) -> None:
+    more, flags = (GIANT_PROJECTOR, GIANT) if several else ({}, {})
+    spec = read_checkpoint(str(write_checkpoint("whole", tmp_path, more=more, **flags)))
+    encoders = [encoder_spec(str(write_tower(name, tmp_path))) for name in ("first", "second")[: len(spec.projectors)]]
+    llava = load_checkpoint(spec, encoders)
+    assert_counts(spec.describe(encoders, TEXT, ANSWER), llava.encoders, llava.connector)
+    if not several:
+        assert spec.describe(text_tokens=TEXT, answer_tokens=ANSWER) == spec.describe(encoders, TEXT, ANSWER)
+        weights = next((tmp_path / "whole").glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-10])
+        with pytest.raises(UserError, match="is damaged"):
+            spec.describe()
+
+
+def assert_counts(described: Description, encoders: Sequence[nn.Module], connector: Connector) -> None:
+    """What is said, against counts of the real model."""
     real = sum(parameter.numel() for module in (*encoders, connector) for parameter in module.parameters())
     assert described.parameters == real
     assert described.bytes["bfloat16"] == 2 * real
-    assert described.tokens_per_image == 32
 
-    pixels_1CHW = torch.rand(1, 3, 64, 64, requires_grad=True)
+    side = encoders[0].spec.image_size
+    pixels_1CHW = torch.rand(1, 3, side, side, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as counted:
             visual_1PD = connector.visual_tokens(encode(encoders, pixels_1CHW))
