@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import ready_benchmark, write_sheet
-from benchmarks.published_loop import HEAD, Comparison, compare, published_code
+from benchmarks.published_loop import HEAD, Comparison, compare, published_code, published_side
 from benchmarks.random_llava import Size, parameters, random_llava
 from rllava.attacks.protocols import PROTOCOLS, in_precision
 from rllava.data.benchmarks import ANNOTATORS, BENCHMARKS
@@ -46,6 +46,7 @@ class Options:
         batch_size: of ours.
         checked: whether ours also checks the attacks of the first samples, as the pipeline does for every shard. With a
             shard of so few samples that would be most of its work, and the published loop has nothing like it.
+        as_released: whether the published side decodes and computes attention as released; False: as ours does.
         captions: how many of a sample's own captions stand beside the model's.
         threads: of PyTorch.
         output: Markdown file to write.
@@ -61,6 +62,7 @@ class Options:
     fast_protocol: str | None = None
     batch_size: int = 8
     checked: bool = False
+    as_released: bool = True
     captions: int = 2
     threads: int = 2
     output: Path = Path("benchmarks/sheets/large_llava.md")
@@ -77,6 +79,7 @@ def answered_by_itself(
         samples: to answer.
         metric: of the benchmark.
         state: of the metric, for the samples as they are.
+        as_released: whether the published side decodes and computes attention as released; False: as ours does.
         captions: how many of the sample's own references a captioning sample keeps.
 
     Returns:
@@ -148,6 +151,7 @@ def main(options: Options) -> None:
             state,
             options.fast_protocol,
             CHECKED_PER_SHARD if options.checked else 0,
+            options.as_released,
         )
         same.append(compared[0])
         rows += [comparison.row() for comparison in compared]
@@ -159,7 +163,8 @@ def main(options: Options) -> None:
         f"{options.samples} samples per benchmark, float32, {options.threads} threads ({platform.machine()}, torch "
         f"{torch.__version__}); ours with\nbatches of {options.batch_size}, {'with' if options.checked else 'without'} "
         "attack checks. References are the model's own clean answers, for captions\n"
-        f"with {options.captions} of the sample's.\n\n{verdict(same)}",
+        f"with {options.captions} of the sample's. Published side {published_side(options.as_released)}.\n\n"
+        f"{verdict(same)}",
         HEAD,
         rows,
     )

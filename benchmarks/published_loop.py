@@ -3,16 +3,21 @@
     python -m benchmarks.published_loop --robustvlm CHECKOUT --storage results --model tiny-tecoa4
 
 The other side is the loop of RobustVLM and Robust-LLaVA (``vlm_eval/run_evaluation.py``): one image at a time, round by
-round over all images, with their own APGD, logits of the whole sequence, and a greedy answer after every round. Ours is
-the attack worker as the pipeline runs it, without Ray. The model is one that the ablation has trained.
+round over all images, with their own APGD, logits of the whole sequence, and a greedy answer after every round. As
+released, such an answer is made without a cache: the image is encoded and the whole text read again for every token
+(``open_flamingo/eval/models/llava.py``: ``use_cache=False``, and ``llava_llama.py`` hands the image on to every step);
+and attention is two matrix products and a softmax, all that the transformers commit of RobustVLM's requirements has.
+Ours is the attack worker as the pipeline runs it, without Ray. The model is one that the ablation has trained.
 """
 
+import contextlib
 import importlib.util
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,6 +53,7 @@ class Options:
         protocol: name.
         fast_protocol: name of another protocol that ours runs too, in a row of its own beside the same published run.
         batch_size: of ours.
+        as_released: whether the published side decodes and computes attention as released; False: as ours does.
         threads: of PyTorch.
         output: Markdown file to write.
     """
@@ -61,6 +67,7 @@ class Options:
     protocol: str = "paper_ensemble_10steps"
     fast_protocol: str | None = None
     batch_size: int = 128
+    as_released: bool = True
     threads: int = 2
     output: Path = Path("benchmarks/sheets/published_loop.md")
 
@@ -154,14 +161,30 @@ class PublishedLoop:
         llava: attacked model.
         metric: scores.
         state: of the metric.
+        as_released: see :class:`Options`.
     """
 
-    def __init__(self, checkout: Path, llava: Llava, metric: Metric, state: MetricState) -> None:
+    def __init__(
+        self, checkout: Path, llava: Llava, metric: Metric, state: MetricState, as_released: bool = True
+    ) -> None:
         self.published = published_code(checkout)
-        self.llava, self.metric, self.state = llava, metric, state
+        self.llava, self.metric, self.state, self.as_released = llava, metric, state, as_released
 
     def run(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
         """The whole protocol.
+
+        Args:
+            evaluation: what is run.
+            samples: on what.
+
+        Returns:
+            Scores and seconds.
+        """
+        with released_attention(self.llava) if self.as_released else contextlib.nullcontext():
+            return self.rounds(evaluation, samples)
+
+    def rounds(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
+        """The whole protocol, with the model as it is.
 
         Args:
             evaluation: what is run.
@@ -246,8 +269,57 @@ class PublishedLoop:
         Returns:
             In the metric's units.
         """
-        text = self.llava.generate(image, [self.llava.tokens(sample.prompt)], benchmark.max_new_tokens)[0]
+        tokens = self.llava.tokens(sample.prompt)
+        if self.as_released:
+            text = self.decoded(image, tokens, benchmark.max_new_tokens)
+        else:
+            text = self.llava.generate(image, [tokens], benchmark.max_new_tokens)[0]
         return self.metric.score(self.metric.clean(text), sample.references, self.state)
+
+    @torch.no_grad()
+    def decoded(self, image: Tensor, tokens: Tokens, max_new_tokens: int) -> str:
+        """A greedy answer without a cache.
+
+        Args:
+            image: [1, C, H, W].
+            tokens: prompt.
+            max_new_tokens: at most so many tokens.
+
+        Returns:
+            The answer.
+        """
+        connector, ids = self.llava.connector, list(tokens.ids)
+        for _ in range(max_new_tokens):
+            visual_1PD = connector.visual_tokens(self.llava.features(image))
+            embedded_TD = connector.embed(visual_1PD, [ids])[0]
+            logits_1TV = connector.language_model(inputs_embeds=embedded_TD[None], use_cache=False).logits
+            ids.append(int(logits_1TV[0, -1].argmax()))
+            if ids[-1] in self.llava.stop_ids:
+                break
+        answer: str = self.llava.tokenizer.decode(ids[len(tokens.ids) :], skip_special_tokens=True)
+        return answer.strip()
+
+
+@contextlib.contextmanager
+def released_attention(llava: Llava) -> Iterator[None]:
+    """A stretch of code in which the parts of a model that are transformers' compute attention step by step.
+
+    Args:
+        llava: the model.
+
+    Yields:
+        Nothing.
+    """
+    parts = [llava.connector.language_model, *(part for encoder in llava.encoders for part in encoder.children())]
+    models = [cast(Any, part) for part in parts if hasattr(part, "set_attn_implementation")]
+    before = [model.config._attn_implementation for model in models]
+    try:
+        for model in models:
+            model.set_attn_implementation("eager")
+        yield
+    finally:
+        for model, name in zip(models, before, strict=True):
+            model.set_attn_implementation(name)
 
 
 def ours(
@@ -276,7 +348,7 @@ def ours(
 
 def compare(
     checkout: Path, evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState,
-    fast_protocol: str | None = None, checked: int = CHECKED_PER_SHARD,
+    fast_protocol: str | None = None, checked: int = CHECKED_PER_SHARD, as_released: bool = True,
 ) -> list[Comparison]:  # fmt: skip
     """Runs and prints both sides.
 
@@ -289,6 +361,7 @@ def compare(
         state: of the metric.
         fast_protocol: name of another protocol that ours runs too, or None.
         checked: how many attacks are checked: as the pipeline does, or 0, for the same work as the published loop's.
+        as_released: see :class:`Options`.
 
     Returns:
         The comparison, and that of the other protocol with the same published run.
@@ -297,12 +370,24 @@ def compare(
     if fast_protocol is not None:
         other = replace(evaluation, protocol=in_precision(PROTOCOLS.get(fast_protocol), "float32"))
         sides.append((f"{evaluation.benchmark.name}, {fast_protocol}", other))
-    theirs = PublishedLoop(checkout, llava, metric, state).run(evaluation, samples)
+    theirs = PublishedLoop(checkout, llava, metric, state, as_released).run(evaluation, samples)
     compared = []
     for label, side in sides:
         compared.append(Comparison(label, theirs, ours(side, llava, samples, metric, state, checked)))
         print(*compared[-1].row(), sep=" | ", flush=True)
     return compared
+
+
+def published_side(as_released: bool) -> str:
+    """How the published side computes.
+
+    Args:
+        as_released: see :class:`Options`.
+
+    Returns:
+        Part of a sentence.
+    """
+    return "as released" if as_released else "given our attention and cached decoding"
 
 
 def main(options: Options) -> None:
@@ -321,13 +406,17 @@ def main(options: Options) -> None:
         evaluation = EvalSpec(
             options.model, model, model.encoders, benchmark, protocol, options.epsilon, options.batch_size
         )
-        compared += compare(options.robustvlm, evaluation, llava, samples, metric, state, options.fast_protocol)
+        compared += compare(
+            options.robustvlm, evaluation, llava, samples, metric, state, options.fast_protocol,
+            as_released=options.as_released,
+        )  # fmt: skip
     write_sheet(
         options.output,
         "The published evaluation loop beside ours",
         f"`python -m benchmarks.published_loop`: {options.model} of the ablation, {options.protocol} at "
         f"{options.epsilon:g}/255 on {options.samples} samples per benchmark, float32, {options.threads} threads\n"
-        f"({platform.machine()}, torch {torch.__version__}); ours with batches of {options.batch_size}.",
+        f"({platform.machine()}, torch {torch.__version__}); ours with batches of {options.batch_size}; "
+        f"published side {published_side(options.as_released)}.",
         HEAD,
         [comparison.row() for comparison in compared],
     )

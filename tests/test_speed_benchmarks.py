@@ -120,6 +120,24 @@ def test_own_answers_are_right_and_captions_have_others_beside_them() -> None:
         assert scores == [100.0] * 4 if name == "easy_vqa" else max(scores) > benchmark.drop_threshold
 
 
+def test_the_published_side_answers_as_ours_does_but_reads_everything_for_every_token(checkout: Path) -> None:
+    llava, _ = random_llava(SMALL)
+    pixels_1CHW = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompt = llava.tokens("<image>\nwhat?")
+    _, metric, state = ready_benchmark(replace(BENCHMARKS.get("easy_vqa"), samples=1), llava.image_size)
+    seen: list[int] = []
+    llava.encoders[0].register_forward_hook(lambda module, inputs, output: seen.append(1))
+    (expected,) = llava.generate(pixels_1CHW, [prompt], 6)
+    assert len(seen) == 1
+    loop = published_loop.PublishedLoop(checkout, llava, metric, state)
+    language_model, tower = llava.connector.language_model, llava.encoders[0].tower
+    with published_loop.released_attention(llava):
+        assert {part.config._attn_implementation for part in (language_model, tower)} == {"eager"}
+        assert loop.decoded(pixels_1CHW, prompt, 6) == expected
+    assert len(seen) == 7
+    assert {part.config._attn_implementation for part in (language_model, tower)} == {"sdpa"}
+
+
 def test_attack_checks_are_work_of_our_side_alone_and_can_be_left_out() -> None:
     llava, model = random_llava(SMALL)
     benchmark = replace(BENCHMARKS.get("easy_vqa"), samples=2)
