@@ -58,7 +58,7 @@ class Options:
     benchmarks: tuple[str, ...] = ("easy_vqa", "easy_captions")
     samples: int = 8
     epsilon: float = 0.25
-    protocol: str = "paper_ensemble_3steps"
+    protocol: str = "paper_ensemble_10steps"
     fast_protocol: str | None = None
     batch_size: int = 8
     checked: bool = False

@@ -4,10 +4,10 @@
 
 The other side is the loop of RobustVLM and Robust-LLaVA (``vlm_eval/run_evaluation.py``): one image at a time, round by
 round over all images, with their own APGD, logits of the whole sequence, and a greedy answer after every round. As
-released, such an answer is made without a cache: the image is encoded and the whole text read again for every token
-(``open_flamingo/eval/models/llava.py``: ``use_cache=False``, and ``llava_llama.py`` hands the image on to every step);
-and attention is two matrix products and a softmax, all that the transformers commit of RobustVLM's requirements has.
-Ours is the attack worker as the pipeline runs it, without Ray. The model is one that the ablation has trained.
+RobustVLM releases it, such an answer is made without a cache: the image is encoded and the whole text read again for
+every token (``open_flamingo/eval/models/llava.py`` asks for ``use_cache=False``, ``llava_llama.py`` hands the image on
+to every step); and attention is two matrix products and a softmax, as in the transformers commit that its requirements
+pin. Ours is the attack worker as the pipeline runs it, without Ray. The model is one that the ablation has trained.
 """
 
 import contextlib
