@@ -1,7 +1,8 @@
 """How robust is a LLaVA that is already trained?
 
-Attacks ready checkpoints white-box at every budget, without any training: original LLaVA and Robust-LLaVA folders, or
-Hugging Face's LlavaForConditionalGeneration. Records, statistics and a report go to STORAGE/reports/evaluate/.
+Attacks ready checkpoints white-box at every budget, without any training: original LLaVA and Robust-LLaVA folders,
+Hugging Face's LlavaForConditionalGeneration, or what another sweep trained (a folder below models/ of its storage).
+Records, statistics and a report go to STORAGE/reports/evaluate/.
 The same command again computes only what is missing.
 """
 

@@ -19,11 +19,10 @@ from safetensors.torch import load_file, save_file
 from rllava.encoders import Encoder, EncoderSpec, build_encoder
 from rllava.errors import UserError
 from rllava.model.causal_lm import embedding_width
+from rllava.model.checkpoint import PROJECTORS
 from rllava.model.language import LanguageModelSpec, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.specs import ModelSpec
-
-PROJECTORS = "projectors.safetensors"
 
 
 def build_connector(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> tuple[Connector, Any]:

@@ -6,6 +6,7 @@ Formats:
   the frozen towers are looked for where encoders are (:mod:`rllava.weights`).
 - ``projector``: what stage 1 leaves: ``mm_projector.bin`` beside ``config.json``; the language model is another folder.
 - ``hugging_face``: a folder of transformers' ``LlavaForConditionalGeneration``; the tower is inside.
+- ``trained``: what a sweep trained, a folder below ``models/`` of its storage (:mod:`rllava.model.trained_format`).
 
 :func:`rllava.model.checkpoint_loading.load_checkpoint` loads them.
 """
@@ -28,12 +29,15 @@ from rllava.weights import TOKENIZER_SETTINGS, TOKENIZERS, digest, files_of, fin
 if TYPE_CHECKING:
     from rllava.model.describe import Description
 
-Format = Literal["original", "projector", "hugging_face"]
+Format = Literal["original", "projector", "hugging_face", "trained"]
 
 _LLAMAS = 32064
 """Vocabulary of Llama 1 and 2 and of Vicuna, with the tokens that LLaVA's checkpoints add."""
 
 _NO_VICUNA = re.compile(r"llama-?[23]|chat", re.IGNORECASE)
+
+PROJECTORS = "projectors.safetensors"
+"""What a training stage leaves of the projectors."""
 
 HUGGING_FACE_PROJECTOR = "multi_modal_projector"
 
@@ -45,8 +49,8 @@ class CheckpointSpec:
     Attributes:
         name: readable.
         format: see the module.
-        weights: where it is: a folder or ``hub:ORG/NAME``; after it, where ``format`` is ``projector``, the language
-            model's.
+        weights: where it is: a folder or ``hub:ORG/NAME``; after it, where the language model is a folder of its
+            own, that folder.
         sha256: of all files that are read: configuration, weights, tokenizer; checked whenever they are.
         encoders: that it was trained with.
         projectors: name of each encoder's projector in the weights.
@@ -106,6 +110,8 @@ def read_checkpoint(
     """
     weights, folder = _located(source, "checkpoint")
     what = f"checkpoint {folder}"
+    if (folder / "spec.json").exists():
+        return _trained(folder, what, language_model, conversation, name)
     config = read_config(folder, what)
     if "text_config" in config or "vision_config" in config:
         spec = _hugging_face(config, folder, what)
@@ -123,6 +129,20 @@ def read_checkpoint(
     template = conversation or _usual_conversation(config, folders_of(tuple(parts), what)[-1], what)
     template = TEMPLATES.get(template).name
     spec = replace(spec, name=name or Path(source).name, weights=tuple(parts), conversation=template)
+    return replace(spec, sha256=checkpoint_digest(spec))
+
+
+def _trained(
+    folder: Path, what: str, language_model: str | None, conversation: str | None, name: str | None
+) -> CheckpointSpec:
+    from rllava.model.trained_format import trained_spec  # imports all specs
+
+    if language_model is not None:
+        raise UserError(f"{what} has a language model of its own; leave out {language_model}")
+    spec = trained_spec(folder, what)
+    template = TEMPLATES.get(conversation or spec.conversation).name
+    parts = (str(folder / "stage2"), str(folder / "stage2/language_model"))
+    spec = replace(spec, name=name or folder.name, weights=parts, conversation=template)
     return replace(spec, sha256=checkpoint_digest(spec))
 
 
@@ -201,7 +221,7 @@ def read_files(spec: CheckpointSpec) -> list[Path]:
             "tokenizer_config.json, from the language model it was made of"
         )
     settings = sorted(file for pattern in TOKENIZER_SETTINGS for file in folders[-1].glob(pattern))
-    configs = [folder / "config.json" for folder in folders]
+    configs = [folder / "config.json" for folder in (folders[-1:] if spec.format == "trained" else folders)]
     return [*configs, *settings, *tokenizer, *weights_files(spec)]
 
 
@@ -215,7 +235,11 @@ def weights_files(spec: CheckpointSpec) -> list[Path]:
         Their paths.
     """
     folders = folders_of(spec.weights, f"checkpoint '{spec.name}'")
-    own = [folders[0] / f"{projector}.bin" for projector in spec.projectors] if spec.format == "projector" else []
+    own = []
+    if spec.format == "projector":
+        own = [folders[0] / f"{projector}.bin" for projector in spec.projectors]
+    elif spec.format == "trained":
+        own = [folders[0] / PROJECTORS]
     return [*own, *files_of(folders[-1])]
 
 

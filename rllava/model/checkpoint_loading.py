@@ -140,7 +140,8 @@ def _language_model(spec: CheckpointSpec, folders: Sequence[Path], dtype: torch.
 
 def _stored(spec: CheckpointSpec, language_model: Any, what: str) -> dict[str, Stored]:
     """What the files hold, by the names of a :class:`Connector`."""
-    translate = _hugging_face_names if spec.format == "hugging_face" else _original_names
+    translators = {"hugging_face": _hugging_face_names, "trained": _trained_names}
+    translate = translators.get(spec.format, _original_names)
     found = {}
     for name, entry in contents(weights_files(spec), what).items():
         translated = translate(name, spec, language_model)
@@ -156,6 +157,10 @@ def _original_names(name: str, spec: CheckpointSpec, language_model: Any) -> str
             return f"projectors.{place}.{rest}"
     unused = tuple(f"model.{slot.projector}." for slot in SLOTS)
     return None if _NOT_READ.search(name) or name.startswith(unused) else f"language_model.{name}"
+
+
+def _trained_names(name: str, spec: CheckpointSpec, language_model: Any) -> str:
+    return name if name.startswith("projectors.") else f"language_model.{name}"
 
 
 def _hugging_face_names(name: str, spec: CheckpointSpec, language_model: Any) -> str | None:

@@ -1,0 +1,49 @@
+"""LLaVAs that a sweep trained, as checkpoints: folders ``models/NAME-FINGERPRINT`` of its storage.
+
+spec.json                            what it was trained by
+COMPLETE                             that it was
+stage2/projectors.safetensors
+stage2/language_model/               Hugging Face folder with tokenizer
+"""
+
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from rllava.errors import UserError
+from rllava.model.checkpoint import PROJECTORS, CheckpointSpec
+from rllava.specs import ModelSpec
+from rllava.store import MARKER
+
+
+def trained_spec(folder: Path, what: str) -> CheckpointSpec:
+    """What the folder of a trained LLaVA says about itself.
+
+    Args:
+        folder: of the model.
+        what: for messages.
+
+    Returns:
+        The spec, with stage 2's conversation template; place and hash are left open.
+
+    Raises:
+        UserError: if its training is not done, or its description cannot be read.
+    """
+    for name in (MARKER, f"stage2/{PROJECTORS}", "stage2/language_model/config.json"):
+        if not (folder / name).exists():
+            raise UserError(f"{what} lacks {name}; run the sweep that trains it again, or copy the whole folder")
+    try:
+        spec = TypeAdapter(ModelSpec).validate_json((folder / "spec.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} has no readable spec.json ({reason}); copy the whole folder") from error
+    return CheckpointSpec(
+        name="",
+        format="trained",
+        weights=(),
+        sha256="",
+        encoders=spec.encoders,
+        projectors=tuple(f"projectors.{place}" for place in range(len(spec.encoders))),
+        projector=spec.projector,
+        conversation=spec.stage2.conversation,
+    )
