@@ -126,9 +126,9 @@ class Comparison:
             f"{np.mean(self.theirs[0]):.2f}",
             f"{np.mean(self.ours[0]):.2f}",
             f"{self.differing} ({self.higher} higher)",
-            f"{samples / self.theirs[1]:.2f}",
-            f"{samples / self.ours[1]:.2f}",
-            f"{self.ratio:.1f}",
+            f"{samples / self.theirs[1]:.3g}",
+            f"{samples / self.ours[1]:.3g}",
+            f"{self.ratio:.2f}",
         )
 
 

@@ -170,7 +170,7 @@ def test_higher_scores_of_another_protocol_are_counted(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = published_loop.Comparison("a", ([0.0, 50.0, 9.0], 6.0), ([0.0, 60.0, 3.0], 3.0))
-    assert compared.row() == ("a", "19.67", "21.00", "2 (1 higher)", "0.50", "1.00", "2.0")
+    assert compared.row() == ("a", "19.67", "21.00", "2 (1 higher)", "0.5", "1", "2.00")
     monkeypatch.setattr(published_loop, "trained_llava", untrained)
     for fast, count in ((None, 1), ("paper_ensemble_10steps", 2)):
         options = published_loop.Options(
