@@ -79,7 +79,6 @@ def answered_by_itself(
         samples: to answer.
         metric: of the benchmark.
         state: of the metric, for the samples as they are.
-        as_released: whether the published side decodes and computes attention as released; False: as ours does.
         captions: how many of the sample's own references a captioning sample keeps.
 
     Returns:
