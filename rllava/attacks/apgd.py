@@ -25,6 +25,7 @@ from rllava.attacks.common import (
     Start,
     ascent,
     check_budget,
+    check_finite,
     check_images,
     expand,
     loss_and_gradient,
@@ -262,8 +263,10 @@ def apgd(
     )
     for step in range(steps + 1):
         # The last point needs no gradient: no step follows.
-        look = loss_only if step == steps else loss_and_gradient
-        absorb(lanes, look(loss, lanes.point_LCHW, index_B))
+        look = (loss_only if step == steps else loss_and_gradient)(loss, lanes.point_LCHW, index_B)
+        if step == 0:
+            check_finite(look.loss_B)
+        absorb(lanes, look)
         if step < steps:
             move(lanes, norm)
     return result_of(lanes, steps)

@@ -35,11 +35,14 @@ class ClassifierResult:
         images_BCHW: adversarial images; the clean one where nothing broke the sample.
         robust_B: samples that are right on the clean image and on every image tried.
         broken_by: per sample, the attack that broke it: ``"clean"`` where it was wrong from the start, None if robust.
+        failed_B: samples on which an attack met a loss that is not finite. The later attacks leave them out; where
+            they still count as robust, that proves nothing.
     """
 
     images_BCHW: Tensor
     robust_B: Tensor
     broken_by: tuple[str | None, ...]
+    failed_B: Tensor
 
 
 def apgd_ce(
@@ -167,6 +170,7 @@ class _State:
             self.logits_BK = model(images_BCHW)
         self.images_BCHW = images_BCHW.clone()
         self.robust_B = self.logits_BK.argmax(1) == label_B
+        self.failed_B = torch.zeros_like(self.robust_B)
         self.broken_by: list[str | None] = [None if right else "clean" for right in self.robust_B.tolist()]
 
     def apgd_ce(self, steps: int, restarts: int) -> None:
@@ -191,7 +195,7 @@ class _State:
                 loss, self.clean_BCHW[who_N], epsilon=self.epsilon, steps=steps, norm=self.norm,
                 start="surface", step_size=2.0, seeds=start_seeds(who_N.tolist(), run, self.seed),
             )  # fmt: skip
-            self.note(name, who_N, found.solved_BCHW, found.solved_B)
+            self.note(name, who_N, found.solved_BCHW, found.solved_B, found.broken_B)
 
     def square(self, queries: int) -> None:
         who_N = self.left()
@@ -199,17 +203,18 @@ class _State:
             loss = classifier_loss(self.model, self.label_B[who_N], "margin")
             seeds = start_seeds(who_N.tolist(), 0, self.seed)
             found = square(loss, self.clean_BCHW[who_N], epsilon=self.epsilon, queries=queries, seeds=seeds)
-            self.note("square", who_N, found.images_BCHW, found.solved_B)
+            self.note("square", who_N, found.images_BCHW, found.solved_B, found.broken_B)
 
     def left(self) -> Tensor:
-        return self.robust_B.nonzero()[:, 0]
+        return (self.robust_B & ~self.failed_B).nonzero()[:, 0]
 
-    def note(self, attack: str, who_N: Tensor, images_NCHW: Tensor, broken_N: Tensor) -> None:
+    def note(self, attack: str, who_N: Tensor, images_NCHW: Tensor, broken_N: Tensor, failed_N: Tensor) -> None:
         broken = who_N[broken_N]
         self.images_BCHW[broken] = images_NCHW[broken_N]
         self.robust_B[broken] = False
+        self.failed_B[who_N] |= failed_N
         for sample in broken.tolist():
             self.broken_by[sample] = attack
 
     def result(self) -> ClassifierResult:
-        return ClassifierResult(self.images_BCHW, self.robust_B, tuple(self.broken_by))
+        return ClassifierResult(self.images_BCHW, self.robust_B, tuple(self.broken_by), self.failed_B)

@@ -328,6 +328,25 @@ def check_loss(loss_B: Tensor, images_BCHW: Tensor) -> None:
         )
 
 
+def check_finite(loss_B: Tensor) -> None:
+    """Refuses a first look that is finite for no sample: the loss is at fault then, not a sample.
+
+    A single sample that is not finite is flagged instead, and leaves the others untouched.
+
+    Args:
+        loss_B: at the start points.
+
+    Raises:
+        ValueError: naming the samples.
+    """
+    if len(loss_B) and not bool(loss_B.isfinite().any()):
+        which = "sample 0" if len(loss_B) == 1 else f"samples 0 to {len(loss_B) - 1}"
+        raise ValueError(
+            f"loss: not finite at the start point of {which} ({loss_B[0].item():g}), so there is nothing to climb; "
+            "look for the first operation of the model that overflows, or attack it in float32"
+        )
+
+
 def expand(value_B: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, 1]."""
     return value_B[:, None, None, None]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from rllava.attacks.common import PIXEL, LossFunction, check_budget, check_images, loss_only, project
+from rllava.attacks.common import PIXEL, LossFunction, check_budget, check_finite, check_images, loss_only, project
 
 Propose = Callable[[int, Sequence[Generator], Tensor, Tensor], Tensor]
 """``propose(query, generators, clean_ACHW, best_ACHW) -> points_ACHW``: what to try next, before projection. All chance
@@ -115,6 +115,8 @@ def random_search(
         clean_ACHW, best_ACHW = clean_BCHW[index_A], best_BCHW[index_A]
         points_ACHW = project(propose(query, active, clean_ACHW, best_ACHW), clean_ACHW, epsilon)
         look = loss_only(loss, points_ACHW, index_A)
+        if query == 0:
+            check_finite(look.loss_B)
         loss_A, solved_A = look.loss_B.to(clean_BCHW.dtype), look.solved_B
         finite_A = loss_A.isfinite()
         better_A = finite_A & (solved_A | (loss_A > best_loss_B[index_A]))

@@ -15,6 +15,7 @@ from rllava.attacks.common import (
     LossFunction,
     Start,
     check_budget,
+    check_finite,
     check_images,
     loss_and_gradient,
     project,
@@ -46,10 +47,10 @@ def pgd(
         seeds: one per sample, for a random start.
 
     Returns:
-        Adversarial images, [B, C, H, W].
+        Adversarial images, [B, C, H, W]. A sample without a usable gradient keeps its start point.
 
     Raises:
-        ValueError: naming the argument at fault.
+        ValueError: naming the argument, and the sample where one is at fault.
     """
     check_images(images_BCHW)
     check_budget(epsilon, steps, step_size)
@@ -57,8 +58,12 @@ def pgd(
     index_B = torch.arange(clean_BCHW.shape[0], device=clean_BCHW.device)
     point_BCHW = start_point(start, clean_BCHW, epsilon, seeds)
     velocity_BCHW = torch.zeros_like(point_BCHW)
-    for _ in range(steps):
+    for step in range(steps):
         look = loss_and_gradient(loss, point_BCHW, index_B)
-        velocity_BCHW = (momentum * velocity_BCHW + look.gradient_BCHW.sign()).sign()
+        if step == 0:
+            check_finite(look.loss_B)
+        # A sample whose gradient is not a number stays where it is, or goes on as it came.
+        direction_BCHW = look.gradient_BCHW.sign().nan_to_num(nan=0.0)
+        velocity_BCHW = (momentum * velocity_BCHW + direction_BCHW).sign()
         point_BCHW = project(point_BCHW + step_size * epsilon * PIXEL * velocity_BCHW, clean_BCHW, epsilon)
     return point_BCHW

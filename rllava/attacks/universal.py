@@ -89,10 +89,17 @@ def universal(
     point_1CHW = noise_1CHW
     if epsilon is not None:
         point_1CHW = project(clean_1CHW + (2 * noise_1CHW - 1) * (epsilon * PIXEL), clean_1CHW, epsilon)
-    losses, zeros, broken = [], [], False
+    losses: list[Tensor] = []
+    zeros: list[Tensor] = []
+    broken = False
     for _ in range(steps):
         index_N = torch.randperm(targets, generator=generator)[:batch].to(clean_1CHW.device)
         mean, gradient_1CHW = _mean_and_gradient(loss, point_1CHW, index_N)
+        if not losses and not bool(mean.isfinite()):
+            raise ValueError(
+                f"loss: its mean over targets {index_N.tolist()} is not finite at the start image ({mean.item():g}); "
+                "look for the first operation of the model that overflows, or attack it in float32"
+            )
         losses.append(mean)
         zeros.append((gradient_1CHW == 0).to(clean_1CHW.dtype).mean())
         broken = not bool(mean.isfinite() & gradient_1CHW.isfinite().all())

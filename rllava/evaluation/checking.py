@@ -13,11 +13,12 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from rllava.attacks import check_attack, square
-from rllava.attacks.checks import TOLERANCE
+from rllava.attacks import apgd, check_attack, square
+from rllava.attacks.checks import TOLERANCE, Finding, compare_results
 from rllava.attacks.engine import AnswerLoss, Task
 from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Outcome, attack_result
+from rllava.check_list import CHECKS
 
 CHECKED_PER_SHARD = 8
 """Samples of a shard that are checked. A masked gradient is a property of the model and shows on any sample."""
@@ -25,8 +26,13 @@ CHECKED_PER_SHARD = 8
 SQUARE_QUERIES = 16
 """Of the black-box attack that a gradient attack has to beat."""
 
+FEWER_STEPS = 50
+"""Most steps of the attack that a round of twice as many must not lose to: more would cost long rounds too much."""
+
 HALF_TOLERANCE = 1e-2
 """Losses of models in half precision that are nearer than this, relatively, count as equal."""
+
+ORDER = tuple(check.name for check in CHECKS)
 
 Answer = Callable[[Tensor, Sequence[int], str], list[str]]
 """``answer(images_NCHW, samples, precision) -> answers`` of those samples."""
@@ -101,19 +107,38 @@ def _check(
         return sign_N[chosen] * answer_loss(pixels_NCHW, [tasks[i] for i in chosen], precision)
 
     own = [seeds[b] for b in who]
-    black_box = square(loss, clean_NCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=own)
-    raised = check_attack(
-        loss,
-        clean_NCHW,
-        attack_result(rounds),
-        epsilon=epsilon,
-        seeds=own,
-        solved=torch.tensor(solved, device=clean_NCHW.device),
-        others={"square": black_box.loss_B},
-        tolerance=TOLERANCE if precision == "float32" else HALF_TOLERANCE,
-    )
+    solved_N = torch.tensor(solved, device=clean_NCHW.device)
+    tolerance = TOLERANCE if precision == "float32" else HALF_TOLERANCE
+    # Nothing can be compared with an attack that broke off, and other attacks would break off there as well.
+    whole = [n for n, evidence in enumerate(rounds) if not evidence.broken]
+    square_N = clean_NCHW.new_full((len(who),), -torch.inf)
+    raised: list[tuple[Finding, Sequence[int]]] = []
+    if whole:
+        place_W = torch.tensor(whole)
+
+        def loss_of_whole(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
+            return loss(pixels_NCHW, place_W[index_N.cpu()])
+
+        clean_WCHW = clean_NCHW[whole]
+        black_box = square(
+            loss_of_whole, clean_WCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=[own[n] for n in whole]
+        )
+        square_N[whole] = black_box.loss_B
+        if rounds[0].steps > 1:
+            fewer = apgd(loss_of_whole, clean_WCHW, epsilon=epsilon, steps=min(rounds[0].steps // 2, FEWER_STEPS))
+            found = attack_result([rounds[n] for n in whole])
+            weaker = compare_results(fewer, found, grew="steps", solved=solved_N[whole], tolerance=tolerance)
+            raised += [(finding, whole) for finding in weaker]
+    result = attack_result(rounds)
+    others = {"square": square_N}
+    raised += [
+        (finding, range(len(who)))
+        for finding in check_attack(
+            loss, clean_NCHW, result, epsilon=epsilon, seeds=own, solved=solved_N, others=others, tolerance=tolerance
+        )
+    ]
     names: list[list[str]] = [[] for _ in who]
-    for finding in raised:
-        for place in finding.samples:
-            names[place].append(finding.check)
+    for finding, places in sorted(raised, key=lambda pair: ORDER.index(pair[0].check)):
+        for sample in finding.samples:
+            names[places[sample]].append(finding.check)
     return names

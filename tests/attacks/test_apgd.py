@@ -1,6 +1,7 @@
 """APGD against RobustVLM's own trajectories, and the promises every attack makes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rllava.attacks import apgd, pgd
+from rllava.attacks import apgd, pgd, random_noise, square
 from tests.attacks.classifier import Classifier, images
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "apgd.json").read_text())
@@ -88,6 +89,36 @@ def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
     torch.testing.assert_close(result.images_BCHW[2], PIXELS_BCHW[2], rtol=0, atol=0)
 
 
+def test_pgd_leaves_a_broken_sample_where_it_started() -> None:
+    def broken(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
+        return cross_entropy(pixels_BCHW, index_B) * torch.where(index_B == 2, float("nan"), 1.0)
+
+    images_BCHW, whole_BCHW = (
+        pgd(loss, PIXELS_BCHW, epsilon=8, steps=3, step_size=0.5, start="clean") for loss in (broken, cross_entropy)
+    )
+    keep = [0, 1, 3, 4, 5]
+    assert torch.equal(images_BCHW[keep], whole_BCHW[keep])
+    assert torch.equal(images_BCHW[2], PIXELS_BCHW[2])
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_loss_that_is_finite_nowhere_is_refused_by_every_attack(count: int) -> None:
+    def nan(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
+        return cross_entropy(pixels_BCHW, index_B) * float("nan")
+
+    pixels_BCHW, seeds = PIXELS_BCHW[:count], list(range(count))
+    which = "sample 0" if count == 1 else "samples 0 to 5"
+    attacks: tuple[Callable[[], object], ...] = (
+        lambda: apgd(nan, pixels_BCHW, epsilon=8, steps=2),
+        lambda: pgd(nan, pixels_BCHW, epsilon=8, steps=2, step_size=0.5, start="clean"),
+        lambda: square(nan, pixels_BCHW, epsilon=8, queries=2, seeds=seeds),
+        lambda: random_noise(nan, pixels_BCHW, epsilon=8, draws=2, seeds=seeds),
+    )
+    for attack in attacks:
+        with pytest.raises(ValueError, match=rf"loss: not finite at the start point of {which} \(nan\)"):
+            attack()
+
+
 def no_gradient(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
     with torch.no_grad():
         return cross_entropy(pixels_BCHW, index_B)
@@ -105,6 +136,10 @@ def no_gradient(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
         ({"images_BCHW": PIXELS_BCHW[0]}, "shape"),
         ({"loss": lambda x, i: cross_entropy(x, i).mean()}, "one value per sample"),
         ({"loss": no_gradient}, "does not depend on the pixels"),
+        (
+            {"loss": lambda x, i: cross_entropy(x, i) / 0},
+            r"loss: not finite at .* samples 0 to 5 \(inf\)",
+        ),
         ({"start": "random"}, "seed"),
         ({"start": "somewhere"}, "start"),
     ],

@@ -88,6 +88,27 @@ def test_a_sample_does_not_depend_on_the_others(attack: Callable[..., Any]) -> N
     torch.testing.assert_close(first.images_BCHW, whole.images_BCHW[:3], rtol=0, atol=1e-9)
 
 
+def test_a_sample_without_finite_logits_is_named_and_left_alone() -> None:
+    label_B = MODEL(PIXELS_BCHW).argmax(1)
+    count = len(label_B)
+    seen: list[int] = []
+
+    def broken(pixels_BCHW: Tensor) -> Tensor:
+        seen.append(len(pixels_BCHW))
+        lost_B = (pixels_BCHW[:, 0, 0, 0] - PIXELS_BCHW[1, 0, 0, 0]).abs() < 0.02
+        # Right on the clean images, and nowhere finite afterwards.
+        return MODEL(pixels_BCHW) + torch.where(lost_B & (len(seen) > 1), float("nan"), 0.0)[:, None]
+
+    assert float((PIXELS_BCHW[:, 0, 0, 0] - PIXELS_BCHW[1, 0, 0, 0]).abs().sort().values[1]) > 0.04
+    left = autoattack(broken, PIXELS_BCHW, label_B, epsilon=4, steps=5, queries=20)
+    whole = autoattack(MODEL, PIXELS_BCHW, label_B, epsilon=4, steps=5, queries=20)
+    assert left.failed_B.tolist() == [sample == 1 for sample in range(count)]
+    assert not whole.failed_B.any()
+    assert [name for sample, name in enumerate(left.broken_by) if sample != 1] == [
+        name for sample, name in enumerate(whole.broken_by) if sample != 1
+    ]
+
+
 def test_restarts_and_targets_only_help() -> None:
     label_B = MODEL(PIXELS_BCHW).argmax(1)
     once = apgd_ce(MODEL, PIXELS_BCHW, label_B, epsilon=1, steps=3)

@@ -152,6 +152,10 @@ def no_gradient(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
         ({"image_CHW": IMAGE_CHW[0]}, "shape"),
         ({"loss": lambda x, i: say(x, i).mean()}, "one value per target"),
         ({"loss": no_gradient}, "does not depend on the image"),
+        (
+            {"loss": lambda x, i: say(x, i) * float("nan")},
+            r"loss: its mean over targets \[.*\] is not finite",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
