@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from benchmarks import gpu_7b
-from benchmarks.gpu_7b import SHAPES, Batch, Bench, Flops, MatrixRate, Options, Report, TowerResult
+from benchmarks.gpu import measure
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.flops import estimated_flops
+from benchmarks.gpu.models import VisionTower, build_language_model, build_llava
+from benchmarks.gpu.options import Options
+from benchmarks.gpu.results import PARTS, Batch, Flops, MatrixRate, TowerResult
+from benchmarks.gpu.shapes import SHAPES
+from benchmarks.gpu.sheet import Report, goal_lines, sheet
+from benchmarks.gpu.stopwatch import divide_time
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -40,8 +48,8 @@ def options(tmp_path: Path, *arguments: str) -> Options:
 def tiny_bench(chosen: Options, tower: str = "clip-l") -> Bench:
     torch.manual_seed(0)
     shapes = SHAPES["tiny"]
-    language_model = gpu_7b.build_language_model(shapes, chosen.dtype, CPU)
-    return Bench(gpu_7b.build_llava(shapes, shapes.towers[tower], language_model, chosen.dtype, CPU), shapes, chosen)
+    language_model = build_language_model(shapes, chosen.dtype, CPU)
+    return Bench(build_llava(shapes, shapes.towers[tower], language_model, chosen.dtype, CPU), shapes, chosen)
 
 
 def test_the_sheet_has_every_tower_batch_size_and_product(report: Report) -> None:
@@ -60,7 +68,7 @@ def test_batches_grow_to_the_largest_wanted(report: Report) -> None:
         assert result.too_large is None
         assert all(batch.step_s > 0 and batch.forward_s > 0 for batch in result.batches)
         assert result.best.sample_s == min(batch.sample_s for batch in result.batches)
-        assert set(result.parts_s) == set(gpu_7b.PARTS)
+        assert set(result.parts_s) == set(PARTS)
         assert all(seconds > 0 for seconds in result.parts_s.values())
 
 
@@ -74,7 +82,7 @@ def test_the_estimate_for_7b_follows_the_rule_of_parameters_times_tokens() -> No
     """Two operations per parameter and token forward, two more backward; attention and the head aside."""
     shapes = SHAPES["7b"]
     language, tower = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 23 / 24 * 303.5e6
-    estimate = gpu_7b.estimated_flops(shapes, shapes.towers["clip-l"], 40, 12)
+    estimate = estimated_flops(shapes, shapes.towers["clip-l"], 40, 12)
     assert estimate == pytest.approx(4 * (language * 628 + tower * 577), rel=0.06)
     assert estimate > 4 * (language * 628 + tower * 577)
 
@@ -82,11 +90,11 @@ def test_the_estimate_for_7b_follows_the_rule_of_parameters_times_tokens() -> No
 def test_7b_has_the_published_sizes_in_bfloat16() -> None:
     """On the meta device, where nothing is allocated: Llama-2-7B, and the towers up to the layer that is used."""
     shapes, meta = SHAPES["7b"], torch.device("meta")
-    language_model = gpu_7b.build_language_model(replace(shapes, layers=1), torch.bfloat16, meta)
+    language_model = build_language_model(replace(shapes, layers=1), torch.bfloat16, meta)
     one_layer = sum(p.numel() for p in language_model.model.layers[0].parameters())
     assert sum(p.numel() for p in language_model.parameters()) + 31 * one_layer == 6_738_415_616
     for name, millions in {"clip-l": 303.5 * 23 / 24, "advxl-h": 631.2, "advxl-g": 1011.7}.items():
-        llava = gpu_7b.build_llava(shapes, shapes.towers[name], language_model, torch.bfloat16, meta)
+        llava = build_llava(shapes, shapes.towers[name], language_model, torch.bfloat16, meta)
         found = sum(parameter.numel() for parameter in llava.encoders.parameters())
         assert found == pytest.approx(millions * 1e6, rel=0.003), name
         assert {parameter.dtype for parameter in llava.parameters()} == {torch.bfloat16}
@@ -99,7 +107,7 @@ def test_7b_has_the_published_sizes_in_bfloat16() -> None:
 def test_the_gradient_reaches_the_pixels_of_every_sample(precision: str, tmp_path: Path) -> None:
     bench = tiny_bench(options(tmp_path, "--precision", precision))
     encoder = bench.llava.encoders[0]
-    assert isinstance(encoder, gpu_7b.VisionTower)
+    assert isinstance(encoder, VisionTower)
     assert encoder.statistics(torch.zeros(1, 3, 2, 2))[0].dtype == torch.float32
     assert next(encoder.parameters()).dtype == getattr(torch, precision)
     pixels_BCHW = bench.images(3).requires_grad_(True)
@@ -116,7 +124,7 @@ def test_the_stopwatch_leaves_the_model_and_the_loss_as_they_were(tmp_path: Path
     bench = tiny_bench(options(tmp_path))
     images_BCHW, index_B = bench.images(2), torch.arange(2)
     before_B = bench.loss(2)(images_BCHW, index_B)
-    gpu_7b.divide_time(bench, 2)
+    divide_time(bench, 2)
     torch.testing.assert_close(bench.loss(2)(images_BCHW, index_B), before_B, rtol=0, atol=0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in bench.llava.modules())
 
@@ -124,14 +132,14 @@ def test_the_stopwatch_leaves_the_model_and_the_loss_as_they_were(tmp_path: Path
 def test_growing_stops_where_memory_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = gpu_7b._measure_batch
+    real = measure._measure_batch
 
     def limited(bench: Bench, count: int) -> Batch:
         if count == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(bench, count)
 
-    monkeypatch.setattr(gpu_7b, "_measure_batch", limited)
+    monkeypatch.setattr(measure, "_measure_batch", limited)
     chosen = options(tmp_path, "--max-batch", "8", "--towers", "clip-l")
     (result,) = gpu_7b.run(chosen).results
     assert [batch.count for batch in result.batches] == [1]
@@ -147,7 +155,7 @@ def test_only_a_lack_of_memory_is_taken_as_one(
     def failing(bench: Bench, count: int) -> Batch:
         raise error("something else")
 
-    monkeypatch.setattr(gpu_7b, "_measure_batch", failing)
+    monkeypatch.setattr(measure, "_measure_batch", failing)
     arguments = [*QUICK, "--towers", "clip-l", "--output", str(tmp_path / "sheet.md")]
     if status is None:
         with pytest.raises(RuntimeError, match="something else"):
@@ -168,9 +176,9 @@ def test_compiled_layers_are_those_of_both_transformers_and_only_within(
 
     monkeypatch.setattr(torch, "compile", wrapped)
     bench = tiny_bench(options(tmp_path))
-    with gpu_7b.compiled(bench.llava):
+    with measure.compiled(bench.llava):
         assert sum("forward" in module.__dict__ for module in bench.llava.modules()) == len(calls) == 2 + 2
-        assert gpu_7b.measure_batch(bench, 1) is not None
+        assert measure.measure_batch(bench, 1) is not None
     assert not any("forward" in module.__dict__ for module in bench.llava.modules())
 
 
@@ -178,7 +186,7 @@ def made_up(step_s: float, peaks: tuple[int | None, ...], tmp_path: Path) -> Rep
     """A report of a GPU that does 100 TFLOP/s, and of attacks with 10 TFLOP per step and sample."""
     batches = tuple(Batch(2**place, step_s * 2**place, 0.0, peak) for place, peak in enumerate(peaks))
     flops = Flops(counted=int(1e13), attention=int(1e11), estimated=int(1e13))
-    parts = dict.fromkeys(gpu_7b.PARTS, step_s / len(gpu_7b.PARTS))
+    parts = dict.fromkeys(PARTS, step_s / len(PARTS))
     result = TowerResult("clip-l", SHAPES["7b"].towers["clip-l"], 14 * GIB, flops, batches, None, parts, None)
     chosen = replace(options(tmp_path), shapes="7b")
     return Report(chosen, SHAPES["7b"], (MatrixRate(1, 1, 1, 5e13), MatrixRate(2, 2, 2, 1e14)), [result])
@@ -188,7 +196,7 @@ def made_up(step_s: float, peaks: tuple[int | None, ...], tmp_path: Path) -> Rep
     ("step_s", "seconds", "share"), [(0.2, "missed: 20 s", "missed: 50.0%"), (0.01, "met: 1 s", "met")]
 )
 def test_goals_are_judged_by_the_measurement(step_s: float, seconds: str, share: str, tmp_path: Path) -> None:
-    lines = gpu_7b.goal_lines(made_up(step_s, (GIB,), tmp_path))
+    lines = goal_lines(made_up(step_s, (GIB,), tmp_path))
     assert len(lines) == 2
     assert seconds in lines[0]
     assert share in lines[1]
@@ -198,7 +206,7 @@ def test_goals_are_judged_by_the_measurement(step_s: float, seconds: str, share:
 def test_memory_per_sample_is_the_slope(tmp_path: Path) -> None:
     known = made_up(0.1, (17 * GIB, 20 * GIB, 26 * GIB), tmp_path)
     assert known.results[0].sample_bytes == pytest.approx(3 * GIB)
-    assert "| 14 | 3 |" in gpu_7b.sheet(known)
+    assert "| 14 | 3 |" in sheet(known)
     assert made_up(0.1, (17 * GIB,), tmp_path).results[0].sample_bytes is None
     assert made_up(0.1, (None, None), tmp_path).results[0].sample_bytes is None
 
