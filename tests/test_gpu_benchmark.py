@@ -20,6 +20,7 @@ from benchmarks.gpu.results import PARTS, Batch, Flops, MatrixRate, TowerResult
 from benchmarks.gpu.shapes import SHAPES
 from benchmarks.gpu.sheet import Report, goal_lines, sheet
 from benchmarks.gpu.stopwatch import divide_time
+from rllava.errors import SweepError
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -277,3 +278,11 @@ def test_the_small_shapes_differ_from_7b_in_size_alone() -> None:
     for name, tower in tiny.towers.items():
         assert (tower.layer, tower.activation) == (large.towers[name].layer, large.towers[name].activation)
     assert large.visual_tokens == 576
+
+
+def test_an_attack_on_a_loss_that_is_not_finite_is_not_timed(tmp_path: Path) -> None:
+    bench = tiny_bench(options(tmp_path))
+    with torch.no_grad():
+        next(bench.llava.connector.projectors[0].parameters()).fill_(float("nan"))
+    with pytest.raises(SweepError, match="--precision float32"):
+        bench.attack(bench.loss(2), bench.images(2), 2)

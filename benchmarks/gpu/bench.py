@@ -12,7 +12,7 @@ from benchmarks.gpu.models import random_tokens
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.shapes import Shapes
 from rllava.attacks.apgd import apgd
-from rllava.attacks.common import LossFunction
+from rllava.attacks.common import LossFunction, NonFiniteLossError
 from rllava.errors import SweepError
 from rllava.model.llava import Llava
 
@@ -62,8 +62,11 @@ class Bench:
         Raises:
             SweepError: if a loss or gradient is not finite; the time of such an attack says nothing.
         """
-        result = apgd(loss, images_BCHW, epsilon=EPSILON, steps=steps)
-        if bool(result.broken_B.any()):
+        try:
+            broken = bool(apgd(loss, images_BCHW, epsilon=EPSILON, steps=steps).broken_B.any())
+        except NonFiniteLossError:
+            broken = True
+        if broken:
             raise SweepError("the loss or its gradient is not finite; try --precision float32")
 
 

@@ -328,6 +328,10 @@ def check_loss(loss_B: Tensor, images_BCHW: Tensor) -> None:
         )
 
 
+class NonFiniteLossError(ValueError):
+    """A loss that is finite for no sample."""
+
+
 def check_finite(loss_B: Tensor) -> None:
     """Refuses a first look that is finite for no sample: the loss is at fault then, not a sample.
 
@@ -337,11 +341,11 @@ def check_finite(loss_B: Tensor) -> None:
         loss_B: at the start points.
 
     Raises:
-        ValueError: naming the samples.
+        NonFiniteLossError: naming the samples.
     """
     if len(loss_B) and not bool(loss_B.isfinite().any()):
         which = "sample 0" if len(loss_B) == 1 else f"samples 0 to {len(loss_B) - 1}"
-        raise ValueError(
+        raise NonFiniteLossError(
             f"loss: not finite at the start point of {which} ({loss_B[0].item():g}), so there is nothing to climb; "
             "look for the first operation of the model that overflows, or attack it in float32"
         )

