@@ -22,8 +22,9 @@ def to_json(spec: Any) -> dict[str, Any]:
     return plain
 
 
-# What describes a spec to people, or says where a file lies whose hash is beside it: decides no result.
-_DESCRIPTIVE = {"training", "licence", "origin", "parameters", "weights"}
+# What describes a spec to people, says where a file lies whose hash is beside it, or trades time for memory: decides no
+# result.
+_DESCRIPTIVE = {"training", "licence", "origin", "parameters", "weights", "gradient_checkpointing"}
 
 
 def fingerprint(spec: Any) -> str:

@@ -38,6 +38,8 @@ class StageSpec:
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
         precision: of weights and activations in training.
         max_length: longest sequence in tokens, visual ones included; longer ones are cut.
+        gradient_checkpointing: whether the language model keeps its layers' inputs alone and computes the rest again in
+            the backward pass: a fraction of the memory for a third more time, to the same weights.
     """
 
     data: InstructionSpec
@@ -53,6 +55,7 @@ class StageSpec:
     zero_stage: int = 2
     precision: Precision = "fp32"
     max_length: int = 2048
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):

@@ -8,13 +8,14 @@ Candidates: a (LLaVA trained end-to-end on encoder a), a+b (token-interleaved en
 LLaVA trained with a).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rllava.errors import UserError
 from sweeps.console import run_script
 from sweeps.options import AttackOptions, read_grid, run_plan
 from sweeps.options import make_plan as plan_of
 from sweeps.plan import Plan
-from sweeps.presets import PRESETS, parse_candidate
+from sweeps.presets import PRESETS, Preset, parse_candidate
 
 SWEEP = "encoder_ablation"
 
@@ -30,11 +31,14 @@ class Options(AttackOptions):
             name, timm:MODEL, open_clip:MODEL/PRETRAINED or the path of a checkpoint, with variants such as
             [activation=gelu].
         workers: training workers per candidate (one GPU each where there are GPUs).
+        micro_batch: samples per forward pass of a training worker, instead of the preset's, in both stages; gradients
+            accumulate to the same global batch. Smaller for more workers, or for less memory.
     """
 
     preset: str = "tiny"
     encoders: tuple[str, ...] = ()
     workers: int = 1
+    micro_batch: int | None = None
 
 
 def make_plan(options: Options) -> Plan:
@@ -49,9 +53,25 @@ def make_plan(options: Options) -> Plan:
     Raises:
         UserError: naming the option and the remedy.
     """
-    grid = read_grid(options, PRESETS.get(options.preset))
+    grid = read_grid(options, _in_portions(PRESETS.get(options.preset), options.micro_batch))
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or grid.preset.candidates))
     return plan_of(options, SWEEP, grid, candidates)
+
+
+def _in_portions(preset: Preset, micro_batch: int | None) -> Preset:
+    if micro_batch is None:
+        return preset
+    for number, stage in enumerate((preset.stage1, preset.stage2), start=1):
+        if micro_batch < 1 or stage.global_batch % micro_batch:
+            raise UserError(
+                f"--micro-batch {micro_batch}: stage {number} has a global batch of {stage.global_batch}; give a "
+                "number that divides it"
+            )
+    return replace(
+        preset,
+        stage1=replace(preset.stage1, micro_batch=micro_batch),
+        stage2=replace(preset.stage2, micro_batch=micro_batch),
+    )
 
 
 def main(options: Options) -> None:

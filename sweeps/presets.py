@@ -208,6 +208,7 @@ PRESETS.register(
             clip=0.0,  # LLaVA's DeepSpeed configurations set no gradient clipping
             zero_stage=2,
             precision="bf16",
+            gradient_checkpointing=True,  # as LLaVA's scripts, in both stages
         ),
         stage2=StageSpec(
             data=INSTRUCTIONS.get("llava_instruct_665k"),
@@ -220,6 +221,7 @@ PRESETS.register(
             clip=0.0,
             zero_stage=3,
             precision="bf16",
+            gradient_checkpointing=True,
         ),
         batch_size=0,
         rows_per_shard=25,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rllava.data.stream import MicroBatch
 from rllava.encoders.base import Encoder, encode
+from rllava.errors import UserError
 from rllava.model.conversation import IGNORE, TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Connector
 from rllava.specs import StageSpec
@@ -154,6 +155,8 @@ def start_engine(stage: StageSpec, connector: Connector) -> Any:
     import deepspeed  # seconds to import, and only training needs it
 
     connector.train()
+    if stage.gradient_checkpointing:
+        recompute_layers(connector)
     connector.language_model.requires_grad_(stage.train_language_model)
     connector.projectors.requires_grad_(True)
     trainable = [parameter for parameter in connector.parameters() if parameter.requires_grad]
@@ -171,6 +174,26 @@ def start_engine(stage: StageSpec, connector: Connector) -> Any:
         if name in whole:
             buffer.data = whole[name].to(buffer.device)
     return engine
+
+
+def recompute_layers(connector: Connector) -> None:
+    """Makes the language model's layers keep their inputs alone until the backward pass, in which they run again.
+
+    Args:
+        connector: in training mode; evaluation and decoding are as before.
+
+    Raises:
+        UserError: if its language model cannot.
+    """
+    language_model: Any = connector.language_model
+    if not getattr(language_model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"gradient_checkpointing: {type(language_model).__name__} cannot compute its layers again; set it to False"
+        )
+    # transformers calls it so since 5.x, and will forget the older name in 6.
+    name = "activation_checkpointing_enable"
+    enable = getattr(language_model, name, None) or language_model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def portion_loss(

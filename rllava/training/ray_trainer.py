@@ -67,7 +67,8 @@ def check_workers(spec: ModelSpec, workers: int) -> None:
         if stage.global_batch % (stage.micro_batch * workers):
             raise UserError(
                 f"--workers {workers}: stage {number} has a global batch of {stage.global_batch} in portions of "
-                f"{stage.micro_batch}; the number of workers must divide {stage.global_batch // stage.micro_batch}"
+                f"{stage.micro_batch}; the number of workers must divide {stage.global_batch // stage.micro_batch} "
+                "(more of them: a smaller --micro-batch)"
             )
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ from tests.sweeps.conftest import Run
         ({"protocol": "paper_targeted"}, "paper_targeted is for captioning benchmarks only"),
         ({"workers": 0}, "--workers 0"),
         ({"workers": 3}, "--workers 3: stage 1 has a global batch"),
+        ({"workers": 4}, r"the number of workers must divide 2 \(more of them: a smaller --micro-batch\)"),
+        ({"micro_batch": 0}, "--micro-batch 0: stage 1 has a global batch of 16; give a number that divides it"),
+        ({"micro_batch": 3}, "--micro-batch 3: stage 1"),
         ({"trials": 0}, "--trials 0"),
         ({"samples": 10_000}, "10000|10 000"),
         ({"address": "127.0.0.1:1"}, "nothing answers there"),
@@ -94,6 +98,13 @@ def test_a_wrong_weights_file_is_named_before_anything_is_trained(tmp_path: Path
     with pytest.raises(UserError, match=r"encoder 'mine': .*mine.pth is damaged or no weights file"):
         main(Options(preset="smoke", encoders=(f"{wrong}[like=fare4]",), storage=str(tmp_path / "results")))
     assert not (tmp_path / "results").exists()
+
+
+def test_smaller_portions_make_the_same_global_batch() -> None:
+    whole, parts = (make_plan(Options(preset="paper", micro_batch=count)).preset for count in (None, 4))
+    for before, after in ((whole.stage1, parts.stage1), (whole.stage2, parts.stage2)):
+        assert before.micro_batch > after.micro_batch == 4
+        assert replace(after, micro_batch=before.micro_batch) == before
 
 
 def test_lists_and_defaults_make_the_plan() -> None:

@@ -59,6 +59,7 @@ def main() -> None:
         micro_batch=options["micro"],
         zero_stage=options["zero"],
         train_language_model=options["language_model"],
+        gradient_checkpointing=options.get("gradient_checkpointing", False),
     )
     connector, tokenizer = build_connector(spec)
     seen: list[float] = []

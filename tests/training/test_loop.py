@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rllava.training.loop import deepspeed_config, learning_rate, only_weights
-from sweeps.presets import PRESETS
+from rllava.encoders import encoder_spec
+from rllava.errors import UserError
+from rllava.fingerprint import fingerprint
+from rllava.model.assemble import build_connector
+from rllava.model.causal_lm import layers
+from rllava.model.llava import Connector
+from rllava.training.loop import (
+    conversation_tokens,
+    deepspeed_config,
+    learning_rate,
+    only_weights,
+    recompute_layers,
+)
+from sweeps.presets import PRESETS, model_spec
 
+CONVERSATION = [
+    {"from": "human", "value": "<image>\nwhat color is the shape?"},
+    {"from": "gpt", "value": "red"},
+]
 OPTIONS = {"steps": 5, "micro": 4, "zero": 2, "language_model": True}
 
 
@@ -85,6 +102,60 @@ def test_a_killed_stage_goes_on_to_the_same_weights(
     resumed, losses = train(tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2"))
     assert len(losses) == OPTIONS["steps"] - 2
     assert_same(resumed, unbroken[workers, zero], atol=0.0)
+
+
+@pytest.mark.parametrize(("workers", "zero"), [(1, 2), (2, 3)])
+def test_layers_that_are_computed_again_reach_the_same_weights(
+    unbroken: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
+) -> None:
+    weights, _ = train(tmp_path / "again", workers, zero=zero, gradient_checkpointing=True)
+    assert_same(weights, unbroken[workers, zero], atol=0.0)
+
+
+@pytest.mark.parametrize("train_language_model", [False, True])
+def test_layers_run_again_in_the_backward_pass_to_the_same_gradients(train_language_model: bool) -> None:
+    spec = model_spec(PRESETS.get("smoke"), (encoder_spec("tiny-clip"),))
+    gradients, runs, kept = [], [], []
+    for recompute in (False, True):
+        connector, tokenizer = build_connector(spec)
+        connector.train().language_model.requires_grad_(train_language_model)
+        if recompute:
+            recompute_layers(connector)
+        counted: list[int] = []
+        attention = next(layers(connector.language_model)[0].children())
+        attention.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        tokens = [conversation_tokens(tokenizer, "vicuna_v1_short", json.dumps(CONVERSATION))]
+        features = [torch.linspace(-1, 1, 16 * encoder.width).view(1, 16, -1) for encoder in spec.encoders]
+        held: list[int] = []
+
+        def pack(value: torch.Tensor, held: list[int] = held) -> torch.Tensor:
+            held.append(value.numel())
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            loss_B, _ = connector(features, tokens, 2048)
+        forward = sum(held)
+        loss_B.sum().backward()
+        gradients.append({name: p.grad for name, p in connector.named_parameters() if p.grad is not None})
+        runs.append(len(counted))
+        kept.append(forward)
+    assert runs == [1, 2]
+    assert kept[1] < kept[0] / 2
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any(name.startswith("language_model") for name in gradients[0]) == train_language_model
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_a_language_model_that_cannot_run_its_layers_again_is_refused() -> None:
+    with pytest.raises(UserError, match="gradient_checkpointing: Linear cannot"):
+        recompute_layers(Connector([torch.nn.Linear(2, 2)], torch.nn.Linear(2, 2)))
+
+
+def test_memory_for_time_is_the_same_model() -> None:
+    spec = PRESETS.get("paper").stage2
+    assert spec.gradient_checkpointing
+    assert fingerprint(spec) == fingerprint(replace(spec, gradient_checkpointing=False))
 
 
 def test_stage_1_changes_the_projectors_alone(tmp_path: Path) -> None:
