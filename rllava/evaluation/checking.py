@@ -1,8 +1,8 @@
 """The attack checks of an evaluation: on a few samples of every shard, at every budget.
 
-The checks of :mod:`rllava.attacks.checks` need some forward passes more. So they look at the first few attacked samples
-of a shard that took a gradient step. What a check finds stands in the records of the
-samples it concerns.
+The checks of :mod:`rllava.attacks.checks` need some forward passes more, and a second, shorter attack to compare with.
+So they look at the first few attacked samples of a shard that took a gradient step. What a check finds stands in the
+records of the samples it concerns.
 
 Shapes: B samples of a shard, N some of them, C channel, H/W image.
 """
@@ -122,16 +122,17 @@ def _check(
             return loss(pixels_NCHW, place_W[index_N.cpu()])
 
         clean_WCHW = clean_NCHW[whole]
-        with suppress(NonFiniteLossError):  # half precision may overflow where Square begins
+        with suppress(NonFiniteLossError):  # half precision may overflow where another attack begins
             black_box = square(
                 loss_of_whole, clean_WCHW, epsilon=epsilon, queries=SQUARE_QUERIES, seeds=[own[n] for n in whole]
             )
             square_N[whole] = black_box.loss_B
         if rounds[0].steps > 1:
-            fewer = apgd(loss_of_whole, clean_WCHW, epsilon=epsilon, steps=min(rounds[0].steps // 2, FEWER_STEPS))
-            found = attack_result([rounds[n] for n in whole])
-            weaker = compare_results(fewer, found, grew="steps", solved=solved_N[whole], tolerance=tolerance)
-            raised += [(finding, whole) for finding in weaker]
+            with suppress(NonFiniteLossError):
+                fewer = apgd(loss_of_whole, clean_WCHW, epsilon=epsilon, steps=min(rounds[0].steps // 2, FEWER_STEPS))
+                found = attack_result([rounds[n] for n in whole])
+                weaker = compare_results(fewer, found, grew="steps", solved=solved_N[whole], tolerance=tolerance)
+                raised += [(finding, whole) for finding in weaker]
     result = attack_result(rounds)
     others = {"square": square_N}
     raised += [
