@@ -25,23 +25,26 @@ from rllava.model.llava import Connector, Llava, build_projector
 from rllava.specs import ModelSpec
 
 
-def build_connector(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> tuple[Connector, Any]:
+def build_connector(
+    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[Connector, Any]:
     """The trainable part before any training: fresh projectors, pretrained language model.
 
     Args:
         spec: of the model; its seed and each encoder's place decide the projectors' initial weights.
         dtype: of the language model; projectors are float32.
+        device: where to; the language model's weights go straight there.
 
     Returns:
-        Connector (CPU) and tokenizer.
+        Connector and tokenizer.
     """
-    language_model, tokenizer = load_language_model(spec.language_model, dtype)
+    language_model, tokenizer = load_language_model(spec.language_model, dtype, device)
     width = embedding_width(language_model)
     projectors = []
     for place, encoder in enumerate(spec.encoders):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed * 1000 + place)
-            projectors.append(build_projector(spec.projector, encoder.width, width))
+            projectors.append(build_projector(spec.projector, encoder.width, width).to(device))
     return Connector(projectors, language_model), tokenizer
 
 

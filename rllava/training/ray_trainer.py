@@ -1,5 +1,6 @@
 """Trains a LLaVA under Ray Train: both stages in one worker group, checkpoints through Ray, results into the store."""
 
+import gc
 import json
 import os
 import tempfile
@@ -138,6 +139,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 save_projectors(first.state, scratch / "stage1")
                 store.write(stage1, (scratch / "stage1" / PROJECTORS).read_bytes())
             del first  # its language model makes room for stage 2's
+            gc.collect()  # DeepSpeed's engine refers to itself, and would keep it
             dist.barrier()
         (scratch / "stage1").mkdir(exist_ok=True)
         (scratch / "stage1" / PROJECTORS).write_bytes(store.filesystem.cat_file(stage1))
@@ -202,8 +204,8 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
     stage = job.spec.stage1 if number == 1 else job.spec.stage2
     encoders = [build_encoder(spec) for spec in job.spec.encoders]
     check_ensemble(encoders)
-    # In the stage's precision at once: a 7B model would take twice the host memory, in every worker.
-    connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision])
+    # In the stage's precision and onto the device at once: every worker of a machine would hold 7B in its memory.
+    connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision], ray.train.torch.get_device())
     parameters = sum(p.numel() for module in (connector, *encoders) for p in module.parameters())
     if number == 2:
         load_projectors(connector, scratch / "stage1")
