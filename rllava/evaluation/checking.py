@@ -7,7 +7,7 @@ records of the samples it concerns.
 Shapes: B samples of a shard, N some of them, C channel, H/W image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 
@@ -39,11 +39,15 @@ ORDER = tuple(check.name for check in CHECKS)
 Answer = Callable[[Tensor, Sequence[int], str], list[str]]
 """``answer(images_NCHW, samples, precision) -> answers`` of those samples."""
 
+Findings = Mapping[int, Sequence[str]]
+"""Per checked sample, the names of the checks that were raised."""
+
 
 def findings(
     outcomes: Sequence[Outcome], clean_BCHW: Tensor, predictions: Sequence[str], *, epsilon: float,
     clean_precision: str, seeds: Sequence[int], dropped: Callable[[float], bool], answer_loss: AnswerLoss,
-    answer: Answer, most: int, count: int = CHECKED_PER_SHARD,
+    answer: Answer, most: int, count: int = CHECKED_PER_SHARD, known: Findings | None = None,
+    save: Callable[[Findings], None] | None = None,
 ) -> dict[int, list[str]]:  # fmt: skip
     """Checks some of the attacks on a shard.
 
@@ -59,12 +63,15 @@ def findings(
         answer: answers again.
         most: samples that go through the model at a time.
         count: samples to check.
+        known: what an earlier call gave to ``save``; those samples' attacks are not checked again.
+        save: given, after each part of the samples, what was found so far.
 
     Returns:
         Per checked sample, the names of the checks that were raised, in their order.
     """
     checked = [b for b, outcome in enumerate(outcomes) if outcome.evidence is not None][:count]
-    found: dict[int, list[str]] = {b: [] for b in checked}
+    found: dict[int, list[str]] = {b: list(names) for b, names in (known or {}).items()}
+    left = [b for b in checked if b not in found]
 
     def kind(b: int) -> tuple[str, int]:
         evidence = outcomes[b].evidence
@@ -72,16 +79,16 @@ def findings(
         return evidence.precision, evidence.steps
 
     batches = Batches(most)
-    for _, group in groupby(sorted(checked, key=kind), key=kind):
+    for _, group in groupby(sorted(left, key=kind), key=kind):
 
-        def check(part: Sequence[int]) -> list[tuple[int, list[str]]]:
+        def check(part: Sequence[int]) -> None:
             solved = [dropped(outcomes[b].score) for b in part]
             names = _check(part, solved, outcomes, clean_BCHW, epsilon, seeds, answer_loss)
-            return list(zip(part, names, strict=True))
+            found.update(zip(part, names, strict=True))
+            if save is not None:
+                save(found)
 
-        for part in batches.run(check, list(group)):
-            for b, names in part:
-                found[b] += names
+        batches.run(check, list(group))
     if clean_precision == "float32":  # in half precision, an answer may depend on how the batch is put together
         for texts in batches.run(
             lambda part: zip(part, answer(clean_BCHW[list(part)], part, clean_precision), strict=True), checked

@@ -5,6 +5,7 @@ Shapes: B batch, N some of its samples, C channel, H/W image.
 
 import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_t
 from rllava.attacks.outcome import Outcome, round_to_8_bits
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import encode_png
-from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
+from rllava.evaluation.checking import CHECKED_PER_SHARD, Findings, findings
 from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
@@ -40,7 +41,7 @@ TARGETS_AT_A_TIME = 32
 
 
 class StateStore(Protocol):
-    """Where the attack of a shard is kept while it is in flight."""
+    """Where the attack of a shard, and then what its checks found, is kept while it is in flight."""
 
     def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
         """What was saved last, or None."""
@@ -55,11 +56,41 @@ class Keeping:
 
     Attributes:
         store: where.
-        every_s: seconds between two states; 0: after every look.
+        every_s: seconds between two states; 0: after every look and every part of the checks.
     """
 
     store: StateStore
     every_s: float = 60.0
+
+
+class _Flight:
+    """An attack and the checks that follow it, kept on one clock."""
+
+    def __init__(self, engine: Engine, spec: EvalSpec, keeping: Keeping | None) -> None:
+        self.engine, self.spec, self.keeping = engine, spec, keeping
+        self.findings: Findings = {}
+        self._saved = time.monotonic()
+        saved = None if keeping is None else keeping.store.load(spec)
+        if saved is not None:
+            engine.load_state_dict(saved)
+            self.findings = saved.get("findings", {})
+
+    def run(self) -> list[Outcome]:
+        """Attacks, from where it was left."""
+        if self.keeping is None:
+            return self.engine.run()
+        return self.engine.run(self._save, self.keeping.every_s)
+
+    def found(self, findings: Findings) -> None:
+        """Notes what the checks have found so far."""
+        self.findings = findings
+        if self.keeping is not None and time.monotonic() - self._saved >= self.keeping.every_s:
+            self._save({**self.engine.state_dict(), "findings": dict(findings)})
+
+    def _save(self, state: Mapping[str, Any]) -> None:
+        assert self.keeping is not None
+        self.keeping.store.save(self.spec, state)
+        self._saved = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -337,7 +368,8 @@ class AttackWorker:
             for row, image_CHW in zip(rows, clean_BCHW, strict=True):
                 row["clean_png"] = encode_png(to_uint8(image_CHW))
             return rows
-        outcomes = self._engine(spec, shard, scoring, batches, others, keeping)
+        flight = _Flight(self._engine(spec, shard, scoring, batches, others), spec, keeping)
+        outcomes = flight.run()
         attacked = [b for b, outcome in enumerate(outcomes) if outcome.rounds]
         for b in attacked:
             rows[b] |= attack_fields(outcomes[b], clean_BCHW[b])
@@ -347,14 +379,13 @@ class AttackWorker:
         ):
             for b, answer, score in zip(part, answers, scores, strict=True):
                 rows[b] |= {"prediction_8bit": answer, "score_8bit": score}
-        for b, names in self._findings(spec, shard, scoring, outcomes, batches).items():
+        for b, names in self._findings(spec, shard, scoring, outcomes, batches, flight).items():
             rows[b] |= {"checked": True, "findings": names}
         return rows
 
     def _engine(
-        self, spec: EvalSpec, shard: Answered, scoring: Scoring, batches: Batches,
-        others: Mapping[str, Tensor] | None, keeping: Keeping | None,
-    ) -> list[Outcome]:  # fmt: skip
+        self, spec: EvalSpec, shard: Answered, scoring: Scoring, batches: Batches, others: Mapping[str, Tensor] | None
+    ) -> Engine:
         samples = shard.samples
 
         def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
@@ -369,7 +400,7 @@ class AttackWorker:
             decoys=lambda b, image_CHW: self.decoys(image_CHW[None], samples[b], scoring),
             others=others,
         )
-        engine = Engine(
+        return Engine(
             spec.protocol.rounds(spec.benchmark.task),
             victims,
             epsilon=spec.epsilon,
@@ -379,12 +410,6 @@ class AttackWorker:
             places=spec.batch_size or batches.limit,
             batches=batches,
         )
-        if keeping is None:
-            return engine.run()
-        saved = keeping.store.load(spec)
-        if saved is not None:
-            engine.load_state_dict(saved)
-        return engine.run(lambda state: keeping.store.save(spec, state), keeping.every_s)
 
     def _answer_loss(self, samples: Sequence[Sample]) -> AnswerLoss:
         def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
@@ -401,8 +426,9 @@ class AttackWorker:
         return self.answer(rounded_NCHW, [shard.samples[b] for b in part], scoring, self.finest)
 
     def _findings(
-        self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches
-    ) -> dict[int, list[str]]:
+        self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches,
+        flight: _Flight,
+    ) -> dict[int, list[str]]:  # fmt: skip
         def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
             return self.answer(images_NCHW, [shard.samples[b] for b in who], scoring, precision)[0]
 
@@ -418,6 +444,8 @@ class AttackWorker:
             answer=answer,
             most=batches.limit,
             count=scoring.checked,
+            known=flight.findings,
+            save=flight.found,
         )
 
 

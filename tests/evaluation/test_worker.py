@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rllava.attacks.common import PIXEL
 from rllava.attacks.outcome import unpack_images
 from rllava.attacks.protocols import PROTOCOLS, Protocol, Round, in_precision
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
+from rllava.evaluation import checking
 from rllava.evaluation.pipeline import load_dtype
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
 from rllava.evaluation.worker import AttackWorker, Keeping, Scoring, evaluate_shard, labels_of, seed_of
@@ -203,9 +204,10 @@ def test_a_stored_image_gives_the_stored_answer_again() -> None:
 class Memory:
     """Keeps states in memory, serialised as the store does, and breaks off after some."""
 
-    def __init__(self, breaks_after: int = 1 << 30) -> None:
+    def __init__(self, breaks_after: int = 1 << 30, breaks_in_checks: bool = False) -> None:
         self.kept: dict[float, bytes] = {}
         self.left = breaks_after
+        self.breaks_in_checks = breaks_in_checks
         self.loaded = 0
 
     def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
@@ -220,7 +222,7 @@ class Memory:
         torch.save(dict(state), buffer)
         self.kept[spec.epsilon] = buffer.getvalue()
         self.left -= 1
-        if self.left == 0:
+        if self.left == 0 or (self.breaks_in_checks and "findings" in state):
             raise KeyboardInterrupt
 
 
@@ -233,6 +235,30 @@ def test_an_attack_that_broke_off_goes_on_to_the_same_rows() -> None:
     memory.left = 1 << 30
     assert evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, keeping=Keeping(memory, every_s=0.0)) == unbroken
     assert memory.loaded == 1
+
+
+def test_checks_that_broke_off_go_on_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 6), 64))
+    unbroken = evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6)
+    memory = Memory(breaks_in_checks=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6, keeping=Keeping(memory, every_s=0.0))
+    state = torch.load(io.BytesIO(memory.kept[8.0]), weights_only=True)
+    assert not state["places"]
+    assert 0 < len(state["findings"]) <= 2
+    checked: list[int] = []
+    check = checking._check
+
+    def noted(who: Sequence[int], *arguments: Any) -> list[list[str]]:
+        checked.extend(who)
+        return check(who, *arguments)
+
+    monkeypatch.setattr(checking, "_check", noted)
+    memory.breaks_in_checks = False
+    assert evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6, keeping=Keeping(memory, 0.0)) == unbroken
+    everyone = {b for b, row in enumerate(unbroken[0]) if row["checked"]}
+    assert len(everyone) > 2
+    assert sorted(checked) == sorted(everyone - set(state["findings"]))
 
 
 def test_a_batch_size_of_zero_takes_the_whole_shard() -> None:
