@@ -57,9 +57,9 @@ class Plan:
         return (Plan, tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     @cached_property
-    def first(self) -> "Plan | None":
-        """What has to be run before this plan: the protocol that its own starts from."""
-        return None if self.protocol.after is None else dataclasses.replace(self, protocol=self.protocol.after)
+    def first(self) -> "tuple[Plan, ...]":
+        """What has to be run before this plan: the protocols that its own starts from."""
+        return tuple(dataclasses.replace(self, protocol=protocol) for protocol in self.protocol.after)
 
     def candidate(self, name: str) -> Candidate:
         """A candidate by name.
@@ -120,10 +120,10 @@ class Plan:
         if self.protocol.chained and smaller is not None:
             before = self._evaluation(candidate, benchmark, smaller)
         sources: tuple[EvalSpec, ...] = ()
-        if self.first is not None and epsilon > 0:
+        if epsilon > 0:
             # Its own first, then by name: not by the order on the command line, which must not change a fingerprint.
             others = sorted(self.candidates, key=lambda other: (other.name != candidate.name, other.name))
-            sources = tuple(self.first._evaluation(other, benchmark, epsilon) for other in others)
+            sources = tuple(plan._evaluation(other, benchmark, epsilon) for other in others for plan in self.first)
         return EvalSpec(
             candidate=candidate.name,
             model=model,
@@ -197,9 +197,10 @@ def check_inputs(plan: Plan) -> Plan:
             for entry in plan.protocol.rounds(benchmark.task)
             if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
         ]
-        if plan.protocol.after is not None and len(plan.candidates) > len(replays):
+        most = len(replays) // max(len(plan.protocol.after), 1)
+        if plan.protocol.after and len(plan.candidates) > most:
             raise UserError(
-                f"protocol {plan.protocol.name} starts from the images of at most {len(replays)} candidates, not of "
+                f"protocol {plan.protocol.name} starts from the images of at most {most} candidates, not of "
                 f"{len(plan.candidates)}; give fewer --encoders"
             )
     refuse_missing(missing_inputs(plan))

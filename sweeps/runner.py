@@ -73,7 +73,7 @@ def run(plan: Plan, machines: Machines) -> str:
     note_checkpoints(plan)
     before = completed(plan)
     # What a protocol starts from has to be there for all candidates before the first one goes on.
-    stages = [(stage, len(unfinished(stage))) for stage in (plan.first, plan) if stage is not None]
+    stages = [(stage, len(unfinished(stage))) for stage in (*plan.first, plan)]
     board.say(plan.protocol.describe())
     board.say(
         f"{plan.sweep}: {len(plan.candidates)} candidates, {stages[-1][1]} with something to do; storage {plan.storage}"

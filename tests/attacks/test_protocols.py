@@ -35,15 +35,15 @@ def test_the_papers_targeted_attack_says_three_strings_to_every_sample() -> None
         protocol.rounds("vqa")
 
 
-def test_fast_costs_at_most_a_fifth_on_captions_and_strong_starts_from_it() -> None:
+def test_fast_costs_at_most_a_fifth_and_strong_starts_from_it_and_from_the_paper() -> None:
     fast, strong, paper = (PROTOCOLS.get(name) for name in ("fast", "strong", "paper_ensemble"))
     assert steps(fast, "captioning") * 5 <= steps(paper, "captioning")
     assert steps(fast, "vqa") * 5 <= steps(paper, "vqa")
     assert fast.chained
     assert strong.chained
     assert not paper.chained
-    assert strong.after == fast
-    assert "starts from the images that fast-v1 found" in strong.describe()
+    assert strong.after == (fast, paper)
+    assert "starts from the images that fast-v1 and paper_ensemble-v1 found" in strong.describe()
 
 
 def steps(protocol: Protocol, task: str) -> int:
@@ -65,20 +65,17 @@ def test_fewer_steps_keep_replays_and_leave_out_answers_that_come_too_late() -> 
     assert {entry.steps for entry in changed.captioning[1:]} == {4}
     assert all(step < 4 for entry in changed.captioning for step in entry.answers)
     strong = with_steps(PROTOCOLS.get("strong"), 4)
-    assert strong.after is not None
-    assert strong.after.name == "fast_4steps"
+    assert [first.name for first in strong.after] == ["fast_4steps", "paper_ensemble_4steps"]
 
 
 def test_changing_the_precision_changes_the_name_and_what_comes_before() -> None:
     changed = in_precision(PROTOCOLS.get("strong"), "bfloat16")
     assert changed.name == "strong_bfloat16"
     assert {entry.precision for entry in (*changed.captioning, *changed.vqa)} == {"bfloat16"}
-    assert changed.after is not None
-    assert changed.after.name == "fast_bfloat16"
+    assert [first.name for first in changed.after] == ["fast_bfloat16", "paper_ensemble_bfloat16"]
     single = in_precision(PROTOCOLS.get("strong"), "float32")
     assert single.name == "strong_float32", "its own rounds are float32 already, but those it starts from are not"
-    assert single.after is not None
-    assert single.after.name == "fast_float32"
+    assert [first.name for first in single.after] == ["fast_float32", "paper_ensemble_float32"]
     assert in_precision(single, "float32") is single
     same = PROTOCOLS.get("paper_ensemble_10steps")
     assert in_precision(same, "float32") is same

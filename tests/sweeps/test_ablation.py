@@ -98,7 +98,7 @@ def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(
     assert {entry["epsilon"] for entry in entries if not entry["reused"]} == {4.0}
 
 
-def test_strong_starts_from_what_fast_found_for_every_candidate(
+def test_strong_starts_from_what_fast_and_the_paper_found_for_every_candidate(
     unbroken: Run, tmp_path: Path, tracked: Tracked
 ) -> None:
     storage = tmp_path / "results"
@@ -107,19 +107,19 @@ def test_strong_starts_from_what_fast_found_for_every_candidate(
         "--protocol strong --attack-steps 1 --attack-precision float32 --budgets 0 8 16 --benchmarks easy_captions"
     )
     output = finish(start(str(storage), tracked, *options.split()))
-    assert "starts from the images that fast_1steps_float32-v1 found" in output
+    assert "images that fast_1steps_float32-v1 and paper_ensemble_1steps_float32-v1 found" in output
     rows = [row for table in records(str(storage)).values() for row in table.to_pylist()]
     found = {
         protocol: {
             (row["candidate"], row["epsilon"], row["sample_id"]): row for row in rows if row["protocol"] == protocol
         }
-        for protocol in ("fast_1steps_float32-v1", "strong_1steps_float32-v1")
+        for protocol in ("fast_1steps_float32-v1", "paper_ensemble_1steps_float32-v1", "strong_1steps_float32-v2")
     }
-    fast, strong = found.values()
-    assert len(fast) == len(strong) == len(CANDIDATES) * 3 * SAMPLES
-    assert all(strong[key]["score"] <= fast[key]["score"] for key in fast)
+    fast, paper, strong = found.values()
+    assert len(fast) == len(paper) == len(strong) == len(CANDIDATES) * 3 * SAMPLES
+    assert all(row["score"] <= min(fast[key]["score"], paper[key]["score"]) for key, row in strong.items())
     replayed = {name for row in strong.values() for name in row["rounds"] if name.startswith("other")}
-    assert replayed == {"other0", "other1"}
+    assert replayed == {"other0", "other1", "other2", "other3"}
     for (candidate, epsilon, sample_id), row in fast.items():
         if epsilon == 16.0:
             assert row["score"] <= fast[candidate, 8.0, sample_id]["score"], (

@@ -15,6 +15,13 @@ from sweeps.options import AttackOptions
 from sweeps.presets import parse_candidate
 from tests.sweeps.conftest import Run
 
+TINY = ("tiny-clip", "tiny-tecoa4", "tiny-fare4", "tiny-advxl")
+SEVENTEEN = (
+    *(f"{used}@{trained}" for used in TINY for trained in TINY if used != trained),
+    *TINY,
+    "tiny-clip+tiny-advxl",
+)
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -40,6 +47,7 @@ from tests.sweeps.conftest import Run
         ({"batch_size": -1}, "--batch-size -1"),
         ({"save_every": -1.0}, "--save-every -1"),
         ({"protocol": "paper_targeted"}, "paper_targeted is for captioning benchmarks only"),
+        ({"protocol": "strong", "encoders": SEVENTEEN}, "at most 16 candidates, not of 17; give fewer --encoders"),
         ({"workers": 0}, "--workers 0"),
         ({"workers": 3}, "--workers 3: stage 1 has a global batch"),
         ({"workers": 4}, r"the number of workers must divide 2 \(more of them: a smaller --micro-batch\)"),
