@@ -6,7 +6,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when its client is imported; no test may fetch real weights
 
-_RAY = {"tracked", "local_ray", "ray_head"}
+_RAY = {"tracked", "local_ray", "ray_head", "unbroken"}
 
 pytest_plugins = [
     "tests.fixtures.processes",

@@ -68,12 +68,12 @@ class _Flight:
 
     def __init__(self, engine: Engine, spec: EvalSpec, keeping: Keeping | None) -> None:
         self.engine, self.spec, self.keeping = engine, spec, keeping
-        self.findings: Findings = {}
+        self.known: Findings = {}
         self._saved = time.monotonic()
         saved = None if keeping is None else keeping.store.load(spec)
         if saved is not None:
             engine.load_state_dict(saved)
-            self.findings = saved.get("findings", {})
+            self.known = saved.get("findings", {})
 
     def run(self) -> list[Outcome]:
         """Attacks, from where it was left."""
@@ -82,8 +82,7 @@ class _Flight:
         return self.engine.run(self._save, self.keeping.every_s)
 
     def found(self, findings: Findings) -> None:
-        """Notes what the checks have found so far."""
-        self.findings = findings
+        """Keeps what the checks have found so far, if it is time to."""
         if self.keeping is not None and time.monotonic() - self._saved >= self.keeping.every_s:
             self._save({**self.engine.state_dict(), "findings": dict(findings)})
 
@@ -444,7 +443,7 @@ class AttackWorker:
             answer=answer,
             most=batches.limit,
             count=scoring.checked,
-            known=flight.findings,
+            known=flight.known,
             save=flight.found,
         )
 
