@@ -16,7 +16,10 @@ pytest_plugins = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray run one after the other in one of the two processes, beside everything else in the other."""
+    """Tests that start Ray run one after the other in one of the two processes, beside everything else in the other.
+
+    pytest 9.2 distributes them over both, as if there were no groups (pytest-dev/pytest-xdist#1386).
+    """
     for item in items:
         if _RAY & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("ray"))
