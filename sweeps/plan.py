@@ -120,7 +120,7 @@ class Plan:
         if self.protocol.chained and smaller is not None:
             before = self._evaluation(candidate, benchmark, smaller)
         sources: tuple[EvalSpec, ...] = ()
-        if epsilon > 0:
+        if self.first and epsilon > 0:
             # Its own first, then by name: not by the order on the command line, which must not change a fingerprint.
             others = sorted(self.candidates, key=lambda other: (other.name != candidate.name, other.name))
             sources = tuple(plan._evaluation(other, benchmark, epsilon) for other in others for plan in self.first)
@@ -197,11 +197,11 @@ def check_inputs(plan: Plan) -> Plan:
             for entry in plan.protocol.rounds(benchmark.task)
             if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
         ]
-        most = len(replays) // max(len(plan.protocol.after), 1)
-        if plan.protocol.after and len(plan.candidates) > most:
+        first = plan.protocol.after
+        if first and len(plan.candidates) * len(first) > len(replays):
             raise UserError(
-                f"protocol {plan.protocol.name} starts from the images of at most {most} candidates, not of "
-                f"{len(plan.candidates)}; give fewer --encoders"
+                f"protocol {plan.protocol.name} starts from the images of at most {len(replays) // len(first)} "
+                f"candidates, not of {len(plan.candidates)}; give fewer --encoders"
             )
     refuse_missing(missing_inputs(plan))
     pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
