@@ -1,18 +1,89 @@
-"""Attacks in flight, kept in storage beside the parts they will become."""
+"""Attacks in flight: how they are kept while they run, in storage beside the parts they will become."""
 
 import io
 import logging
 import pickle
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
+from rllava.attacks.engine import Engine
+from rllava.attacks.outcome import Outcome
+from rllava.evaluation.checking import Findings
 from rllava.evaluation.samples import Sample
 from rllava.specs import EvalSpec
 from rllava.store import Store
 
 FORMAT = "engine-v1"
+
+
+class StateStore(Protocol):
+    """Where the attack of a shard, and then what its checks found, is kept while it is in flight."""
+
+    def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
+        """What was saved last, or None."""
+
+    def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
+        """Replaces it."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How attacks in flight are kept.
+
+    Attributes:
+        store: where.
+        every_s: seconds between two states; 0: after every look and every part of the checks.
+    """
+
+    store: StateStore
+    every_s: float = 60.0
+
+
+class Flight:
+    """An attack and the checks that follow it, kept on one clock.
+
+    Args:
+        engine: at its start; goes on from what was kept, if anything was.
+        spec: of the evaluation.
+        keeping: None: nothing is kept.
+    """
+
+    def __init__(self, engine: Engine, spec: EvalSpec, keeping: Keeping | None) -> None:
+        self.engine, self.spec, self.keeping = engine, spec, keeping
+        self.known: Findings = {}
+        self._saved = time.monotonic()
+        saved = None if keeping is None else keeping.store.load(spec)
+        if saved is not None:
+            engine.load_state_dict(saved)
+            self.known = saved.get("findings", {})
+
+    def run(self) -> list[Outcome]:
+        """Attacks, from where it was left.
+
+        Returns:
+            One outcome per sample.
+        """
+        if self.keeping is None:
+            return self.engine.run()
+        return self.engine.run(self._save, self.keeping.every_s)
+
+    def found(self, findings: Findings) -> None:
+        """Keeps what the checks have found so far, if it is time to.
+
+        Args:
+            findings: of the samples that were checked.
+        """
+        if self.keeping is not None and time.monotonic() - self._saved >= self.keeping.every_s:
+            self._save({**self.engine.state_dict(), "findings": dict(findings)})
+
+    def _save(self, state: Mapping[str, Any]) -> None:
+        assert self.keeping is not None
+        self.keeping.store.save(self.spec, state)
+        self._saved = time.monotonic()
 
 
 class InFlight:

@@ -19,10 +19,10 @@ from rllava.data.benchmarks import read_metric
 from rllava.data.shards import list_shards, parquet_bytes
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
-from rllava.evaluation.in_flight import InFlight
+from rllava.evaluation.in_flight import InFlight, Keeping
 from rllava.evaluation.samples import load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import HALF, AttackWorker, Keeping, evaluate_shard
+from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.checkpoint_loading import load_checkpoint

@@ -5,11 +5,10 @@ Shapes: B batch, N some of its samples, C channel, H/W image.
 
 import hashlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,8 @@ from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_t
 from rllava.attacks.outcome import Outcome, round_to_8_bits
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import encode_png
-from rllava.evaluation.checking import CHECKED_PER_SHARD, Findings, findings
+from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
+from rllava.evaluation.in_flight import Flight, Keeping
 from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
@@ -38,58 +38,6 @@ PRECISIONS = {torch.float32: "float32", **{dtype: name for name, dtype in HALF.i
 
 TARGETS_AT_A_TIME = 32
 """Decoys ranked in one pass: each needs a copy of the prompt's keys and values (LLaVA-1.5-7B in float32: 0.7 GB)."""
-
-
-class StateStore(Protocol):
-    """Where the attack of a shard, and then what its checks found, is kept while it is in flight."""
-
-    def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
-        """What was saved last, or None."""
-
-    def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
-        """Replaces it."""
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """How attacks in flight are kept.
-
-    Attributes:
-        store: where.
-        every_s: seconds between two states; 0: after every look and every part of the checks.
-    """
-
-    store: StateStore
-    every_s: float = 60.0
-
-
-class _Flight:
-    """An attack and the checks that follow it, kept on one clock."""
-
-    def __init__(self, engine: Engine, spec: EvalSpec, keeping: Keeping | None) -> None:
-        self.engine, self.spec, self.keeping = engine, spec, keeping
-        self.known: Findings = {}
-        self._saved = time.monotonic()
-        saved = None if keeping is None else keeping.store.load(spec)
-        if saved is not None:
-            engine.load_state_dict(saved)
-            self.known = saved.get("findings", {})
-
-    def run(self) -> list[Outcome]:
-        """Attacks, from where it was left."""
-        if self.keeping is None:
-            return self.engine.run()
-        return self.engine.run(self._save, self.keeping.every_s)
-
-    def found(self, findings: Findings) -> None:
-        """Keeps what the checks have found so far, if it is time to."""
-        if self.keeping is not None and time.monotonic() - self._saved >= self.keeping.every_s:
-            self._save({**self.engine.state_dict(), "findings": dict(findings)})
-
-    def _save(self, state: Mapping[str, Any]) -> None:
-        assert self.keeping is not None
-        self.keeping.store.save(self.spec, state)
-        self._saved = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -367,7 +315,7 @@ class AttackWorker:
             for row, image_CHW in zip(rows, clean_BCHW, strict=True):
                 row["clean_png"] = encode_png(to_uint8(image_CHW))
             return rows
-        flight = _Flight(self._engine(spec, shard, scoring, batches, others), spec, keeping)
+        flight = Flight(self._engine(spec, shard, scoring, batches, others), spec, keeping)
         outcomes = flight.run()
         attacked = [b for b, outcome in enumerate(outcomes) if outcome.rounds]
         for b in attacked:
@@ -426,7 +374,7 @@ class AttackWorker:
 
     def _findings(
         self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches,
-        flight: _Flight,
+        flight: Flight,
     ) -> dict[int, list[str]]:  # fmt: skip
         def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
             return self.answer(images_NCHW, [shard.samples[b] for b in who], scoring, precision)[0]

@@ -19,9 +19,10 @@ from rllava.attacks.outcome import unpack_images
 from rllava.attacks.protocols import PROTOCOLS, Protocol, Round, in_precision
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
 from rllava.evaluation import checking
+from rllava.evaluation.in_flight import Keeping
 from rllava.evaluation.pipeline import load_dtype
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
-from rllava.evaluation.worker import AttackWorker, Keeping, Scoring, evaluate_shard, labels_of, seed_of
+from rllava.evaluation.worker import AttackWorker, Scoring, evaluate_shard, labels_of, seed_of
 from rllava.metrics.metric import METRICS
 from rllava.specs import EvalSpec
 from sweeps.presets import PRESETS, model_spec
