@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "setting up $(VENV) with $(CONSTRAINTS): some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
 	$(BIN)/python -m venv $(VENV)/pydoclint
 	$(VENV)/pydoclint/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) pydoclint
 	ln -sf ../pydoclint/bin/pydoclint $(BIN)/pydoclint

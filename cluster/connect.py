@@ -104,7 +104,7 @@ def connect(
             taken from :func:`cluster.placement.logical_cpus`. Ignored where a cluster is running already.
         busy_processes: processes expected to compute at the same time; a local Ray gives each its share of the
             machine's cores as threads.
-        verbose: whether Ray's own messages and its workers' output reach this terminal.
+        verbose: whether Ray's own messages and its workers' output come to this process's standard output.
 
     Returns:
         The cluster as it is now.
@@ -218,7 +218,7 @@ def _join(address: str, verbose: bool) -> None:
 
     Args:
         address: ``host:port`` or ``auto``.
-        verbose: whether Ray's own messages reach this terminal.
+        verbose: whether Ray's own messages and its workers' output come to this process's standard output.
 
     Raises:
         UserError: if that is not possible.
@@ -231,7 +231,7 @@ def _join(address: str, verbose: bool) -> None:
     _probe(address)
     options = {
         "address": address,
-        "log_to_driver": True,
+        "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     try:

@@ -1,13 +1,20 @@
 """Progress of a sweep: a live table on a terminal, plain lines in a log file."""
 
+import pickle
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from sweeps.console import say, shown_errors
+from sweeps.events import Attacking, Done, Event, Found, Interrupted, Refused, Starting, Training, Waiting
+from sweeps.failures import in_few_words
 
 TRAIN_SHARE = 0.6
 """Share of a candidate's work that training is thought to be, for the time left."""
@@ -21,27 +28,46 @@ class Row:
     """What is known of one candidate; ``work`` is how much it has to do compared with the others, ``share`` is done."""
 
     work: float = 1.0
-    phase: str = "queued"
+    last: type[Event] | None = None
     text: str = "queued"
     share: float = 0.0
     line_at: float = 0.0
 
 
 class Board(Callback):  # type: ignore[misc]  # Ray has no types
-    """Collects what trials report and shows it.
+    """Collects what trials tell and shows it.
 
     Args:
         candidates: names, in order, and whether each has a LLaVA to train (rather than to find).
+        kept: what storage holds of a candidate, in words.
+        after_failure: called before a trial is started again.
     """
 
-    def __init__(self, candidates: dict[str, bool]) -> None:
+    def __init__(
+        self,
+        candidates: dict[str, bool],
+        kept: Callable[[str], str] = lambda _: "what is in storage",
+        after_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         self.rows = {name: Row(1.0 if trains else 1.0 - TRAIN_SHARE) for name, trains in candidates.items()}
+        self.kept = kept
+        self.after_failure = after_failure
         self.started = time.time()
         self.refusals: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         self.width = max(map(len, candidates))
-        terminal = Console(stderr=True)
+        terminal = Console(file=shown_errors())
+        # A library that prints while the table is shown has no business on the terminal.
         self.live = (
-            Live(console=terminal, get_renderable=self._table, refresh_per_second=2) if terminal.is_terminal else None
+            Live(
+                console=terminal,
+                get_renderable=self._table,
+                refresh_per_second=2,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            if terminal.is_terminal
+            else None
         )
 
     def __enter__(self) -> "Board":
@@ -55,7 +81,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune stores its callbacks; a terminal cannot be stored."""
-        return {**self.__dict__, "live": None}
+        return {**self.__dict__, "live": None, "kept": None, "after_failure": None}
 
     def say(self, text: str) -> None:
         """Tells something about the sweep as a whole.
@@ -64,54 +90,50 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
             text: one line.
         """
         if self.live is not None:
-            self.live.console.print(text, highlight=False)
+            self.live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+            say(f"{time.strftime('%H:%M:%S')} {text}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Ray Tune with every report of a trial.
+        """Called by Ray Tune with every report of a trial."""
+        self.update(str(result["config"]["candidate"]), result["event"])
 
-        Args:
-            iteration: of Tune's loop.
-            trials: all.
-            trial: that reported.
-            result: what it reported.
-            **info: more, unused.
-        """
-        name = str(result["config"]["candidate"])
-        if result.get("phase") == "refused":
-            self.refusals[name] = str(result["error"])
-        self.update(name, result)
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Ray Tune when a trial failed and is about to be started again."""
+        name, reason = str(trial.config["candidate"]), in_few_words(_error_of(trial))
+        row = self.rows[name]
+        row.text, row.last = f"started again: {reason}", None
+        self.say(f"{name:<{self.width}}  started again ({reason}); kept: {self.kept(name)}")
+        self.after_failure()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Ray Tune when a trial failed for good, or is about to be started again.
+        """Called by Ray Tune when a trial failed for good."""
+        name = str(trial.config["candidate"])
+        self.failures[name] = in_few_words(_error_of(trial))
+        self.rows[name].text = f"failed: {self.failures[name]}"
+        self.say(f"{name:<{self.width}}  {self.rows[name].text}; kept: {self.kept(name)}")
 
-        Args:
-            iteration: of Tune's loop.
-            trials: all.
-            trial: that failed.
-            **info: more, unused.
-        """
-        self.rows[str(trial.config["candidate"])].text = "failed; see the messages below"
-
-    def update(self, name: str, result: dict[str, Any]) -> None:
-        """Notes a report and shows it.
+    def update(self, name: str, event: Event) -> None:
+        """Notes what a trial told, and shows it.
 
         Args:
             name: of the candidate.
-            result: what its trial reported.
+            event: what happened.
         """
+        if isinstance(event, Refused):
+            self.refusals[name] = event.mistake
         row = self.rows[name]
-        before, row.phase = row.phase, str(result.get("phase", row.phase))
-        row.text, row.share = self._describe(row, result)
+        before, row.last = row.last, type(event)
+        row.text, row.share = self._describe(row, event)
         if self.live is not None:
             return  # it draws itself
-        if row.phase != before or row.phase == "found" or time.time() - row.line_at > LINE_EVERY_S:
+        always = row.last is not before or isinstance(event, Found | Interrupted)
+        if always or time.time() - row.line_at > LINE_EVERY_S:
             row.line_at = time.time()
             left = self.time_left()
-            print(f"{time.strftime('%H:%M:%S')} {name:<{self.width}}  {row.text}{left and f'  ({left})'}", flush=True)
+            self.say(f"{name:<{self.width}}  {row.text}{left and f'  ({left})'}")
 
     def time_left(self) -> str:
         """An estimate from the share of work done so far.
@@ -126,32 +148,29 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         left = elapsed * (1 - share) / share
         return f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
 
-    def _describe(self, row: Row, result: dict[str, Any]) -> tuple[str, float]:
-        phase, share = result.get("phase"), TRAIN_SHARE if row.work == 1.0 else 0.0
-        if phase == "found":
-            found_model = result["what"] == "model"
-            return f"found in storage: {result['what']}", share if found_model else 1.0
-        if phase == "waiting":
-            return f"waiting for {result['holder']}, which is working on the same", row.share
-        if phase == "starting":
-            return "starting training workers", 0.01
-        if phase == "train":
-            done = (result["stage"] - 1 + result["step"] / result["steps"]) / 2
-            at = f"step {result['step']} of {result['steps']}"
-            return f"training stage {result['stage']}: {at}, loss {result['loss']:.3f}", share * done
-        if phase == "attack":
-            if not result["parts"]:
-                return f"attacking: {result['of']} parts to do", row.share
-            text = (
-                f"attacking: part {result['parts']} of {result['of']} "
-                f"({result['benchmark']} at {result['epsilon']:g}/255: mean score {result['mean']:.1f})"
-            )
-            return text, share + (1 - share) * result["parts"] / result["of"]
-        if phase == "done":
-            return f"done: clean {result['clean']:.1f}, at the largest budget {result['robust']:.1f}", 1.0
-        if phase == "refused":
-            return f"refused: {result['error']}", row.share
-        return row.text, row.share
+    def _describe(self, row: Row, event: Event) -> tuple[str, float]:
+        share = TRAIN_SHARE if row.work == 1.0 else 0.0
+        match event:
+            case Found(what):
+                return f"found in storage: {what}", share if what == "model" else 1.0
+            case Waiting(holder):
+                return f"waiting for {holder}, which is working on the same", row.share
+            case Starting():
+                return "starting training workers", 0.01
+            case Training(stage, step, steps, loss):
+                done = (stage - 1 + step / steps) / 2
+                return f"training stage {stage}: step {step} of {steps}, loss {loss:.3f}", share * done
+            case Interrupted(reason):
+                return f"training goes on from its last checkpoint ({reason})", row.share
+            case Attacking(0, of):
+                return f"attacking: {of} parts to do", row.share
+            case Attacking(parts, of, benchmark, epsilon, mean):
+                last = f"{benchmark} at {epsilon:g}/255: mean score {mean:.1f}"
+                return f"attacking: part {parts} of {of} ({last})", share + (1 - share) * parts / of
+            case Done(clean, robust):
+                return f"done: clean {clean:.1f}, at the largest budget {robust:.1f}", 1.0
+            case Refused(mistake):
+                return f"refused: {mistake}", row.share
 
     def _table(self) -> Table:
         minutes, seconds = divmod(int(time.time() - self.started), 60)
@@ -162,3 +181,12 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         for name, row in self.rows.items():
             table.add_row(name, f"{100 * row.share:3.0f} %", row.text)
         return table
+
+
+def _error_of(trial: Any) -> BaseException | None:
+    """The error for which Ray Tune gave up a trial's process; it leaves it in a file."""
+    try:
+        found: BaseException = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # none was written, or it cannot be read back: the log has its text
+        return None
+    return found

@@ -108,4 +108,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Options, __doc__)
+    run_script(main, Options, __doc__, log=True)

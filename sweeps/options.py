@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
+from sweeps.console import note
 from sweeps.plan import Plan, check_inputs
 from sweeps.presets import Candidate, Preset, benchmark_spec
 
@@ -168,7 +169,7 @@ def absolute(storage: str) -> str:
         return storage
     path = os.path.abspath(os.path.expanduser(storage))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(storage)):
-        print(f"note: {path} goes with this job's files; give --storage an absolute path or s3:// to keep the results")
+        note(f"{path} goes with this job's files; give --storage an absolute path or s3:// to keep the results")
     return path
 
 

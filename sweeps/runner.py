@@ -1,15 +1,16 @@
 """Runs a plan: Ray Tune over candidates, then manifest, statistics and report."""
 
 import datetime
+import glob
 import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,13 +21,21 @@ from analysis.report import write_report
 from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect
 from cluster.placement import Placement, Request, check_fits, logical_cpus, place
+from cluster.shared import share_ray_data
+from rllava.data.shards import list_shards
 from rllava.errors import SweepError, UserError
 from rllava.fingerprint import to_json
 from rllava.specs import ModelSpec
-from rllava.training.ray_trainer import check_workers
+from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
+from sweeps.console import Log, current_log, note, say
 from sweeps.plan import Plan, note_checkpoints, prepare_data
-from sweeps.trial import run_trial
+from sweeps.presets import Candidate
+from sweeps.trial import Work, run_trial
+from sweeps.work import work_on
+
+LOGS = "logs"
+"""Folder of a storage for what need not be read."""
 
 PACKAGES = ("rllava", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy")
 
@@ -67,8 +76,24 @@ def run(plan: Plan, machines: Machines) -> str:
     """
     started = time.time()
     plan.store.prepare()
+    log = current_log()
+    if log is not None and plan.store.is_local:
+        log.move(Path(plan.store.root) / LOGS)
+    try:
+        return _run(plan, machines, log, started)
+    finally:
+        if log is not None and not plan.store.is_local:
+            log.file.flush()
+            plan.store.write(f"{plan.store.root}/{LOGS}/{log.path.name}", log.path.read_bytes())
+
+
+def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str:
     check_workers_of(plan, machines)
-    board = Board({candidate.name: candidate.trains for candidate in plan.candidates})
+    board = Board(
+        {candidate.name: candidate.trains for candidate in plan.candidates},
+        kept=lambda name: kept(plan, plan.candidate(name)),
+        after_failure=share_ray_data,
+    )
     prepare_data(plan, board.say)
     note_checkpoints(plan)
     before = completed(plan)
@@ -83,17 +108,41 @@ def run(plan: Plan, machines: Machines) -> str:
     if most:
         info, placement, trials = find_machines(plan, machines, most)
         machine = describe_machine(info)
+        if log is not None:
+            board.say(f"messages of Ray and its workers: {log.path}")
+        share_ray_data()
         for stage, missing in stages:
             if missing:
                 with board:
                     tune_over(stage, placement, min(trials, missing), board)
     manifest = write_manifest(plan, before, machine, started)
     paths = write_report(plan.storage, plan.sweep)
-    print(format_table(load_sweep(plan.storage, plan.sweep)))
+    say(format_table(load_sweep(plan.storage, plan.sweep)))
     minutes, seconds = divmod(int(manifest["wall_seconds"]), 60)
-    print(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
-    print(f"report:  {paths.index}")
+    say(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
+    say(f"report:  {paths.index}")
     return str(paths.index)
+
+
+def kept(plan: Plan, candidate: Candidate) -> str:
+    """What storage holds of a candidate, for one line on a terminal.
+
+    Args:
+        plan: of the sweep.
+        candidate: which.
+
+    Returns:
+        In words.
+    """
+    filesystem = plan.store.filesystem
+    model = plan.model(candidate)[1]
+    if not plan.store.is_complete(model):
+        saved = filesystem.glob(f"{glob.escape(model.path)}/{RUN_NAME}/checkpoint*")
+        return "its training up to the last checkpoint" if saved else "nothing of its training yet"
+    evaluations = plan.evaluations(candidate)
+    parts = sum(len(list_shards(filesystem, artifact.path)) for _, artifact in evaluations)
+    of = sum(len(list_shards(filesystem, plan.benchmark_folder(spec.benchmark))) for spec, _ in evaluations)
+    return f"its LLaVA and {parts} of {of} parts of its records"
 
 
 def unfinished(plan: Plan) -> list[str]:
@@ -149,6 +198,7 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
         machines.address,
         cpus=logical_cpus(trials, machines.workers, machines.attack_workers),
         busy_processes=trials * machines.workers,
+        verbose=current_log() is not None,
     )
     placement = place(
         info,
@@ -160,7 +210,7 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
     if machines.trials is None and not info.is_local:
         trials = concurrent_trials(missing, placement, info)
     if len(info.nodes) > 1 and plan.store.is_local:
-        print(f"note: {plan.storage} must be a folder that all {len(info.nodes)} nodes share", file=sys.stderr)
+        note(f"{plan.storage} must be a folder that all {len(info.nodes)} nodes share")
     check_fits(placement, Request(trials=trials), info)
     return info, placement, trials
 
@@ -214,7 +264,7 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
     name = f"{plan.sweep}-{os.path.basename(scratch)}"
     report_every = max(1, plan.preset.stage2.steps // 12)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, plan=plan, placement=placement, report_every=report_every),
+        tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every)),
         placement.trial_resources(),
     )
     tuner = tune.Tuner(
@@ -238,10 +288,11 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
     if board.refusals:
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:
-        first = str(results.errors[0]).strip().splitlines()
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in board.failures.items())
+        log = current_log()
         raise SweepError(
-            f"{results.num_errors} of {len(results)} candidates failed; what is complete is kept, the same command "
-            f"tries the rest again. The first failure: {first[-1] if first else 'unknown'}"
+            f"{results.num_errors} of {len(results)} candidates failed ({reasons}); what is complete is kept, the same "
+            f"command tries the rest again{f'; details: {log.path}' if log is not None else ''}"
         )
 
 

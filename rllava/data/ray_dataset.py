@@ -52,8 +52,6 @@ def _epoch(stream: Stream, offset: int, first_row: int, stop_row: int) -> Iterat
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(cpu=DECODE_TASKS)
-    # Tasks of a training worker would otherwise be squeezed into the worker group's placement group.
-    context.scheduling_strategy = "DEFAULT"
     context.enable_progress_bars = False
     # One task reads, checks and decodes a shard: ray.data.read_parquet would first start actors that read its footer.
     dataset = ray.data.from_items([{"path": path} for path in wanted], override_num_blocks=len(wanted))

@@ -130,10 +130,7 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
     work = units(job)
     seconds: dict[tuple[str, float], float] = {}
     if work:
-        context = ray.data.DataContext.get_current()
-        # Inside a trial, tasks would otherwise be squeezed into the trial's placement group.
-        context.scheduling_strategy = "DEFAULT"
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
         dataset = ray.data.from_items(work, override_num_blocks=len(work))
         image_size = input_size(job.specs[0].encoders)
         dataset = dataset.map(load_unit, fn_kwargs={"storage": job.storage, "image_size": image_size}, **pool.data)

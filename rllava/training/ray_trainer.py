@@ -210,20 +210,27 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
     if number == 2:
         load_projectors(connector, scratch / "stage1")
     damaged = 0
-    step_facts = {"phase": "train", "stage": number, "steps": stage.steps}
+
+    def facts(progress: Progress) -> dict[str, Any]:
+        return {
+            "stage": number,
+            "step": progress.step,
+            "steps": stage.steps,
+            "loss": progress.loss,
+            "damaged": progress.damaged,
+        }
 
     def report(progress: Progress) -> None:
         nonlocal damaged
         damaged = progress.damaged
         if progress.step % job.report_every == 0 or progress.step == stage.steps:
-            ray.train.report({**step_facts, "step": progress.step, "loss": progress.loss, "damaged": progress.damaged})
+            ray.train.report(facts(progress))
 
     def save(write: Callable[[Path], None], progress: Progress) -> None:
         with tempfile.TemporaryDirectory(prefix="rllava-checkpoint-") as folder:
             write(Path(folder))
             (Path(folder) / "stage.json").write_text(json.dumps({"stage": number}))
-            metrics = {**step_facts, "step": progress.step, "loss": progress.loss, "damaged": progress.damaged}
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+            ray.train.report(facts(progress), checkpoint=Checkpoint.from_directory(folder))
 
     with tempfile.TemporaryDirectory(prefix="rllava-resume-") as resume:
         state = train_stage(

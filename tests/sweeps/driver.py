@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
     return output
 
 
-def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: float = 500.0) -> str:
+def run_on_terminal(
+    storage: str, tracked: Tracked, *options: str, timeout_s: float = 500.0, watch: Callable[[str], None] | None = None
+) -> str:
     """Runs the smoke ablation on a terminal of its own, where it shows a live table; it must succeed.
 
     Args:
@@ -57,12 +60,13 @@ def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: fl
         tracked: marks its processes.
         *options: more of the command line.
         timeout_s: seconds.
+        watch: called with what was shown so far, again and again.
 
     Returns:
         All that the terminal was sent.
     """
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (40, 120))
+    termios.tcsetwinsize(ours, (40, 160))
     driver = subprocess.Popen([*SMOKE, "--storage", storage, *options], env=tracked.env, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = bytearray()
@@ -70,6 +74,8 @@ def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: fl
     with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
         while time.monotonic() < deadline and (part := os.read(ours, 1 << 16)):
             shown += part
+            if watch is not None:
+                watch(shown.decode(errors="replace"))
     os.close(ours)
     status = driver.wait(timeout=60)
     output = shown.decode()

@@ -9,9 +9,10 @@ import pytest
 
 from rllava.records import KEY, RECORD_SCHEMA
 from tests.analysis.notebook_runner import execute_notebook
-from tests.fixtures.processes import Tracked
+from tests.fixtures.processes import Tracked, processes_called
 from tests.sweeps.conftest import Run
 from tests.sweeps.driver import finish, manifest, records, run_on_terminal, start
+from tests.sweeps.shown import LIVE, unexpected
 
 CANDIDATES = ["tiny-clip", "tiny-fare4@tiny-clip"]
 BENCHMARKS = ["easy_vqa", "easy_captions"]
@@ -64,8 +65,8 @@ def test_the_output_says_what_happened_and_where_results_are(unbroken: Run) -> N
     assert any("tiny-clip" in line and "training stage 2: step 6 of 6" in line for line in lines)
     assert any("attacking: part" in line for line in lines)
     assert lines[-1] == f"report:  {unbroken.storage}/reports/encoder_ablation/index.html"
-    assert "Traceback" not in unbroken.output
     assert not any("\x1b[" in line for line in lines), "escape codes in a log file"
+    assert unexpected(unbroken.output) == []
 
 
 def test_the_plugged_encoder_shares_the_trained_llava(unbroken: Run) -> None:
@@ -89,9 +90,19 @@ def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(
     storage = tmp_path / "results"
     shutil.copytree(unbroken.storage, storage)
     old = {path: path.stat().st_mtime_ns for path in (storage / "records").rglob("*.parquet")}
-    shown = run_on_terminal(str(storage), tracked, "--encoders", "tiny-clip", "--budgets", "0", "4", "8")
+    killed = []
+
+    def kill_the_trial_once(shown: str) -> None:
+        if not killed and "attacking" in shown:
+            killed.extend(processes_called(tracked, "ImplicitFunc"))
+            killed[0].kill()
+
+    options = ("--encoders", "tiny-clip", "--budgets", "0", "4", "8")
+    shown = run_on_terminal(str(storage), tracked, *options, watch=kill_the_trial_once)
+    assert len(killed) == 1
     assert "\x1b[" in shown, "no live table"
-    assert "Traceback" not in shown
+    assert "started again (its process was lost); kept: its LLaVA and" in shown
+    assert unexpected(shown, LIVE) == []
     assert "done: clean" in shown
     assert {path: path.stat().st_mtime_ns for path in old} == old
     entries = manifest(str(storage))["records"]

@@ -3,9 +3,7 @@
 import signal
 from pathlib import Path
 
-import psutil
-
-from tests.fixtures.processes import Tracked, wait_for
+from tests.fixtures.processes import Tracked, processes_called, wait_for
 from tests.sweeps.conftest import Run
 from tests.sweeps.driver import assert_same_results, finish, start
 
@@ -20,17 +18,6 @@ def parts(storage: str) -> list[Path]:
 
 def states(storage: str) -> list[Path]:
     return list(Path(storage).glob("records/*/state-*.pt"))
-
-
-def workers(tracked: Tracked, title: str) -> list[psutil.Process]:
-    found = []
-    for process in tracked.alive():
-        try:
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_the_driver_is_killed_in_training_and_again_in_the_attack(
@@ -60,11 +47,11 @@ def test_a_training_worker_and_an_attack_worker_are_killed(unbroken: Run, tmp_pa
     storage = str(tmp_path / "results")
     driver = start(storage, tracked, "--save-every", "0")
     wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
-    (trainer,) = workers(tracked, "RayTrainWorker")
+    (trainer,) = processes_called(tracked, "RayTrainWorker")
     trainer.kill()
     # In the middle of a shard's attack: its successor goes on from the state, to the same bits.
     wait_for(lambda: states(storage), 300, "the state of an attack in flight")
-    for attacker in workers(tracked, "ShardAttacker"):
+    for attacker in processes_called(tracked, "ShardAttacker"):
         attacker.kill()
     finish(driver)
     assert_same_results(storage, unbroken.storage)

@@ -3,7 +3,7 @@
 from ray.exceptions import RayTaskError
 
 from rllava.errors import UserError
-from sweeps.trial import users_mistake
+from sweeps.failures import users_mistake
 
 
 class TrainingFailedError(Exception):

@@ -1,0 +1,103 @@
+"""What a trial tells while it works; the board shows it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something is in storage already."""
+
+    what: Literal["model", "records"]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Another driver or trial works on the same.
+
+    Attributes:
+        holder: host and process of it.
+    """
+
+    holder: str
+
+
+@dataclass(frozen=True)
+class Starting:
+    """Training workers are being started."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimiser steps were made; the fields are what a training worker reports to Ray Train.
+
+    Attributes:
+        stage: 1 or 2.
+        step: optimiser steps done, of ``steps``.
+        steps: of the stage.
+        loss: of the last step.
+        damaged: images that could not be read so far.
+    """
+
+    stage: int
+    step: int
+    steps: int
+    loss: float
+    damaged: int
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Training workers were lost; a new group goes on from the last checkpoint.
+
+    Attributes:
+        reason: in a few words.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """A part of the records was written, or the attack begins.
+
+    Attributes:
+        parts: written since the trial started, of ``of``.
+        of: parts to write.
+        benchmark: of the last part; empty before the first.
+        epsilon: its budget, in 1/255.
+        mean: of its scores.
+    """
+
+    parts: int
+    of: int
+    benchmark: str = ""
+    epsilon: float = 0.0
+    mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """The trial is complete.
+
+    Attributes:
+        clean: mean score over benchmarks at the smallest budget.
+        robust: at the largest.
+    """
+
+    clean: float
+    robust: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The trial found a user's mistake; starting it again would not help.
+
+    Attributes:
+        mistake: one line.
+    """
+
+    mistake: str
+
+
+Event = Found | Waiting | Starting | Training | Interrupted | Attacking | Done | Refused
