@@ -102,11 +102,10 @@ class Snapshot:
             self._note(f"data {name}", INSTRUCTIONS.get(name))
         tower = pinned_all((encoder_spec("clip-l-336"),))
         folder = ("hub:llava-hf/llava-1.5-7b-hf",)
-        projector = ("multi_modal_projector",)
-        self._note(
-            "checkpoint",
-            CheckpointSpec("llava", "hugging_face", folder, "0" * 64, tower, projector, "mlp2x_gelu", "vicuna_v1"),
+        self.checkpoint = CheckpointSpec(
+            "llava", "hugging_face", folder, "0" * 64, tower, ("multi_modal_projector",), "mlp2x_gelu", "vicuna_v1"
         )
+        self._note("checkpoint", self.checkpoint)
         for preset in map(PRESETS.get, PRESETS):
             self._note_preset(preset)
 
