@@ -38,7 +38,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -73,13 +73,6 @@ class PinnedBy(NoIdentity):
 
 Described = Annotated[T, NoIdentity("describes the spec to people")]
 OnlyRounds = Annotated[T, NoIdentity("only rounds differently")]
-
-
-class Versioned(Protocol):
-    """A spec that depends on code with a version of its own."""
-
-    def versions(self) -> Mapping[str, int]:
-        """The versions, by what they are of."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +151,7 @@ def versions_of(spec: Any) -> Mapping[str, int]:
         spec: any spec.
 
     Returns:
-        Versions by what they are of.
+        What its ``versions()`` names; nothing where it has none.
     """
     named: Callable[[], Mapping[str, int]] | None = getattr(spec, "versions", None)
     return {} if named is None else named()
