@@ -137,10 +137,17 @@ def to_json(spec: Any, nested: Callable[[Any], Any] | None = None) -> dict[str, 
         TypeError: if a value is of an unknown kind, or not of its field's.
         ValueError: if a number is NaN.
     """
+    known: dict[int, dict[str, Any]] = {}  # evaluations hold the same specs dozens of times
+
+    def whole(inner: Any) -> dict[str, Any]:
+        if id(inner) not in known:
+            known[id(inner)] = to_json(inner, whole)
+        return known[id(inner)]
+
     found, kind = {}, _type(spec)
     for field in fields_of(kind):
         with _told_as(kind, field.name):
-            found[field.name] = _plain(getattr(spec, field.name), field.kind, nested or to_json)
+            found[field.name] = _plain(getattr(spec, field.name), field.kind, nested or whole)
     return found
 
 
