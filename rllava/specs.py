@@ -4,14 +4,20 @@ Placement, logging and storage are not in a spec, so the same result has the sam
 cluster (see :mod:`rllava.fingerprint`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from rllava.attacks.outcome import GRID_VERSION
 from rllava.attacks.protocols import Protocol
 from rllava.data.benchmarks import BenchmarkSpec
+from rllava.data.images import PREPROCESSING_VERSION
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
+from rllava.evaluation.answers import DECOYS_VERSION
+from rllava.fingerprint import OnlyRounds
 from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.conversation import TEMPLATES
 from rllava.model.language import LanguageModelSpec
 
 if TYPE_CHECKING:
@@ -30,7 +36,9 @@ class StageSpec:
         conversation: template, e.g. ``plain`` (stage 1) or ``vicuna_v1`` (stage 2).
         steps: optimiser steps.
         global_batch: samples per optimiser step, over all workers.
-        micro_batch: samples per forward pass of one worker; gradients accumulate up to the global batch.
+        micro_batch: samples per forward pass of one worker; gradients accumulate up to the global batch. The loss of
+            such a portion is the mean over its labelled tokens (as in LLaVA), so that its size decides what a token
+            weighs.
         learning_rate: peak.
         warmup: share of the steps with rising learning rate; cosine to zero after it.
         weight_decay: of AdamW.
@@ -52,16 +60,20 @@ class StageSpec:
     warmup: float = 0.03
     weight_decay: float = 0.0
     clip: float = 1.0
-    zero_stage: int = 2
+    zero_stage: OnlyRounds[int] = 2
     precision: Precision = "fp32"
     max_length: int = 2048
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: OnlyRounds[bool] = False
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage: expected 0, 1, 2 or 3, got {self.zero_stage}")
         if self.steps < 1 or self.global_batch % self.micro_batch:
             raise ValueError("steps must be at least 1 and global_batch a multiple of micro_batch")
+
+    def versions(self) -> Mapping[str, int]:
+        """Of the conversation template."""
+        return {"conversation": TEMPLATES.get(self.conversation).version}
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,10 @@ class ModelSpec:
         """Readable name: the encoders', joined by ``+``."""
         return "+".join(encoder.name for encoder in self.encoders)
 
+    def versions(self) -> Mapping[str, int]:
+        """Of what is done to its training images."""
+        return {"preprocessing": PREPROCESSING_VERSION}
+
     def describe(self, text_tokens: int = 64, answer_tokens: int = 8) -> "Description":
         """Parameters, visual tokens, bytes and floating-point operations, without weights.
 
@@ -115,9 +131,9 @@ class EvalSpec:
         benchmark: data, prompt, metric and sample list.
         protocol: rounds of the attack.
         epsilon: budget in 1/255; 0: clean.
-        batch_size: samples in flight together; 0: as many as memory holds. Part of the fingerprint, as batched matrix
-            products round differently.
-        compiled: whether the attacked model goes through torch.compile, which rounds differently.
+        batch_size: samples in flight together; 0: as many as memory holds. What it came to is in the facts of the
+            records.
+        compiled: whether the attacked model goes through torch.compile.
         smaller: this evaluation at the next smaller budget, if the protocol starts from its images.
         sources: evaluations at the same budget whose images this one's protocol starts from.
     """
@@ -128,8 +144,8 @@ class EvalSpec:
     benchmark: BenchmarkSpec
     protocol: Protocol
     epsilon: float
-    batch_size: int
-    compiled: bool = False
+    batch_size: OnlyRounds[int]
+    compiled: OnlyRounds[bool] = False
     smaller: "EvalSpec | None" = None
     sources: tuple["EvalSpec", ...] = ()
 
@@ -137,3 +153,12 @@ class EvalSpec:
     def name(self) -> str:
         """Readable name of the records artifact."""
         return f"{self.candidate}-{self.benchmark.name}-eps{self.epsilon:g}"
+
+    def versions(self) -> Mapping[str, int]:
+        """Of what is done to images before and after an attack, and of the bank of wrong answers if any is aimed at."""
+        versions = {"preprocessing": PREPROCESSING_VERSION}
+        if self.epsilon > 0:
+            versions["grid"] = GRID_VERSION
+            if any(entry.decoy is not None for entry in self.protocol.rounds(self.benchmark.task)):
+                versions["decoys"] = DECOYS_VERSION
+        return versions

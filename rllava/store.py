@@ -29,7 +29,7 @@ import pyarrow.fs
 
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
-from rllava.fingerprint import fingerprint, to_json
+from rllava.fingerprint import FORMAT, fingerprint, to_json
 
 Kind = Literal["data", "models", "records"]
 
@@ -85,7 +85,8 @@ class Store:
         """Makes sure that this is a results folder of ours and can be written, before anything expensive starts.
 
         Raises:
-            UserError: if it cannot be written, its bucket is missing, or it holds something else.
+            UserError: if it cannot be written, its bucket is missing, or it holds something else or results of another
+                format.
         """
         marker = f"{self.root}/{_ROOT_MARKER}"
         try:
@@ -98,12 +99,34 @@ class Store:
                         f"storage {self.url}: the folder holds something else than rllava's results; "
                         "choose an empty or new folder with --storage"
                     )
-            self.write(marker, json.dumps({"format": 1}).encode())
+            else:
+                self._check_format(self.filesystem.cat_file(marker))
+            self.write(marker, json.dumps({"format": FORMAT}).encode())
         except UserError:
             raise
         except Exception as error:  # botocore, OSError, permission errors: each file system has its own
             reason = str(error).strip().split("\n", 1)[0]
             raise UserError(f"storage {self.url} cannot be written ({type(error).__name__}: {reason})") from error
+
+    def _check_format(self, marker: bytes) -> None:
+        """Results of another format have other names: nothing would be found, and everything computed beside it."""
+        try:
+            found = int(json.loads(marker)["format"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"storage {self.url}: {_ROOT_MARKER} cannot be read; choose another folder with --storage"
+            ) from error
+        if found < FORMAT:
+            raise UserError(
+                f"storage {self.url} holds results of format {found}, and this version of rllava, which names them by "
+                f"format {FORMAT}, would find none of them; choose another folder with --storage and keep this one for "
+                "the version that wrote it, or delete it"
+            )
+        if found > FORMAT:
+            raise UserError(
+                f"storage {self.url} holds results of format {found}, which a later version of rllava wrote; update "
+                "rllava, or choose another folder with --storage"
+            )
 
     def artifact(self, kind: Kind, name: str, spec: Any) -> Artifact:
         """Where the result of a spec lies.

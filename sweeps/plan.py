@@ -110,10 +110,21 @@ class Plan:
 
     @cached_property
     def _evaluations(self) -> dict[str, list[tuple[EvalSpec, Artifact]]]:
-        """Known cells; specs that start from others hold theirs, so that naming them takes a while."""
+        """Known cells."""
+        return {}
+
+    @cached_property
+    def _specs(self) -> dict[tuple[str, str, float], EvalSpec]:
+        """Those of known cells: one that starts from others holds theirs, and each is made once."""
         return {}
 
     def _evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, epsilon: float) -> EvalSpec:
+        key = (candidate.name, benchmark.name, epsilon)
+        if key not in self._specs:
+            self._specs[key] = self._new_evaluation(candidate, benchmark, epsilon)
+        return self._specs[key]
+
+    def _new_evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, epsilon: float) -> EvalSpec:
         model, _ = self.model(candidate)
         smaller = max((budget for budget in self.budgets if 0 < budget < epsilon), default=None)
         before = None

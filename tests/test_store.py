@@ -13,7 +13,7 @@ import pytest
 
 from rllava import store as store_module
 from rllava.errors import UserError
-from rllava.fingerprint import fingerprint
+from rllava.fingerprint import FORMAT, Described, fingerprint
 from rllava.store import Store
 from tests.fixtures.processes import wait_for
 
@@ -21,7 +21,7 @@ from tests.fixtures.processes import wait_for
 @dataclass(frozen=True)
 class Spec:
     value: int
-    training: str = "words for people"
+    training: Described[str] = "words for people"
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -104,6 +104,32 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds something else"):
         Store(str(tmp_path)).prepare()
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "told"),
+    [
+        ('{"format": 1}', r"holds results of format 1, .* choose another folder with --storage and keep this one"),
+        ('{"format": 99}', r"of format 99, which a later version of rllava wrote; update rllava, or choose another"),
+        ("{", r"rllava-storage\.json cannot be read; choose another folder with --storage"),
+    ],
+)
+def test_results_of_another_format_are_told_in_one_line_and_kept(marker: str, told: str, tmp_path: Path) -> None:
+    kept = tmp_path / "models/old-0123/COMPLETE"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    file = tmp_path / "rllava-storage.json"
+    file.write_text(marker)
+    with pytest.raises(UserError, match=told) as caught:
+        Store(str(tmp_path)).prepare()
+    assert "\n" not in str(caught.value)
+    assert file.read_text() == marker
+    assert kept.exists()
+
+
+def test_a_storage_says_its_format_and_is_taken_again(store: Store) -> None:
+    store.prepare()
+    assert json.loads(store.filesystem.cat_file(f"{store.root}/rllava-storage.json")) == {"format": FORMAT}
 
 
 def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another engine of the same arguments was.
+        """Goes on where another engine of the same arguments was, if need be in smaller batches.
 
         Args:
             state: from its :meth:`state_dict`.
@@ -179,7 +179,7 @@ class Engine:
         self.places = [_place(fields, images_BCHW.device) for fields in state["places"]]
         lanes = state["lanes"]
         self.lanes = None if lanes is None else Lanes(**{k: v.to(images_BCHW.device).clone() for k, v in lanes.items()})
-        self.batches.limit = int(state["limit"])
+        self.batches.limit = min(self.batches.limit, int(state["limit"]))
 
     def _fill(self) -> bool:
         """Gives free places to those who wait; False when nobody is left."""

@@ -18,6 +18,9 @@ GRID = 128
 """Scored images are multiples of 1/128 of an 8-bit level, so that an 8-bit image and one signed byte per value store
 them without loss."""
 
+GRID_VERSION = 1
+"""Raised when an image that an attack found is scored or stored as another one."""
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -4,7 +4,7 @@ A new benchmark is one source function in :data:`SOURCES` and one spec in :data:
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,6 +105,10 @@ class BenchmarkSpec:
     drop_threshold: float
     rows_per_shard: int = 25
     version: int = 1
+
+    def versions(self) -> Mapping[str, int]:
+        """Of the metric, whose frozen state lies beside the shards."""
+        return {"metric": METRICS.get(self.metric).version}
 
     @property
     def task(self) -> Literal["captioning", "vqa"]:

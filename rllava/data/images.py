@@ -15,6 +15,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PADDING_COLOUR = (int(255 * CLIP_MEAN[0]), int(255 * CLIP_MEAN[1]), int(255 * CLIP_MEAN[2]))
 """Colour of the padding bars, RGB: (122, 116, 104), the same for all encoders."""
 
+PREPROCESSING_VERSION = 1
+"""Raised when :func:`preprocess` makes other pixels of an image."""
+
 MAX_SIDE = 16384
 """Longest side that is padded, in pixels: the square takes 3 * MAX_SIDE^2 bytes (0.8 GB)."""
 

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllava.errors import UserError
+from rllava.fingerprint import Described, PinnedBy
 from rllava.weights import check_weights, fitting, read_weights
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -51,19 +52,20 @@ class EncoderSpec:
         ema: of a training checkpoint that holds averaged weights too, take those.
         origin: where the weights can be had.
         parameters: published number, without the classifier, in millions.
+        version: of the family that builds it; raised when its encoders compute something else from the same weights.
     """
 
     name: str
     builder: str
-    weights: str | None
+    weights: Annotated[str | None, PinnedBy("sha256")]
     sha256: str | None
     image_size: int
     tokens: int
     width: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    training: str = ""
-    licence: str = ""
+    training: Described[str] = ""
+    licence: Described[str] = ""
     seed: int = 0
     architecture: str = ""
     arguments: tuple[tuple[str, str | int | float | bool], ...] = ()
@@ -71,8 +73,9 @@ class EncoderSpec:
     activation: Activation = ""
     resized: bool = False
     ema: bool = True
-    origin: str = ""
-    parameters: float | None = None
+    origin: Described[str] = ""
+    parameters: Described[float | None] = None
+    version: int = 1
 
     @property
     def label(self) -> str:

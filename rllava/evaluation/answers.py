@@ -9,6 +9,9 @@ from rllava.data.shards import list_shards, read_shard
 BANK_SIZE = 32
 """Answers that the model ranks for a sample: about as many tokens as a forward pass of a prompt of 600."""
 
+DECOYS_VERSION = 1
+"""Raised when other answers come into the bank, or other ones of it are aimed at."""
+
 
 def answer_bank(filesystem: Any, folder: str) -> tuple[str, ...]:
     """The most common first references of a benchmark's fixed sample list.

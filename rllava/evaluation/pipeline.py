@@ -5,6 +5,7 @@ model once, answers the clean images once, and writes one part per budget under 
 never computed again, so a killed worker's successor, or a second run, does only what is missing.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray.data
 import torch
 
@@ -22,7 +24,7 @@ from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight, Keeping
 from rllava.evaluation.samples import load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard
+from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, run_as
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.checkpoint_loading import load_checkpoint
@@ -163,6 +165,8 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
 def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str, seconds: float) -> None:
     """Marks a records artifact as complete, after a last look that every part is there.
 
+    Its facts say how the parts were computed, of which several runs may have made some.
+
     Args:
         store: results folder.
         artifact: of the records.
@@ -175,7 +179,22 @@ def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str,
     for path in store.filesystem.ls(artifact.path, detail=False):
         if path.rsplit("/", 1)[-1].startswith("state-"):  # of a worker that was killed after its part was written
             store.filesystem.rm_file(path)
-    store.finish(artifact, spec, {"parts": len(parts), "seconds": round(seconds, 2)})
+    run = list({json.dumps(how): how for part in parts if (how := how_made(store, part))}.values())
+    store.finish(artifact, spec, {"parts": len(parts), "seconds": round(seconds, 2), "run_as": run})
+
+
+def how_made(store: Store, part: str) -> dict[str, Any]:
+    """How a part was computed; its footer alone is read.
+
+    Args:
+        store: results folder.
+        part: path in it.
+
+    Returns:
+        See :func:`rllava.evaluation.worker.run_as`.
+    """
+    with store.filesystem.open(part, "rb") as file:
+        return run_as(pq.read_schema(file))
 
 
 def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:

@@ -4,6 +4,7 @@ Shapes: B batch, N some of its samples, C channel, H/W image.
 """
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from rllava.specs import EvalSpec
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 PRECISIONS = {torch.float32: "float32", **{dtype: name for name, dtype in HALF.items()}}
+
+RUN_AS = b"rllava.run_as"
 
 TARGETS_AT_A_TIME = 32
 """Decoys ranked in one pass: each needs a copy of the prompt's keys and values (LLaVA-1.5-7B in float32: 0.7 GB)."""
@@ -432,7 +435,8 @@ def evaluate_shard(
         others: gives the images that attacks on other models found, for protocols that start from them.
 
     Yields:
-        Per spec, the shard's records in the order of its samples.
+        Per spec, the shard's records in the order of its samples; the schema's metadata says how they were computed
+        (:func:`run_as`).
     """
     first = specs[0]
     scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
@@ -452,4 +456,19 @@ def evaluate_shard(
             rows = worker.attack(spec, shard, scoring, batches, keeping, found)
             scored = {row["sample_id"]: row for row in rows}
         table = [scored.get(sample.sample_id, record_head(spec, sample)) for sample in samples]
-        yield spec, pa.Table.from_pylist(table, schema=RECORD_SCHEMA)
+        how = {} if shard is None else {"batch_size": batches.limit, "compiled": spec.compiled}
+        schema = RECORD_SCHEMA.with_metadata({**(RECORD_SCHEMA.metadata or {}), RUN_AS: json.dumps(how)})
+        yield spec, pa.Table.from_pylist(table, schema=schema)
+
+
+def run_as(schema: pa.Schema) -> dict[str, Any]:
+    """What a part says of its making, beside what its evaluation's spec asked for: it may differ in rounding alone.
+
+    Args:
+        schema: of a part.
+
+    Returns:
+        ``batch_size``, what fitted in the end, and ``compiled``; nothing of a part no sample of which was answered.
+    """
+    how: dict[str, Any] = json.loads((schema.metadata or {}).get(RUN_AS, b"{}"))
+    return how

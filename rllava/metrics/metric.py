@@ -24,6 +24,7 @@ class Metric:
         prepare: from the references of each sample to the frozen state; raises ``UserError`` if they are too few.
         score: from (prediction, references, state) to the sample's score, larger is better, 0 for an empty
             prediction; raises ``ValueError`` if there are no references.
+        version: raised when any answer gets another score, or is cleaned otherwise.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     clean: Callable[[str], str]
     prepare: Callable[[Sequence[Sequence[str]]], MetricState]
     score: Callable[[str, Sequence[str], MetricState], float]
+    version: int = 1
 
 
 METRICS: Registry[Metric] = Registry("metric")

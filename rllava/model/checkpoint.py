@@ -15,13 +15,14 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
+from rllava.fingerprint import PinnedBy
 from rllava.model.conversation import TEMPLATES
 from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
 from rllava.weights import TOKENIZER_SETTINGS, TOKENIZERS, digest, files_of, find_weights, pin_weights, weights_path
@@ -60,12 +61,16 @@ class CheckpointSpec:
 
     name: str
     format: Format
-    weights: tuple[str, ...]
+    weights: Annotated[tuple[str, ...], PinnedBy("sha256")]
     sha256: str
     encoders: tuple[EncoderSpec, ...]
     projectors: tuple[str, ...]
     projector: str
     conversation: str
+
+    def versions(self) -> Mapping[str, int]:
+        """Of the conversation template."""
+        return {"conversation": TEMPLATES.get(self.conversation).version}
 
     def describe(
         self, encoders: Sequence[EncoderSpec] | None = None, text_tokens: int = 64, answer_tokens: int = 8

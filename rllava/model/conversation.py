@@ -39,6 +39,7 @@ class Template:
         style: ``roles``: ``USER: ... ASSISTANT: ...``; ``plain``: the bare image and an answer that ends with a newline
             and no end token (stage 1); ``inst``: Llama 2's ``[INST] ... [/INST]``; ``chat``: the chat template of the
             language model's tokenizer.
+        version: raised when the texts it makes change.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Template:
     user: str = "USER"
     assistant: str = "ASSISTANT"
     style: Style = "roles"
+    version: int = 1
 
 
 TEMPLATES: Registry[Template] = Registry("conversation template")

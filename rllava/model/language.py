@@ -5,12 +5,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rllava.errors import UserError
+from rllava.fingerprint import Described, PinnedBy
 from rllava.model.causal_lm import check_language_model
 from rllava.model.conversation import TEMPLATES, stop_ids
 from rllava.model.weight_stream import Stored, bare, contents, problems, stream
@@ -31,9 +32,9 @@ class LanguageModelSpec:
     """
 
     name: str
-    weights: str
+    weights: Annotated[str, PinnedBy("sha256")]
     sha256: str | None = None
-    origin: str = ""
+    origin: Described[str] = ""
 
     @property
     def label(self) -> str:

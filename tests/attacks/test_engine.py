@@ -203,6 +203,18 @@ def test_every_state_leads_to_the_same_results_bit_by_bit() -> None:
         assert_equal(successor.run(), unbroken)
 
 
+def test_a_state_goes_on_in_smaller_batches() -> None:
+    """What ran out of memory is started again with fewer samples at a time."""
+    rounds = (Round("narrow", 4, "float32", "clean", "answer"), Round("again", 3, "float32", "best", 0))
+    states, unbroken = states_of(lambda: engine(rounds, places=4, floor=-1.0))
+    successor = engine(rounds, places=2, floor=-1.0)
+    successor.load_state_dict(torch.load(io.BytesIO(states[2]), weights_only=True))
+    assert successor.batches.limit == 2
+    outcomes = successor.run()
+    assert [outcome.rounds for outcome in outcomes] == [outcome.rounds for outcome in unbroken]
+    assert [outcome.score for outcome in outcomes] == pytest.approx([outcome.score for outcome in unbroken], abs=1e-3)
+
+
 def test_a_round_in_a_larger_budget_only_prepares() -> None:
     rounds = (
         Round("wide", 3, "float32", "clean", 0, width=3.0, judged=False),

@@ -11,12 +11,16 @@ import torch
 from rllava.data.shards import parquet_bytes
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight
+from rllava.evaluation.pipeline import complete
 from rllava.evaluation.samples import Sample, decode_shard
 from rllava.evaluation.transfer import images_of_others
+from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.metrics.metric import METRICS
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
 from rllava.store import Store
 from tests.evaluation.test_worker import answered_by_itself, evaluate, scored_image, shard, spec_of
+from tests.model.test_llava import make
 
 STATE = {"waiting": {"float32": [[0, 1]]}, "lanes": {"point_LCHW": torch.rand(2, 3, 4, 4)}, "limit": 3}
 
@@ -91,3 +95,22 @@ def test_the_bank_holds_the_most_common_first_references(tmp_path: Path) -> None
         table = pa.Table.from_pylist(part, schema=shard("easy_vqa", 1).schema)
         store.write(f"{folder}/part-{number:05d}.parquet", parquet_bytes(table))
     assert answer_bank(store.filesystem, folder) == ("blue", "red")
+
+
+def test_complete_records_say_in_what_portions_they_were_computed(tmp_path: Path) -> None:
+    """Also where several runs made the parts, each with what fitted; a shard of errors alone was not computed."""
+    store, spec = Store(str(tmp_path)), spec_of("easy_vqa", 0.0, batch_size=0)
+    table = shard("easy_vqa", 3)
+    damaged = table.set_column(table.column_names.index("image"), "image", pa.array([b""] * 3, pa.binary()))
+    artifact = store.artifact("records", spec.name, spec)
+    metric = METRICS.get("vqa_accuracy")
+    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    for number, (rows, batch_size) in enumerate(((table, 0), (table, 2), (table, 2), (damaged, 1))):
+        how = dataclasses.replace(spec, batch_size=batch_size)
+        assert store.artifact("records", how.name, how) == artifact
+        ((_, part),) = evaluate_shard(worker, decode_shard(rows, 64), [how], metric, None)
+        store.write(f"{artifact.path}/part-{number:05d}.parquet", parquet_bytes(part))
+        store.write(f"{tmp_path}/data/part-{number:05d}.parquet", parquet_bytes(rows))
+    complete(store, artifact, spec, f"{tmp_path}/data", 1.5)
+    run = [{"batch_size": size, "compiled": False} for size in (3, 2)]
+    assert store.facts(artifact) == {"parts": 4, "seconds": 1.5, "run_as": run}

@@ -1,6 +1,7 @@
 """The whole thing, small: what an unbroken run leaves, and what a second one does."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -67,6 +68,16 @@ def test_the_output_says_what_happened_and_where_results_are(unbroken: Run) -> N
     assert lines[-1] == f"report:  {unbroken.storage}/reports/encoder_ablation/index.html"
     assert not any("\x1b[" in line for line in lines), "escape codes in a log file"
     assert unexpected(unbroken.output) == []
+
+
+def test_artifacts_say_how_they_were_computed(unbroken: Run) -> None:
+    """What only rounds differently names no result, so it stands beside it."""
+    run = manifest(unbroken.storage)
+    facts = [json.loads((Path(unbroken.storage) / entry["path"] / "COMPLETE").read_text()) for entry in run["records"]]
+    assert [entry["run_as"] for entry in facts] == [[{"batch_size": 4, "compiled": False}]] * len(facts)
+    model = Path(unbroken.storage) / run["models"][0]["path"]
+    assert json.loads((model / "COMPLETE").read_text())["workers"] == 1
+    assert json.loads((model / "spec.json").read_text())["stage2"]["zero_stage"] == 2
 
 
 def test_the_plugged_encoder_shares_the_trained_llava(unbroken: Run) -> None:
