@@ -5,11 +5,8 @@ leaves is in storage, so that it can be killed and started again at any moment.
 """
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from ray.train import UserCallback
 
 from cluster.placement import Placement
 from rllava.data.shards import list_shards, read_shard
@@ -18,12 +15,11 @@ from rllava.model.checkpoint import CheckpointSpec
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact
 from rllava.training.ray_trainer import TrainJob, train_model
-from sweeps.events import Attacking, Done, Event, Found, Interrupted, Refused, Starting, Training, Waiting
-from sweeps.failures import in_few_words, users_mistake
+from sweeps.events import Attacking, Done, Found, Refused, Starting, Waiting
+from sweeps.failures import users_mistake
 from sweeps.plan import Plan
 from sweeps.presets import Candidate
-
-Tell = Callable[[Event], None]
+from sweeps.telling import Tell, TellTraining
 
 
 def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_every: int) -> None:
@@ -48,25 +44,6 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
         tell(Refused(mistake))
         return
     tell(scores(plan, candidate))
-
-
-class TellTraining(UserCallback):  # type: ignore[misc]  # Ray has no types
-    """Passes on what training workers report to Ray Train; lives in its controller.
-
-    Args:
-        tell: told.
-    """
-
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called by Ray Train when all workers have reported."""
-        self.tell(Training(**metrics[0]))
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train when workers were lost."""
-        self.tell(Interrupted(in_few_words(next(iter(worker_exceptions.values())))))
 
 
 def find_or_train(

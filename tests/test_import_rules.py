@@ -244,7 +244,7 @@ def test_importing_everything_loads_no_more(packages: tuple[str, ...], absent: t
     assert not ast.literal_eval(done.stdout) & set(absent)
 
 
-def test_a_trial_that_only_waits_loads_no_torch() -> None:
-    script = "import sweeps.trial, sweeps.events, sys; print('torch' in sys.modules)"
+def test_a_trial_that_only_waits_and_a_controller_load_no_torch() -> None:
+    script = "import sweeps.trial, sweeps.telling, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

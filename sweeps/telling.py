@@ -1,0 +1,30 @@
+"""What Ray Train's controller tells of a training. Light: the controller need not load torch to pass on numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.train import UserCallback
+
+from sweeps.events import Event, Interrupted, Training
+from sweeps.failures import in_few_words
+
+Tell = Callable[[Event], None]
+
+
+class TellTraining(UserCallback):  # type: ignore[misc]  # Ray has no types
+    """Passes on what training workers report to Ray Train; lives in its controller.
+
+    Args:
+        tell: told.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray Train when all workers have reported."""
+        self.tell(Training(**metrics[0]))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train when workers were lost."""
+        self.tell(Interrupted(in_few_words(next(iter(worker_exceptions.values())))))
