@@ -15,15 +15,16 @@ from torch import Tensor
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
 from rllava.encoders.towers.open_clip_config import (
-    CONFIG,
     OpenClipConfig,
     described_config,
     read_open_clip_config,
     visual_tower,
 )
 from rllava.errors import UserError
+from rllava.hub import OPEN_CLIP as WEIGHTS
+from rllava.hub import OPEN_CLIP_CONFIG as CONFIG
 from rllava.registry import unknown
-from rllava.weights import fitting, read_weights
+from rllava.weights import find_weights, fitting, read_weights, weights_path
 
 VISUAL = "visual."
 """Before the image encoder's keys in a checkpoint of both towers."""
@@ -191,16 +192,19 @@ def configured_spec(folder: Path, name: str, weights: str) -> EncoderSpec:
     Args:
         folder: with ``open_clip_config.json`` and weights.
         name: of the encoder.
-        weights: as the spec names them.
+        weights: the folder as a spec names it, see :mod:`rllava.weights`.
 
     Returns:
         The spec, with the whole architecture in it. A vision transformer gives the layer before the last, as LLaVA
         takes it.
 
     Raises:
-        UserError: if the configuration is missing, damaged, or not understood.
+        UserError: if there are no weights, or the configuration is missing, damaged, or not understood.
     """
     what = f"encoder '{name}'"
+    file = next((file for file in WEIGHTS if (folder / file).exists()), None)
+    if file is None:
+        raise UserError(f"{what}: {folder} holds neither {' nor '.join(WEIGHTS)}; copy the whole folder")
     config = read_open_clip_config(folder, what)
     try:
         image_size = config.image_size
@@ -210,7 +214,7 @@ def configured_spec(folder: Path, name: str, weights: str) -> EncoderSpec:
     spec = EncoderSpec(
         name=name,
         builder="rllava.encoders.towers.open_clip:build",
-        weights=weights,
+        weights=f"{weights}/{file}",
         sha256=None,
         image_size=image_size,
         tokens=0,
@@ -241,14 +245,18 @@ def open_clip_spec(name: str) -> EncoderSpec:
     """The spec of any model of open_clip.
 
     Args:
-        name: ``MODEL/PRETRAINED``, as ``open_clip.create_model`` takes both.
+        name: ``MODEL/PRETRAINED``, as ``open_clip.create_model`` takes both; or, as it does too, ``hf-hub:ORG/NAME`` or
+            ``local-dir:FOLDER`` for what has its configuration beside it.
 
     Returns:
         The spec; its weights are those that open_clip has on the hub. The layer before the last, as LLaVA takes it.
 
     Raises:
-        UserError: if open_clip knows no such model or weights, or has them at another place than the hub.
+        UserError: if open_clip knows no such model or weights, has them at another place than the hub, or they cannot
+            be reached.
     """
+    if name.startswith(_SCHEMAS):
+        return _elsewhere(name)
     architecture, _, tag = name.partition("/")
     described = open_clip.get_model_config(architecture)
     if described is None:
@@ -277,3 +285,26 @@ def open_clip_spec(name: str) -> EncoderSpec:
         origin=f"the hub's {organisation}/{repository}",
     )
     return measured(replace(spec, layer=-2) if described_config(described, {}).is_vit else spec)
+
+
+_HUB, _FOLDER = _SCHEMAS = ("hf-hub:", "local-dir:")
+"""open_clip's own names of places."""
+
+
+def _elsewhere(name: str) -> EncoderSpec:
+    place = name.removeprefix(_HUB).removeprefix(_FOLDER)
+    if name.startswith(_FOLDER):
+        folder = Path(place).expanduser().resolve()
+        return configured_spec(folder, folder.name, str(folder))
+    where = f"hub:{place}"
+    if place.count("/") != 1:
+        raise UserError(f"encoder 'open_clip:{name}': a name of the hub is ORG/NAME")
+    # Of a repository that has transformers' layout too, these alone are fetched.
+    config, weights = find_weights(f"{where}/{CONFIG}"), find_weights(f"{where}/{WEIGHTS[0]}")
+    if config is None or weights is None:
+        lacking = CONFIG if config is None else " or ".join(WEIGHTS)
+        raise UserError(
+            f"encoder 'open_clip:{name}': the hub cannot be reached or has no {lacking} there; copy both to "
+            f"{weights_path(where)}"
+        )
+    return configured_spec(config.parent, place.rpartition("/")[2], where)

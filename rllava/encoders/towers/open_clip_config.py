@@ -14,8 +14,7 @@ from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD
 from rllava.errors import UserError
-
-CONFIG = "open_clip_config.json"
+from rllava.hub import OPEN_CLIP_CONFIG
 
 _KNOWN = frozenset(field.name for field in fields(CLIPVisionCfg))
 
@@ -75,7 +74,7 @@ def read_open_clip_config(path: Path, what: str) -> OpenClipConfig:
     Raises:
         UserError: if the file is missing, damaged, or says something about the image tower that is not understood.
     """
-    file = path / CONFIG if path.is_dir() else path
+    file = path / OPEN_CLIP_CONFIG if path.is_dir() else path
     try:
         described = json.loads(file.read_text())
         model = described.get("model_cfg", described)  # older repositories have its entries at the top
