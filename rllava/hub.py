@@ -4,10 +4,12 @@ The cache is asked for the files that are needed and no others: a repository's l
 wanted of it must not make it incomplete.
 """
 
+import fnmatch
 import functools
 import json
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -25,6 +27,15 @@ from rllava.errors import UserError
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*mm_projector.bin")
 PICKLED = (*WANTED, "pytorch_model*.bin")
 """Files of a model, the second where a repository has no safetensors."""
+
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+"""How open_clip calls the weights of its repositories, and what says which model they are."""
+
+LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (WANTED, OPEN_CLIP), (PICKLED, OPEN_CLIP), (WANTED, ()), ((*WANTED, OPEN_CLIP[1]), ()),
+)  # fmt: skip
+"""What is taken of a repository, and what is not: many have the same weights in the layouts of both libraries."""
 
 
 def from_hub(name: str) -> Path | None:
@@ -72,23 +83,52 @@ def _cached(repository: str, file: str) -> Path | None:
     if file:
         found = huggingface_hub.try_to_load_from_cache(repository, file)
         return Path(found) if isinstance(found, str) else None
-    for patterns in (WANTED, PICKLED):
+    for patterns, ignored in LAYOUTS:
         try:
-            folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True)
+            folder = _snapshot(repository, patterns, ignored, local_files_only=True)
         except OSError:  # not there, or not all of it
             continue
-        if is_model(Path(folder)):
-            return Path(folder)
+        if is_model(folder):
+            return folder
     return None
+
+
+def _snapshot(
+    repository: str, patterns: tuple[str, ...], ignored: tuple[str, ...], local_files_only: bool = False
+) -> Path:
+    return Path(
+        huggingface_hub.snapshot_download(
+            repository,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(ignored) or None,
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def _fetched(repository: str, file: str) -> Path | None:
     if file:
         return Path(huggingface_hub.hf_hub_download(repository, file))
-    safe = any(entry.endswith(".safetensors") for entry in huggingface_hub.list_repo_files(repository))
-    patterns = WANTED if safe else PICKLED
-    folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
+    folder = _snapshot(repository, *layout(huggingface_hub.list_repo_files(repository)))
     return folder if is_model(folder) else None
+
+
+def layout(files: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What to take of a repository: one set of weights, transformers' before open_clip's, safetensors before pickles.
+
+    Args:
+        files: that it has.
+
+    Returns:
+        One of :data:`LAYOUTS`.
+    """
+    own = [file for file in files if file not in OPEN_CLIP]
+    if any(file.endswith(".safetensors") for file in own):
+        return LAYOUTS[0]
+    if OPEN_CLIP[0] in files or OPEN_CLIP[1] in files:
+        pickled = any(fnmatch.fnmatch(file, "pytorch_model*.bin") for file in own)
+        return LAYOUTS[1] if pickled else LAYOUTS[2 if OPEN_CLIP[0] in files else 3]
+    return LAYOUTS[1]
 
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -97,7 +137,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds weights, or a LLaVA's projector alone.
+    """Whether a folder holds weights, of transformers' or open_clip's layout, or a LLaVA's projector alone.
 
     Args:
         folder: any.
@@ -108,7 +148,7 @@ def is_model(folder: Path) -> bool:
     for index in INDEXES:
         if (folder / index).exists():
             return all((folder / name).exists() for name in index_files(folder / index))
-    return any((folder / name).exists() for name in WHOLE) or any(folder.glob("*mm_projector.bin"))
+    return any((folder / name).exists() for name in (*WHOLE, *OPEN_CLIP)) or any(folder.glob("*mm_projector.bin"))
 
 
 def index_files(index: Path) -> list[str]:

@@ -60,6 +60,13 @@ TOKENIZER_FILES = (*TOKENIZERS, *TOKENIZER_SETTINGS)
 _OLDER = {"open_clip_model.safetensors": "open_clip_pytorch_model.bin"}
 """What repositories of the hub that were never converted have instead."""
 
+_RELEASED = {
+    f"{method}_eps_{epsilon}.pt": f"hub:chs20/{method}{epsilon}-clip/open_clip_pytorch_model.bin"
+    for method in ("fare", "tecoa")
+    for epsilon in (2, 4)
+}
+"""Where weights are released today that were once files of their own; the files stay valid."""
+
 _SHOWN = 5
 
 
@@ -92,7 +99,7 @@ def weights_path(weights: str) -> Path:
 
 
 def find_weights(weights: str) -> Path | None:
-    """Looks for weights on this machine, then on the hub; there also under the name that older repositories have.
+    """Looks for weights on this machine, then on the hub; there also under the names that they have or had elsewhere.
 
     Args:
         weights: see the module.
@@ -104,6 +111,8 @@ def find_weights(weights: str) -> Path | None:
     before, _, file = weights.rpartition("/")
     if found is None and weights.startswith(_HUB) and file in _OLDER:
         found = _find(f"{before}/{_OLDER[file]}")
+    if found is None and weights in _RELEASED:
+        found = _find(_RELEASED[weights])
     return found
 
 
@@ -175,7 +184,7 @@ def check_weights(spec: Weighted) -> Path | None:
     if spec.weights is None:
         return None
     path = located(spec)
-    if not _holds_weights(path):
+    if not holds_weights(path):
         raise _not_there(spec)
     if path.is_dir():
         try:
@@ -225,10 +234,18 @@ def has_weights(spec: Weighted) -> bool:
         True if they can be read or fetched.
     """
     path = None if spec.weights is None else find_weights(spec.weights)
-    return spec.weights is None or (path is not None and _holds_weights(path))
+    return spec.weights is None or (path is not None and holds_weights(path))
 
 
-def _holds_weights(path: Path) -> bool:
+def holds_weights(path: Path) -> bool:
+    """Whether something is a file, or a folder of transformers' layout with weights in it.
+
+    Args:
+        path: of either.
+
+    Returns:
+        False for a folder with a configuration alone.
+    """
     return path.is_file() or any((path / name).exists() for name in (*INDEXES, *WHOLE))
 
 
@@ -243,11 +260,11 @@ def missing_weights(spec: Weighted) -> Missing:
     """
     assert spec.weights is not None
     where, source = str(weights_path(spec.weights)), spec.origin or "wherever they were made"
-    if spec.weights.startswith(_HUB):
-        if spec.weights.count("/") == 1:
-            where += "/ (a folder: config.json, weights, and what else is beside them)"
-        if not reachable():
-            source += ", which cannot be reached from here"
+    of_hub = spec.weights.startswith(_HUB)
+    if of_hub and spec.weights.count("/") == 1:
+        where += "/ (a folder: config.json, weights, and what else is beside them)"
+    if (of_hub or spec.weights in _RELEASED) and not reachable():
+        source += ", which cannot be reached from here"
     return Missing(spec.label, where, source)
 
 

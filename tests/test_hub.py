@@ -9,6 +9,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from rllava import hub
 from rllava.errors import UserError
+from rllava.hub import LAYOUTS, layout
 from rllava.weights import find_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -64,6 +65,46 @@ def test_a_projector_alone_is_a_model(tmp_path: Path) -> None:
 def test_older_open_clip_repositories_have_a_pickle(tmp_path: Path) -> None:
     snapshot = cached(tmp_path, "laion/clip", ("open_clip_pytorch_model.bin",))
     assert find_weights("hub:laion/clip/open_clip_model.safetensors") == snapshot / "open_clip_pytorch_model.bin"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("weights", hub.OPEN_CLIP)
+def test_a_model_in_open_clips_layout_is_found(weights: str, listed: bool, tmp_path: Path) -> None:
+    files = ("open_clip_config.json", weights, "vocab.json")
+    snapshot = cached(tmp_path, "chs20/fare4-clip", files, (*files, "README.md") if listed else ())
+    assert find_weights("hub:chs20/fare4-clip") == snapshot
+
+
+def test_weights_that_moved_to_the_hub_are_found_there(tmp_path: Path) -> None:
+    snapshot = cached(tmp_path, "chs20/tecoa2-clip", ("open_clip_config.json", "open_clip_pytorch_model.bin"))
+    assert find_weights("tecoa_eps_2.pt") == snapshot / "open_clip_pytorch_model.bin"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tecoa_eps_2.pt").write_text("{}")
+    assert find_weights("tecoa_eps_2.pt") == tmp_path / "weights" / "tecoa_eps_2.pt"
+
+
+TRANSFORMERS = ("config.json", "model.safetensors")
+OLD = ("config.json", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ((*TRANSFORMERS, *hub.OPEN_CLIP), 0),  # LAION's repositories
+        ((*OLD, *hub.OPEN_CLIP), 1),
+        (OLD, 1),
+        (("config.json", "mm_projector.bin"), 1),
+        (("open_clip_config.json", *hub.OPEN_CLIP), 2),  # as open_clip's push_to_hf_hub writes it
+        (("open_clip_config.json", hub.OPEN_CLIP[1]), 3),
+    ],
+)
+def test_one_set_of_weights_is_fetched_and_found_again(files: tuple[str, ...], expected: int, tmp_path: Path) -> None:
+    patterns, ignored = LAYOUTS[expected]
+    assert layout((*files, "README.md")) == (patterns, ignored)
+    taken = tuple(file for file in files if file not in ignored)
+    taken = tuple(file for file in taken if expected != 2 or file != hub.OPEN_CLIP[1])
+    snapshot = cached(tmp_path, "org/model", taken, (*files, "README.md"))
+    assert find_weights("hub:org/model") == snapshot
 
 
 def refusing(error: Exception) -> object:

@@ -3,8 +3,9 @@
     NAME                             registered (see ``encoder_names``)
     timm:MODEL[.TAG]                 any model of timm, with the weights timm has for it
     open_clip:MODEL/PRETRAINED       any model of open_clip
-    PATH                             a Hugging Face folder
+    PATH                             a folder in the layout of Hugging Face or of open_clip
     hub:ORG/NAME                     the same, on the hub
+    open_clip:hf-hub:ORG/NAME        open_clip's layout on the hub, as open_clip itself writes it
     PATH[like=NAME]                  a weights file in the format of another encoder
 
 Any of them takes variants in brackets, ``NAME[key=value,key=value]``:
@@ -19,6 +20,7 @@ Any of them takes variants in brackets, ``NAME[key=value,key=value]``:
 """
 
 import importlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,8 +30,9 @@ from typing import get_args
 from rllava.encoders.base import Activation, EncoderSpec, measured
 from rllava.encoders.paper import STATISTICS
 from rllava.errors import UserError
+from rllava.hub import OPEN_CLIP_CONFIG
 from rllava.registry import unknown
-from rllava.weights import find_weights, weights_path
+from rllava.weights import find_weights, holds_weights, weights_path
 
 TIMM, OPEN_CLIP, HUB = "timm:", "open_clip:", "hub:"
 
@@ -94,8 +97,8 @@ def _of_path(name: str, like: EncoderSpec | None) -> EncoderSpec:
     path = find_weights(name) if hub else Path(name).expanduser().resolve()
     if hub and path is None:
         raise UserError(
-            f"encoder '{name}': the hub cannot be reached or has no such model; copy its files (config.json, weights, "
-            f"preprocessor_config.json) to {weights_path(name)}"
+            f"encoder '{name}': the hub cannot be reached or has no such model; copy its files (config.json or "
+            f"open_clip_config.json, weights, preprocessor_config.json) to {weights_path(name)}"
         )
     if path is None or not path.exists():
         may_be_the_hubs = name.count("/") == 1 and not name.startswith((".", "/", "~"))
@@ -103,10 +106,8 @@ def _of_path(name: str, like: EncoderSpec | None) -> EncoderSpec:
         raise UserError(f"encoder '{name}': there is no such file or folder{hint}")
     weights = name if hub else str(path)
     if path.is_dir():
-        from rllava.encoders.towers.hugging_face import hugging_face_spec  # imports transformers
-
         # A folder of the hub's cache is called by a commit's number.
-        return replace(hugging_face_spec(path, name.rpartition("/")[2] if hub else path.name), weights=weights)
+        return _of_folder(path, name.rpartition("/")[2] if hub else path.name, weights)
     if like is None:
         raise UserError(
             f"encoder '{name}': say what the file is like, as weights do not tell activation and normalisation: "
@@ -115,6 +116,26 @@ def _of_path(name: str, like: EncoderSpec | None) -> EncoderSpec:
     # The stem, not the path: the same weights mean the same results wherever they lie.
     own, training = Path(name).stem, f"the weights in {Path(name).name}"
     return replace(like, name=own, weights=weights, sha256=None, training=training, origin="", parameters=None)
+
+
+def _of_folder(folder: Path, name: str, weights: str) -> EncoderSpec:
+    """A tower in the layout of Hugging Face, or, where the folder is none of transformers' models, of open_clip."""
+    if (folder / OPEN_CLIP_CONFIG).exists() and not _of_transformers(folder):
+        from rllava.encoders.towers.open_clip import configured_spec  # imports open_clip
+
+        return configured_spec(folder, name, weights)
+    from rllava.encoders.towers.hugging_face import hugging_face_spec  # imports transformers
+
+    return replace(hugging_face_spec(folder, name), weights=weights)
+
+
+def _of_transformers(folder: Path) -> bool:
+    """Whether a folder holds weights of transformers and says of which model; timm's have no ``model_type``."""
+    try:
+        described = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return "model_type" in described and holds_weights(folder)
 
 
 def honoured(spec: EncoderSpec) -> frozenset[str]:

@@ -30,6 +30,9 @@ _CLIP_L = (
 )
 
 
+_ON_THE_HUB = "open_clip_pytorch_model.bin of the hub's chs20/{name}-clip (https://github.com/chs20/RobustVLM)"
+
+
 def _clips() -> Iterator[EncoderSpec]:
     """OpenAI's CLIP, and its adversarially fine-tuned versions as open_clip image towers."""
     clip = EncoderSpec(
@@ -72,8 +75,8 @@ def _clips() -> Iterator[EncoderSpec]:
         parameters=303.2,  # without the projection into CLIP's joint space
     )
     methods = (
-        ("fare", "FARE", "RobustVLM", "MIT", "https://github.com/chs20/RobustVLM (hub: chs20/{name}-clip)"),
-        ("tecoa", "TeCoA", "RobustVLM", "MIT", "https://github.com/chs20/RobustVLM (hub: chs20/{name}-clip)"),
+        ("fare", "FARE", "RobustVLM", "MIT", _ON_THE_HUB),
+        ("tecoa", "TeCoA", "RobustVLM", "MIT", _ON_THE_HUB),
         (
             "simclip",
             "Sim-CLIP",
@@ -123,6 +126,64 @@ def _clips() -> Iterator[EncoderSpec]:
             licence="MIT",
             origin=f"https://github.com/zw615/Double_Visual_Defense (hub: zw123/{weights})",
             parameters=None,
+        )
+
+
+def _base_sized() -> Iterator[EncoderSpec]:
+    """FARE and TeCoA on base-sized CLIPs of LAION (https://github.com/chs20/RobustVLM, "Additional Models")."""
+    for name, architecture, pretrained, size, tokens, width, parameters in (
+        ("b-32", "ViT-B-32", "ViT-B-32-laion2B-s34B-b79K", 224, 49, 768, 87.5),
+        ("b-16", "ViT-B-16", "ViT-B-16-laion2B-s34B-b88K", 224, 196, 768, 85.8),
+        ("convnext-b", "convnext_base_w", "convnext_base_w-laion2B-s13B-b82K-augreg", 256, 64, 1024, 87.6),
+    ):
+        for method in ("FARE", "TeCoA"):
+            repository = f"chs20/{method}4-{pretrained}"
+            yield EncoderSpec(
+                name=f"{method.lower()}4-{name}",
+                builder=_OPEN_CLIP,
+                weights=f"hub:{repository}/open_clip_model.safetensors",
+                sha256=None,
+                image_size=size,
+                tokens=tokens,
+                width=width,
+                training=f"LAION's CLIP {pretrained} fine-tuned on ImageNet by {method}, L-inf 4/255",
+                licence="MIT",
+                architecture=architecture,
+                layer=-1 if "convnext" in architecture else -2,
+                origin=f"the hub's {repository}",
+                parameters=parameters,
+            )
+
+
+def _leaf() -> Iterator[EncoderSpec]:
+    """FARE at 2/255 on CLIPs of three sizes (LEAF, arXiv 2506.03355): scale apart from adversarial pre-training."""
+    for name, repository, start, act, width, inner, layers, parameters in (
+        ("l", "CLIP-ViT-L-FARE2", "OpenAI's CLIP ViT-L/14", "quick_gelu", 1024, 4096, 24, 303.2),
+        ("h", "OpenCLIP-ViT-H-FARE2", "LAION's CLIP ViT-H/14", "gelu", 1280, 5120, 32, 630.8),
+        ("g", "OpenCLIP-ViT-g-FARE2", "LAION's CLIP ViT-g/14", "gelu", 1408, 6144, 40, 1011.2),
+    ):
+        yield EncoderSpec(
+            name=f"leaf-fare2-{name}",
+            builder=_HUGGING_FACE,
+            weights=f"hub:LEAF-CLIP/{repository}",
+            sha256=None,
+            image_size=224,
+            tokens=256,
+            width=width,
+            training=f"{start} fine-tuned on ImageNet by FARE, L-inf 2/255 (LEAF)",
+            licence="MIT",
+            architecture="clip_vision_model",
+            arguments=(
+                ("hidden_act", act),
+                ("hidden_size", width),
+                ("intermediate_size", inner),
+                ("num_attention_heads", 16),
+                ("num_hidden_layers", layers),
+                ("patch_size", 14),
+            ),
+            layer=-2,
+            origin=f"the hub's LEAF-CLIP/{repository}",
+            parameters=parameters,
         )
 
 
@@ -237,7 +298,7 @@ def register_encoders(register: Callable[[EncoderSpec], EncoderSpec]) -> None:
     Args:
         register: see :func:`rllava.encoders.register`.
     """
-    for spec in (*_clips(), *_vision_transformers(), *_of_the_figure()):
+    for spec in (*_clips(), *_base_sized(), *_leaf(), *_vision_transformers(), *_of_the_figure()):
         register(spec)
 
 

@@ -4,6 +4,7 @@ Nothing is asked of a template but that it lays a conversation out as text. Answ
 their place, so ``{% generation %}`` marks are not needed, and an answer stays as it is whatever it contains.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ _FIXED_DAY = (
     + "".join(f"|replace('{code}', '{value}')" for code, value in _DAY.items())
     + " }}{%- endmacro %}"
 )
+
+
+_OF_PARTS = re.compile(r"selectattr\(\s*['\"]type|\[['\"]type['\"]\]|\.type\b")
+"""In templates of multi-modal processors, whose messages are lists of parts; a few take a text as well."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,13 @@ def _render(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> str:
         )
     try:
         template = tokenizer.get_chat_template()
+        in_parts = _OF_PARTS.search(template) and "is string" not in template
         text: str = tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in messages],
+            [
+                # The text holds the image's place, so the image is no part of its own.
+                {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+                for role, text in messages
+            ],
             chat_template=_FIXED_DAY + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=messages[-1][0] != "assistant",

@@ -11,6 +11,7 @@ Formats:
 :func:`rllava.model.checkpoint_loading.load_checkpoint` loads them.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -35,12 +36,31 @@ Format = Literal["original", "projector", "hugging_face", "trained"]
 _LLAMAS = 32064
 """Vocabulary of Llama 1 and 2 and of Vicuna, with the tokens that LLaVA's checkpoints add."""
 
+_LLAMAS_END = 2
+"""Their end token; Phi-3, which xtuner stores as a Llama of as many tokens, has another one."""
+
 _NO_VICUNA = re.compile(r"llama-?[23]|chat", re.IGNORECASE)
+
+_VICUNAS = re.compile(r"ASSISTANT|\.upper\(\)|\| *upper")
+"""In chat templates that write ``USER: … ASSISTANT: …``."""
 
 PROJECTORS = "projectors.safetensors"
 """What a training stage leaves of the projectors."""
 
 HUGGING_FACE_PROJECTOR = "multi_modal_projector"
+
+_CROPS = "it looks at several crops of an image (anyres)"
+_NOT_SUPPORTED = {
+    "llava_next": _CROPS,
+    "llava_next_video": _CROPS,
+    "llava_onevision": _CROPS,
+    "vipllava": "its projector takes the tokens of five layers at once, and a norm comes before it",
+    "video_llava": "it has one tower for images and another for videos",
+    "instructblip": "a Q-Former stands between its tower and its language model",
+    "instructblipvideo": "a Q-Former stands between its tower and its language model",
+    "blip-2": "a Q-Former stands between its tower and its language model",
+}
+"""Why models that are often taken for LLaVAs cannot be read, by ``model_type``."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,7 @@ def read_checkpoint(
     if (folder / "spec.json").exists():
         return _trained(folder, what, language_model, conversation, name)
     config = read_config(folder, what)
+    _check_code_and_weights(config, what)
     if "text_config" in config or "vision_config" in config:
         spec = _hugging_face(config, folder, what)
     else:
@@ -135,6 +156,21 @@ def read_checkpoint(
     template = TEMPLATES.get(template).name
     spec = replace(spec, name=name or Path(source).name, weights=tuple(parts), conversation=template)
     return replace(spec, sha256=checkpoint_digest(spec))
+
+
+def _check_code_and_weights(config: dict[str, Any], what: str) -> None:
+    """Refuses what is known from ``config.json`` never to load, whatever the model is."""
+    if config.get("model_type") not in ("llava", *LANGUAGE_MODELS) and config.get("auto_map"):
+        code = ", ".join(sorted(map(str, config["auto_map"].values())))
+        raise UserError(
+            f"{what}: model_type '{config.get('model_type')}' is computed by code that comes with it ({code}), which "
+            "is not run; convert it to LlavaForConditionalGeneration"
+        )
+    if described := config.get("quantization_config"):
+        raise UserError(
+            f"{what}: its weights are quantised ({described.get('quant_method', 'in a way that is not named')}), so "
+            "gradients of it would not be the model's; give the unquantised checkpoint"
+        )
 
 
 def _trained(
@@ -291,9 +327,10 @@ def _hugging_face(config: dict[str, Any], folder: Path, what: str) -> Checkpoint
     from rllava.model.inner_tower import inner_tower_spec  # imports transformers' towers
 
     if config.get("model_type") != "llava":
+        reason = _NOT_SUPPORTED.get(str(config.get("model_type")))
         raise UserError(
-            f"{what}: unknown model_type '{config.get('model_type')}'; known: llava (LlavaForConditionalGeneration), "
-            f"and folders in LLaVA's own format: {', '.join(sorted(LANGUAGE_MODELS))}"
+            f"{what}: unknown model_type '{config.get('model_type')}'{f' ({reason})' if reason else ''}; known: llava "
+            f"(LlavaForConditionalGeneration), and folders in LLaVA's own format: {', '.join(sorted(LANGUAGE_MODELS))}"
         )
     act, bias = config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True)
     if act != "gelu" or not bias:
@@ -316,13 +353,22 @@ def _usual_conversation(config: dict[str, Any], folder: Path, what: str) -> str:
     described = own.get("text_config") or own
     kind = LANGUAGE_MODELS.get(str(described.get("model_type", "llama")), str(described.get("model_type", "llama")))
     names = " ".join(str(entry.get("_name_or_path", "")) for entry in (config, own, described))
-    if kind == "llama" and described.get("vocab_size", _LLAMAS) <= _LLAMAS and not _NO_VICUNA.search(names):
+    may_be = kind == "llama" and described.get("vocab_size", _LLAMAS) <= _LLAMAS and not _NO_VICUNA.search(names)
+    if may_be and described.get("eos_token_id", _LLAMAS_END) == _LLAMAS_END and not _chats_otherwise(folder):
         return "vicuna_v1"
     known = f" ({' '.join(names.split())})" if names.strip() else ""
     raise UserError(
         f"{what}: say which conversation template it was trained with (--conversation {', '.join(TEMPLATES)}); its "
         f"language model is a {kind} of {described.get('vocab_size')} tokens{known}"
     )
+
+
+def _chats_otherwise(folder: Path) -> bool:
+    """Whether a tokenizer has a chat template, and it is not Vicuna's: that of Phi-3 as a Llama, of Zephyr, ...."""
+    found = [file.read_text() for file in (folder / "chat_template.jinja",) if file.exists()]
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # reported where the tokenizer is read
+        found.append(json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template"))
+    return any(template and not _VICUNAS.search(str(template)) for template in found)
 
 
 def pin_checkpoint(spec: CheckpointSpec) -> CheckpointSpec:

@@ -6,6 +6,7 @@ architectures of the same families.
 
 import argparse
 import dataclasses
+import json
 import pickle
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from rllava.encoders.paper import register_encoders
 from rllava.encoders.towers import open_clip as open_clip_towers
 from rllava.encoders.towers import timm as timm_towers
 from rllava.errors import UserError
+from rllava.fingerprint import fingerprint
 from rllava.weights import pin_weights
 
 _REGISTERED: list[EncoderSpec] = []
@@ -42,6 +44,15 @@ PUBLISHED = {
     "simclip4": (303.2, 256),
     "simclip2": (303.2, 256),
     "fare4-336": (303.5, 576),
+    "fare4-b-32": (87.5, 49),
+    "tecoa4-b-32": (87.5, 49),
+    "fare4-b-16": (85.8, 196),
+    "tecoa4-b-16": (85.8, 196),
+    "fare4-convnext-b": (87.6, 64),
+    "tecoa4-convnext-b": (87.6, 64),
+    "leaf-fare2-l": (303.2, 256),
+    "leaf-fare2-h": (630.8, 256),
+    "leaf-fare2-g": (1011.2, 256),
     "advxl-h": (631.2, 576),
     "advxl-g": (1011.7, 576),
     "ares-vit-b-at": (85.8, 196),
@@ -63,7 +74,7 @@ def whole(spec: EncoderSpec) -> torch.nn.Module:
     if spec.builder.startswith(open_clip_towers.__name__):
         tower = open_clip_towers.tower(spec)
         tower.proj = None  # into the space shared with the text
-        return tower
+        return getattr(tower, "trunk", tower)
     return bare_encoder(dataclasses.replace(spec, layer=-1))
 
 
@@ -161,6 +172,9 @@ SMALL = {
 FEW_VIT = (("depth", 2), ("embed_dim", 32), ("num_heads", 2))
 FEW: dict[str, tuple[tuple[str, Any], ...]] = {
     "clip_vision_model": HUGGING_FACE.arguments,
+    "ViT-B-32": OPEN_CLIP.arguments,
+    "ViT-B-16": OPEN_CLIP.arguments,
+    "convnext_base_w": (("timm_model_name", "test_convnext"),),
     "ViT-L-14": OPEN_CLIP.arguments,
     "ViT-L-14-336": OPEN_CLIP.arguments,
     "vit_huge_patch14_224": FEW_VIT,
@@ -269,6 +283,145 @@ def test_an_open_clip_image_tower_gives_the_layer_before_the_last(tmp_path: Path
         torch.testing.assert_close(encoder(images), seen[0][:, 1:], rtol=1e-5, atol=1e-5)
     gelu = build_encoder(given_weights(OPEN_CLIP, tmp_path / "fare.pt", activation="gelu"))
     assert not torch.allclose(gelu(images), seen[0][:, 1:], atol=1e-3)
+
+
+VISION = {"image_size": 28, "patch_size": 14, "width": 32, "head_width": 16, "layers": 3}
+TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+CONFIGS: dict[str, dict[str, Any]] = {
+    # chs20/tecoa4-clip says "TRUE", in quotes.
+    "fare": {"model_cfg": {"quick_gelu": "TRUE", "embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}},
+    "laion": {"model_cfg": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}, "preprocess_cfg": IMAGENET},
+    "entries at the top": {"embed_dim": 24, "vision_cfg": {**VISION, "norm_kwargs": {"eps": 1e-3}}, "text_cfg": TEXT},
+    "clipa, another text tower": {
+        "model_cfg": {
+            "embed_dim": 24,
+            "vision_cfg": {**VISION, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+            "text_cfg": {**TEXT, "vocab_path": "vocab.txt"},
+        },
+        "preprocess_cfg": IMAGENET,
+    },
+    "timm": {
+        "model_cfg": {
+            "embed_dim": 24,
+            "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 160},
+            "text_cfg": TEXT,
+        }
+    },
+}
+
+
+def write_open_clip(folder: Path, described: dict[str, Any], file: str = "open_clip_pytorch_model.bin") -> Any:
+    """A repository in open_clip's layout with random weights, and its image tower as open_clip builds it."""
+    model = described.get("model_cfg", described)
+    text = {key: value for key, value in model["text_cfg"].items() if key != "vocab_path"}
+    quick = model.get("quick_gelu") == "TRUE"
+    clip = randomised(open_clip.CLIP(model["embed_dim"], model["vision_cfg"], text, quick_gelu=quick), 0)
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    state = {key: value.contiguous() for key, value in clip.state_dict().items()}
+    save_file(state, folder / file) if file.endswith(".safetensors") else torch.save(state, folder / file)
+    return clip.visual
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_of_open_clips_layout_is_what_open_clip_computes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
+    file = "open_clip_model.safetensors" if kind == "laion" else "open_clip_pytorch_model.bin"
+    visual = write_open_clip(tmp_path / "org" / "model", CONFIGS[kind], file)
+    spec = pin_weights(encoder_spec("hub:org/model"))
+    assert (spec.name, spec.weights) == ("model", f"hub:org/model/{file}")
+    assert spec.mean == (CLIP_MEAN if kind in ("fare", "entries at the top", "timm") else tuple(IMAGENET["mean"]))
+    images = pixels_of(spec)
+    seen: list[Tensor] = []
+    block = visual.trunk.blocks[-1] if kind == "timm" else visual.transformer.resblocks[-2]
+    block.register_forward_hook(lambda *call: seen.append(call[2]))
+    visual(normalised(spec, images))
+    torch.testing.assert_close(build_encoder(spec)(images), seen[0][:, -spec.tokens :], rtol=1e-5, atol=1e-5)
+    # The same under open_clip's own names of places, and as a folder.
+    assert pin_weights(encoder_spec("open_clip:hf-hub:org/model")) == spec
+    for name in (f"{tmp_path}/org/model/", f"open_clip:local-dir:{tmp_path}/org/model"):
+        assert fingerprint(pin_weights(encoder_spec(name))) == fingerprint(spec)
+
+
+def test_a_repository_of_both_layouts_is_read_as_transformers_does_unless_open_clip_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    write_open_clip(folder, CONFIGS["laion"])
+    config = transformers.CLIPVisionConfig(**dict(HUGGING_FACE.arguments), image_size=28)
+    transformers.CLIPVisionModel(config).save_pretrained(folder)
+    assert encoder_spec(str(folder)).architecture == "clip_vision_model"
+    assert encoder_spec(f"open_clip:local-dir:{folder}").architecture == "open_clip_config.json"
+    (folder / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')  # as timm writes it
+    assert encoder_spec(str(folder)).architecture == "open_clip_config.json"
+
+
+@pytest.mark.parametrize("name", ["leaf-fare2-l", "leaf-fare2-h"])
+def test_a_registered_tower_of_the_hub_is_what_transformers_computes_and_no_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LEAF's repositories are whole CLIPs without a processor; an activation is not to be seen in the weights."""
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
+    registered = encoder_spec(name)
+    small = dict(HUGGING_FACE.arguments)
+    arguments = tuple((key, small.get(key, value)) for key, value in registered.arguments)
+    spec = dataclasses.replace(registered, arguments=arguments, image_size=28, tokens=4, width=32)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    vision = {**dict(arguments), "image_size": 28, "model_type": "clip_vision_model"}
+    if vision["hidden_act"] == "quick_gelu":
+        del vision["hidden_act"]  # the default, which transformers leaves out
+    whole_clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    folder = tmp_path / str(registered.weights).removeprefix("hub:")
+    randomised(whole_clip, 0).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
+    images = pixels_of(spec)
+    hidden = whole_clip.vision_model(normalised(spec, images), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(build_encoder(pin_weights(spec))(images), hidden[-2][:, 1:], rtol=1e-5, atol=1e-5)
+    other = {**vision, "hidden_act": "relu"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": other}))
+    with pytest.raises(UserError, match=r"describes another tower \(expected hidden_act \w+, not relu\); name"):
+        build_encoder(pin_weights(spec))
+
+
+WRONG_CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "unknown key": (lambda found: found["vision_cfg"].update(depth=3), "vision_cfg has depth, which"),
+    "no tower": (lambda found: found.pop("vision_cfg"), r"describes no model of open_clip \(KeyError: 'vision_cfg'\)"),
+    "activation": (lambda found: found.update(quick_gelu="perhaps"), "quick_gelu is 'perhaps'; write true or false"),
+    "oblong": (lambda found: found["vision_cfg"].update(image_size=[28, 14]), "28 x 14 pixels are not square"),
+    "other heads": (lambda found: found["vision_cfg"].update(layers=2), "does not fit the architecture: unexpected"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_CONFIGS)
+def test_a_configuration_that_is_not_understood_is_one_line(kind: str, tmp_path: Path) -> None:
+    write_open_clip(tmp_path / "org", CONFIGS["laion"])
+    change, message = WRONG_CONFIGS[kind]
+    described = json.loads(json.dumps(CONFIGS["laion"]))
+    change(described["model_cfg"])
+    (tmp_path / "org" / "open_clip_config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=message) as caught:
+        build_encoder(encoder_spec(f"{tmp_path}/org/"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_of_open_clip_that_is_not_there_says_what_to_copy_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    copy = rf"copy .* to {tmp_path}/chs20/fare4-clip$"
+    for name in ("hub:chs20/fare4-clip", "open_clip:hf-hub:chs20/fare4-clip"):
+        with pytest.raises(UserError, match=copy):
+            encoder_spec(name)
+    with pytest.raises(UserError, match="a name of the hub is ORG/NAME"):
+        encoder_spec("open_clip:hf-hub:fare4-clip")
+    write_open_clip(tmp_path / "chs20" / "fare4-clip", CONFIGS["fare"])
+    (tmp_path / "chs20" / "fare4-clip" / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"holds neither open_clip_model.safetensors nor .*; copy the whole folder"):
+        encoder_spec("hub:chs20/fare4-clip")
+    with pytest.raises(UserError, match=copy):
+        encoder_spec("open_clip:hf-hub:chs20/fare4-clip")
 
 
 @pytest.mark.parametrize("half", ["whole CLIP", "image tower"])

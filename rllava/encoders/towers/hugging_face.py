@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
 from rllava.errors import UserError
 from rllava.pretrained import read_pretrained
-from rllava.weights import read_weights
+from rllava.weights import read_weights, readable
 
 MODELS = {
     "clip": "CLIPVisionModel",
@@ -90,7 +90,24 @@ class HuggingFaceEncoder(Encoder):
         Args:
             path: of the folder.
         """
+        self._check_described(path)
         self.read(path, read_weights(path, self.spec.label))
+
+    def _check_described(self, folder: Path) -> None:
+        """Compares a registered architecture with the folder's: shapes do not tell an activation or a head's width."""
+        file = folder / "config.json"
+        if not file.exists():
+            return
+        with readable(file, self.spec.label):
+            described = json.loads(file.read_text())
+        vision, usual = described.get("vision_config", described), type(self.tower).config_class()
+        given = {key: vision.get(key, getattr(usual, key, value)) for key, value in self.spec.arguments}
+        wrong = [f"{key} {value}, not {given[key]}" for key, value in self.spec.arguments if given[key] != value]
+        if wrong:
+            raise UserError(
+                f"{self.spec.label}: {file} describes another tower (expected {'; '.join(wrong)}); name the folder, or "
+                "hub:ORG/NAME, to take it as it is"
+            )
 
     def read(self, path: Path, state: Mapping[str, Tensor]) -> None:
         """Takes over weights, all of which have to fit; names of older releases are understood.

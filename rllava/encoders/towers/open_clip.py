@@ -3,21 +3,28 @@
 Shapes: B batch, C channel, H/W image, P visual tokens, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
+from rllava.encoders.towers.open_clip_config import (
+    OpenClipConfig,
+    described_config,
+    read_open_clip_config,
+    visual_tower,
+)
 from rllava.errors import UserError
+from rllava.hub import OPEN_CLIP as WEIGHTS
+from rllava.hub import OPEN_CLIP_CONFIG as CONFIG
 from rllava.registry import unknown
-from rllava.weights import fitting, read_weights
+from rllava.weights import find_weights, fitting, read_weights, weights_path
 
 VISUAL = "visual."
 """Before the image encoder's keys in a checkpoint of both towers."""
@@ -118,18 +125,108 @@ def tower(spec: EncoderSpec) -> Any:
     Raises:
         UserError: if open_clip knows no such model, or it takes no other activation.
     """
-    described = open_clip.get_model_config(spec.architecture)
-    if described is None:
+    config = _config(spec)
+    quick = spec.activation == "quick_gelu" if spec.activation else config.quick_gelu
+    if config.of_timm and spec.activation not in ("", "gelu"):
+        raise UserError(f"encoder '{spec.name}': open_clip's {spec.architecture} has an image tower of timm, with GELU")
+    return visual_tower(config, spec.image_size, quick)
+
+
+def _config(spec: EncoderSpec) -> OpenClipConfig:
+    """The architecture of a spec: a model of open_clip, or what an ``open_clip_config.json`` said."""
+    arguments = nested(spec.arguments)
+    if spec.architecture == CONFIG:
+        return OpenClipConfig(arguments.pop(_EMBED_DIM), arguments, quick_gelu=False)
+    if spec.architecture not in open_clip.list_models():
         known = open_clip.list_models()
         raise UserError(f"encoder '{spec.name}': {unknown('open_clip model', spec.architecture, known)}")
-    vision = {**described["vision_cfg"], **dict(spec.arguments), "image_size": spec.image_size}
-    quick = spec.activation == "quick_gelu" if spec.activation else bool(described.get("quick_gelu"))
-    if vision.get("timm_model_name") and spec.activation not in ("", "gelu"):
-        raise UserError(f"encoder '{spec.name}': open_clip's {spec.architecture} has an image tower of timm, with GELU")
-    built = _build_vision_tower(described["embed_dim"], CLIPVisionCfg(**vision), quick_gelu=quick)
-    if vision.get("timm_model_name") and built.image_size != (spec.image_size, spec.image_size):
-        built.set_input_size(spec.image_size)
-    return built
+    config = described_config(open_clip.get_model_config(spec.architecture), {})
+    return replace(config, vision={**config.vision, **arguments})
+
+
+_EMBED_DIM = "embed_dim"
+"""Beside the entries of ``vision_cfg`` in the arguments of a spec made from a configuration."""
+
+
+def flat(entries: Mapping[str, Any], before: str = "") -> tuple[tuple[str, Any], ...]:
+    """Entries of a configuration as arguments of a spec, which have no dictionaries within.
+
+    Args:
+        entries: of ``vision_cfg``.
+        before: in front of every name.
+
+    Returns:
+        Names and values, sorted; ``act_kwargs.approximate`` for an entry within ``act_kwargs``.
+    """
+    found: list[tuple[str, Any]] = []
+    for key, value in sorted(entries.items()):
+        if isinstance(value, Mapping):
+            found += flat(value, f"{before}{key}.")
+        else:
+            found.append((before + key, tuple(value) if isinstance(value, list) else value))
+    return tuple(found)
+
+
+def nested(arguments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Takes back what :func:`flat` does.
+
+    Args:
+        arguments: of a spec.
+
+    Returns:
+        Entries of ``vision_cfg``.
+    """
+    entries: dict[str, Any] = {}
+    for name, value in arguments:
+        *outer, key = name.split(".")
+        within = entries
+        for part in outer:
+            within = within.setdefault(part, {})
+        within[key] = value
+    return entries
+
+
+def configured_spec(folder: Path, name: str, weights: str) -> EncoderSpec:
+    """The spec of an image tower in a folder of open_clip's layout.
+
+    Args:
+        folder: with ``open_clip_config.json`` and weights.
+        name: of the encoder.
+        weights: the folder as a spec names it, see :mod:`rllava.weights`.
+
+    Returns:
+        The spec, with the whole architecture in it. A vision transformer gives the layer before the last, as LLaVA
+        takes it.
+
+    Raises:
+        UserError: if there are no weights, or the configuration is missing, damaged, or not understood.
+    """
+    what = f"encoder '{name}'"
+    file = next((file for file in WEIGHTS if (folder / file).exists()), None)
+    if file is None:
+        raise UserError(f"{what}: {folder} holds neither {' nor '.join(WEIGHTS)}; copy the whole folder")
+    config = read_open_clip_config(folder, what)
+    try:
+        image_size = config.image_size
+    except UserError as error:
+        raise UserError(f"{what}: {folder / CONFIG}: {error}") from error
+    vision = {key: value for key, value in config.vision.items() if key != "image_size"}
+    spec = EncoderSpec(
+        name=name,
+        builder="rllava.encoders.towers.open_clip:build",
+        weights=f"{weights}/{file}",
+        sha256=None,
+        image_size=image_size,
+        tokens=0,
+        width=0,
+        mean=config.mean,
+        std=config.std,
+        training=f"the weights in {name}",
+        architecture=CONFIG,
+        arguments=flat({**vision, _EMBED_DIM: config.embed_dim}),
+        activation="quick_gelu" if config.quick_gelu and not config.of_timm else "",
+    )
+    return measured(replace(spec, layer=-2) if config.is_vit else spec)
 
 
 def build(spec: EncoderSpec) -> OpenClipEncoder:
@@ -148,14 +245,18 @@ def open_clip_spec(name: str) -> EncoderSpec:
     """The spec of any model of open_clip.
 
     Args:
-        name: ``MODEL/PRETRAINED``, as ``open_clip.create_model`` takes both.
+        name: ``MODEL/PRETRAINED``, as ``open_clip.create_model`` takes both; or, as it does too, ``hf-hub:ORG/NAME`` or
+            ``local-dir:FOLDER`` for what has its configuration beside it.
 
     Returns:
         The spec; its weights are those that open_clip has on the hub. The layer before the last, as LLaVA takes it.
 
     Raises:
-        UserError: if open_clip knows no such model or weights, or has them at another place than the hub.
+        UserError: if open_clip knows no such model or weights, has them at another place than the hub, or they cannot
+            be reached.
     """
+    if name.startswith(_SCHEMAS):
+        return _elsewhere(name)
     architecture, _, tag = name.partition("/")
     described = open_clip.get_model_config(architecture)
     if described is None:
@@ -183,5 +284,27 @@ def open_clip_spec(name: str) -> EncoderSpec:
         activation="quick_gelu" if weights.get("quick_gelu") else "",
         origin=f"the hub's {organisation}/{repository}",
     )
-    is_vit = not described["vision_cfg"].get("timm_model_name") and isinstance(described["vision_cfg"]["layers"], int)
-    return measured(replace(spec, layer=-2) if is_vit else spec)
+    return measured(replace(spec, layer=-2) if described_config(described, {}).is_vit else spec)
+
+
+_HUB, _FOLDER = _SCHEMAS = ("hf-hub:", "local-dir:")
+"""open_clip's own names of places."""
+
+
+def _elsewhere(name: str) -> EncoderSpec:
+    place = name.removeprefix(_HUB).removeprefix(_FOLDER)
+    if name.startswith(_FOLDER):
+        folder = Path(place).expanduser().resolve()
+        return configured_spec(folder, folder.name, str(folder))
+    where = f"hub:{place}"
+    if place.count("/") != 1:
+        raise UserError(f"encoder 'open_clip:{name}': a name of the hub is ORG/NAME")
+    # Of a repository that has transformers' layout too, these alone are fetched.
+    config, weights = find_weights(f"{where}/{CONFIG}"), find_weights(f"{where}/{WEIGHTS[0]}")
+    if config is None or weights is None:
+        lacking = CONFIG if config is None else " or ".join(WEIGHTS)
+        raise UserError(
+            f"encoder 'open_clip:{name}': the hub cannot be reached or has no {lacking} there; copy both to "
+            f"{weights_path(where)}"
+        )
+    return configured_spec(config.parent, place.rpartition("/")[2], where)
