@@ -29,6 +29,7 @@ from rllava.encoders.towers import timm as timm_towers
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.weights import pin_weights
+from tests.test_hub import cached
 
 _REGISTERED: list[EncoderSpec] = []
 register_encoders(lambda spec: _REGISTERED.append(spec) or spec)
@@ -317,7 +318,7 @@ def write_open_clip(folder: Path, described: dict[str, Any], file: str = "open_c
     text = {key: value for key, value in model["text_cfg"].items() if key != "vocab_path"}
     quick = model.get("quick_gelu") == "TRUE"
     clip = randomised(open_clip.CLIP(model["embed_dim"], model["vision_cfg"], text, quick_gelu=quick), 0)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     state = {key: value.contiguous() for key, value in clip.state_dict().items()}
     save_file(state, folder / file) if file.endswith(".safetensors") else torch.save(state, folder / file)
@@ -344,6 +345,20 @@ def test_a_folder_of_open_clips_layout_is_what_open_clip_computes(
     assert pin_weights(encoder_spec("open_clip:hf-hub:org/model")) == spec
     for name in (f"{tmp_path}/org/model/", f"open_clip:local-dir:{tmp_path}/org/model"):
         assert fingerprint(pin_weights(encoder_spec(name))) == fingerprint(spec)
+
+
+def test_a_repository_of_open_clip_is_taken_from_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path / "weights"))
+    write_open_clip(cached(tmp_path, "chs20/fare4-clip", ()), CONFIGS["fare"])
+    spec = pin_weights(encoder_spec("hub:chs20/fare4-clip"))
+    assert (spec.name, spec.activation, spec.layer) == ("fare4-clip", "quick_gelu", -2)
+    assert build_encoder(spec)(pixels_of(spec)).shape == (2, 4, 32)
+    again = pin_weights(encoder_spec("open_clip:hf-hub:chs20/fare4-clip"))
+    assert fingerprint(again) == fingerprint(spec)
+    assert pin_weights(encoder_spec("fare4")).sha256 == spec.sha256
 
 
 def test_a_repository_of_both_layouts_is_read_as_transformers_does_unless_open_clip_is_named(tmp_path: Path) -> None:
