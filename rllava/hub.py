@@ -22,6 +22,9 @@ from huggingface_hub.errors import (
 
 from rllava.errors import UserError
 
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+"""What open_clip puts beside its weights, as transformers puts ``config.json``."""
+
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*mm_projector.bin")
 PICKLED = (*WANTED, "pytorch_model*.bin")
 """Files of a model, the second where a repository has no safetensors."""

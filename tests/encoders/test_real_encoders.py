@@ -67,7 +67,7 @@ def whole(spec: EncoderSpec) -> torch.nn.Module:
     return bare_encoder(dataclasses.replace(spec, layer=-1))
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [name for name in PAPER if not name.startswith("deltaclip")])
 def test_parameters_and_tokens_are_the_published_ones(name: str) -> None:
     spec = encoder_spec(name)
     assert (measured(spec).tokens, measured(spec).width) == (spec.tokens, spec.width)
@@ -163,6 +163,7 @@ FEW: dict[str, tuple[tuple[str, Any], ...]] = {
     "clip_vision_model": HUGGING_FACE.arguments,
     "ViT-L-14": OPEN_CLIP.arguments,
     "ViT-L-14-336": OPEN_CLIP.arguments,
+    "open_clip_config.json": (*OPEN_CLIP.arguments, ("patch_size", 14), ("embed_dim", 32)),
     "vit_huge_patch14_224": FEW_VIT,
     "vit_giant_patch14_224": FEW_VIT,
     "vit_base_patch16_224": FEW_VIT,
@@ -361,6 +362,8 @@ BAD_NAMES = {
     "fare4[activation=tanh]": "activation=tanh: expected one of gelu, quick_gelu, relu",
     "fare4[depth=3]": "unknown variant 'depth'",
     "fare4[layer=3]": "layer=3: expected a negative number",
+    "fare4[activation=relu]": "open_clip has GELU or QuickGELU in its vision transformers, ReLU in its residual",
+    "open_clip:RN50/openai[activation=gelu]": "open_clip has GELU or QuickGELU in its vision transformers, ReLU in its",
     "fare4[layer=-25]": "gives no output of layer -25",
     "tiny-clip[activation=quick_gelu]": "activation would change nothing",
     "tiny-advxl[layer=-2]": "layer would change nothing",

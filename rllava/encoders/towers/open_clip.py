@@ -10,12 +10,13 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
+from rllava.encoders.towers.open_clip_config import OpenClipConfig, described_config, visual_tower
 from rllava.errors import UserError
+from rllava.hub import OPEN_CLIP_CONFIG
 from rllava.registry import unknown
 from rllava.weights import fitting, read_weights
 
@@ -118,18 +119,31 @@ def tower(spec: EncoderSpec) -> Any:
     Raises:
         UserError: if open_clip knows no such model, or it takes no other activation.
     """
-    described = open_clip.get_model_config(spec.architecture)
-    if described is None:
+    config = _config(spec)
+    if config.of_timm and spec.activation not in ("", "gelu"):
+        raise UserError(f"encoder '{spec.name}': open_clip's {spec.architecture} has an image tower of timm, with GELU")
+    if not config.of_timm and spec.activation == ("relu" if config.is_vit else "gelu"):
+        kinds = "GELU or QuickGELU in its vision transformers, ReLU in its residual networks"
+        raise UserError(f"encoder '{spec.name}': open_clip has {kinds}, and no other activation")
+    quick = spec.activation == "quick_gelu" if spec.activation else config.quick_gelu
+    return visual_tower(config, spec.image_size, quick)
+
+
+def _config(spec: EncoderSpec) -> OpenClipConfig:
+    """The architecture of a spec: a model of open_clip, or what an ``open_clip_config.json`` said."""
+    arguments = dict(spec.arguments)
+    if spec.architecture == OPEN_CLIP_CONFIG:
+        if "embed_dim" not in arguments:
+            raise UserError(
+                f"encoder '{spec.name}': {OPEN_CLIP_CONFIG}, which says what it is, has to lie beside its weights; "
+                f"copy it from {spec.origin or 'where they were made'}"
+            )
+        return OpenClipConfig(arguments.pop("embed_dim"), arguments, quick_gelu=False)  # type: ignore[arg-type]
+    if spec.architecture not in open_clip.list_models():
         known = open_clip.list_models()
         raise UserError(f"encoder '{spec.name}': {unknown('open_clip model', spec.architecture, known)}")
-    vision = {**described["vision_cfg"], **dict(spec.arguments), "image_size": spec.image_size}
-    quick = spec.activation == "quick_gelu" if spec.activation else bool(described.get("quick_gelu"))
-    if vision.get("timm_model_name") and spec.activation not in ("", "gelu"):
-        raise UserError(f"encoder '{spec.name}': open_clip's {spec.architecture} has an image tower of timm, with GELU")
-    built = _build_vision_tower(described["embed_dim"], CLIPVisionCfg(**vision), quick_gelu=quick)
-    if vision.get("timm_model_name") and built.image_size != (spec.image_size, spec.image_size):
-        built.set_input_size(spec.image_size)
-    return built
+    config = described_config(open_clip.get_model_config(spec.architecture), {})
+    return replace(config, vision={**config.vision, **arguments})
 
 
 def build(spec: EncoderSpec) -> OpenClipEncoder:
