@@ -6,6 +6,7 @@ architectures of the same families.
 
 import argparse
 import dataclasses
+import json
 import pickle
 import warnings
 from collections.abc import Callable
@@ -568,3 +569,25 @@ def test_folders_of_other_families_are_what_transformers_computes(family: str, t
     hidden = model(normalised(spec, images), output_hidden_states=True).hidden_states
     expected = hidden[-2] if family == "siglip" else hidden[-1][:, 1:]
     torch.testing.assert_close(build_encoder(spec)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"do_normalize": False}, {"rescale_factor": 1 / 127.5}])
+def test_images_that_are_normalised_otherwise_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    transformers.ViTModel(transformers.ViTConfig(**dict(HUGGING_FACE.arguments), image_size=28)).save_pretrained(
+        tmp_path
+    )
+    statistics = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_normalize": True}
+    for extra in ({}, {"rescale_factor": 0.00392156862745098}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**statistics, **extra}))
+        assert encoder_spec(str(tmp_path)).mean == (0.5, 0.5, 0.5)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**statistics, **settings}))
+    with pytest.raises(UserError, match=r"does not normalise from \[0, 1\]"):
+        encoder_spec(str(tmp_path))
+
+
+def test_an_activation_that_gated_layers_would_not_take_is_refused() -> None:
+    arguments = tuple((key, value) for key, value in HUGGING_FACE.arguments if key != "intermediate_size")
+    gated = dataclasses.replace(HUGGING_FACE, architecture="dinov2", arguments=(*arguments, ("use_swiglu_ffn", True)))
+    assert measured(gated).width == 32
+    with pytest.raises(UserError, match="gated MLPs have an activation of their own"):
+        measured(dataclasses.replace(gated, activation="gelu"))
