@@ -112,14 +112,16 @@ def place(
         The requests, without what the cluster does not know.
 
     Raises:
-        UserError: if there are no workers, or a GPU count is impossible.
+        UserError: if there are no workers, or an amount is impossible.
     """
     if workers < 1 or attack_workers < 1:
         raise UserError(f"{workers} training and {attack_workers} attack workers per trial; give at least 1 of each")
     if gpus is None:
         gpus = 1.0 if info.knows("GPU") else 0.0
-    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+    if not gpus >= 0 or (gpus > 1 and gpus != int(gpus)):
         raise UserError(f"{gpus:g} GPUs per worker; give 0, a fraction below 1, or a whole number")
+    if not memory_per_worker >= 0:
+        raise UserError(f"{memory_per_worker / _GIB:g} GiB of memory per worker; give 0 to reserve none, or more")
     # GPU machines have about eight cores per GPU; a laptop's CPUs are logical and only count processes.
     train = {"CPU": 8.0 if gpus else 1.0, "GPU": float(math.ceil(gpus)), "memory": memory_per_worker, TRAIN: 1.0}
     attack = {"CPU": 2.0 if gpus else 1.0, "GPU": gpus, "memory": memory_per_worker, ATTACK: 1.0}

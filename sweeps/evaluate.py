@@ -7,6 +7,7 @@ The same command again computes only what is missing.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
@@ -31,6 +32,8 @@ class Options(AttackOptions):
         language_model: folder or ORG/NAME of the language model, for checkpoints of projectors alone.
         conversation: template of questions, e.g. vicuna_v1, llava_llama_2 or chat (the tokenizer's own); by default
             vicuna_v1 where the language model is a Llama.
+        vision_tower: of folders in LLaVA's own format that hold a tower other than the one their config.json names: own
+            (the one inside, which was trained along) or named.
         preset: recipe that gives benchmarks, budgets, protocol and samples not named here: tiny (embedded data) or
             paper.
         name: of the report's folder.
@@ -40,6 +43,7 @@ class Options(AttackOptions):
     encoders: tuple[str, ...] = ()
     language_model: str | None = None
     conversation: str | None = None
+    vision_tower: Literal["own", "named"] | None = None
     preset: str = "tiny"
     name: str = SWEEP
 
@@ -60,7 +64,12 @@ def candidates_of(options: Options) -> tuple[Candidate, ...]:
         raise UserError("--model: give at least one checkpoint, a folder or ORG/NAME of the hub")
     found = []
     for source in dict.fromkeys(options.model):
-        checkpoint = read_checkpoint(source, language_model=options.language_model, conversation=options.conversation)
+        checkpoint = read_checkpoint(
+            source,
+            language_model=options.language_model,
+            conversation=options.conversation,
+            vision_tower=options.vision_tower,
+        )
         own = Candidate(checkpoint.name, checkpoint.encoders, checkpoint.encoders, checkpoint)
         found.append(own)
         for text in dict.fromkeys(options.encoders):

@@ -21,7 +21,8 @@ class AttackOptions:
     Attributes:
         storage: results folder, a path or s3://bucket/prefix.
         benchmarks: benchmarks instead of the preset's.
-        budgets: L-inf budgets in units of 1/255, instead of the preset's; 0 is the clean score.
+        budgets: L-inf budgets in units of 1/255, instead of the preset's: 4 or 4/255, below 1 only as 0.5/255; 0 is the
+            clean score.
         protocol: attack protocol instead of the preset's.
         attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
         attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
@@ -174,7 +175,7 @@ def absolute(storage: str) -> str:
 
 
 def parse_budget(text: str) -> float:
-    """Reads a budget.
+    """Reads a budget: ``4`` or ``4/255``; below 1 only ``0.5/255``, as a bare 0.0157 may be meant as a share of [0, 1].
 
     Args:
         text: from the command line.
@@ -183,12 +184,18 @@ def parse_budget(text: str) -> float:
         The budget in units of 1/255.
 
     Raises:
-        UserError: if it is no number in [0, 255].
+        UserError: if it is no number in [0, 255], or may be meant in another unit.
     """
+    number, slash, unit = (part.strip() for part in text.partition("/"))
     try:
-        value = float(text)
+        value = float(number)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= 255:
+    if not 0 <= value <= 255 or unit != ("255" if slash else ""):
         raise UserError(f"--budgets {text}: expected numbers from 0 to 255 (units of 1/255), e.g. --budgets 0 4 8")
+    if 0 < value < 1 and not slash:
+        raise UserError(
+            f"--budgets {text}: budgets are in units of 1/255, and one below 1 may be meant as a share of [0, 1]; "
+            f"write {value * 255:.3g}/255 or {number}/255"
+        )
     return value

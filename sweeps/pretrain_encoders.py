@@ -37,6 +37,8 @@ from rllava.encoders.pretraining import (
     zero_shot_accuracy,
 )
 from rllava.encoders.tiny import TinyConvEncoder, tiny_spec
+from rllava.errors import UserError
+from rllava.registry import unknown
 from sweeps.console import run_script
 
 TRAINING = {
@@ -65,6 +67,26 @@ class Options:
     workers: int = 1
     scale: float = 1.0
     test_images: int = 888
+
+
+def check(options: Options) -> None:
+    """Refuses what would be left out or cut without a word.
+
+    Args:
+        options: from the command line.
+
+    Raises:
+        UserError: naming the option.
+    """
+    known = [recipe.name for recipe in RECIPES]
+    for name in options.encoders:
+        if name not in known:
+            raise UserError(f"--encoders: {unknown('recipe', name, known)}")
+    there = len(easy_pairs("test")[0])
+    if not 1 <= options.test_images <= there:
+        raise UserError(f"--test-images {options.test_images}: expected 1 to {there}")
+    if not options.scale > 0:
+        raise UserError(f"--scale {options.scale:g}: expected a positive share of the recipes' steps")
 
 
 def load_pairs(split: str, limit: int | None = None) -> Pairs:
@@ -182,7 +204,11 @@ def main(options: Options) -> None:
 
     Args:
         options: see :class:`Options`.
+
+    Raises:
+        UserError: if an option cannot be meant.
     """
+    check(options)
     info = connect(busy_processes=options.workers, verbose=True)
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,11 @@ import pyarrow as pa
 from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT, read_image
 from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
 from rllava.data.files import data_path, read_file
-from rllava.data.llava_json import read_conversations
+from rllava.data.llava_json import MARKER, read_conversations
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.sampling import check_unique, sample_list
 from rllava.data.shards import write_shards
+from rllava.errors import UserError
 from rllava.registry import Registry
 
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
@@ -47,7 +48,7 @@ class Instruction:
     Attributes:
         sample_id: unique within the source.
         load_image: reads the encoded image; called once, when the row's shard is written. None: there is no image.
-        turns: (human, gpt) texts; one human turn holds the image marker, if there is an image.
+        turns: (human, gpt) texts; one human turn holds the image marker, once, if there is an image.
     """
 
     sample_id: str
@@ -111,12 +112,27 @@ def list_instructions(spec: InstructionSpec) -> list[Instruction]:
         The conversations in the order of their rows.
 
     Raises:
-        UserError: if the source is unknown, has fewer rows than asked for, or has doubled sample ids.
+        UserError: if the source is unknown, has fewer rows than asked for, or has doubled sample ids, or an image
+            without its place in the text (or the reverse).
     """
     source = INSTRUCTION_SOURCES.get(spec.source)()
     check_unique((instruction.sample_id for instruction in source), spec.source)
+    _check_markers(source, spec.source)
     rows = len(source) if spec.rows is None else spec.rows
     return [source[index] for index in sample_list(len(source), rows, spec.seed)]
+
+
+def _check_markers(source: Sequence[Instruction], name: str) -> None:
+    """Refuses what a training would go through without using the image, or with too many of them."""
+    for instruction in source:
+        questions = sum(human.count(MARKER) for human, _ in instruction.turns)
+        answers = sum(gpt.count(MARKER) for _, gpt in instruction.turns)
+        wanted = int(instruction.load_image is not None)
+        if instruction.turns and (questions, answers) != (wanted, 0):
+            raise UserError(
+                f"{name}: {instruction.sample_id} has {wanted or 'no'} image, and {MARKER} {questions} times in "
+                f"its questions and {answers} times in its answers; write it once in a question if there is an image"
+            )
 
 
 def _rows(instructions: Sequence[Instruction]) -> Iterator[dict[str, Any]]:

@@ -75,6 +75,10 @@ def parse_encoder(text: str, registered: Callable[[str], EncoderSpec]) -> Encode
         like = None
     else:
         spec = registered(name)
+        if spec.architecture == OPEN_CLIP_CONFIG and not spec.arguments:
+            from rllava.encoders.towers.beside import completed  # imports open_clip
+
+            spec = completed(spec)
     if like is not None:
         raise UserError(f"encoder '{text}': like= says what a weights file is like; '{name}' is not the path of one")
     return _variant(spec, text, options)
@@ -166,7 +170,8 @@ def _variant(spec: EncoderSpec, text: str, options: dict[str, str]) -> EncoderSp
             raise UserError(f"encoder '{text}': {key}={value}: expected {error}") from error
     described = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
     changed = replace(changed, name=f"{spec.name}[{described}]")
-    return measured(changed) if changed.image_size != spec.image_size or changed.layer != spec.layer else changed
+    built_alike = all(getattr(changed, key) == getattr(spec, key) for key in ("image_size", "layer", "activation"))
+    return changed if built_alike else measured(changed)
 
 
 def _one_of(value: str, known: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, EncoderSpec
+from rllava.hub import OPEN_CLIP_CONFIG
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -81,7 +82,7 @@ def _clips() -> Iterator[EncoderSpec]:
             "simclip",
             "Sim-CLIP",
             "SimCLIP",
-            "its repository names none",
+            "MIT (code); its weights' licence is not stated",
             "https://github.com/speedlab-git/SimCLIP (hub: hossainzarif19/SimCLIP)",
         ),
     )
@@ -108,23 +109,22 @@ def _clips() -> Iterator[EncoderSpec]:
         origin="the authors of https://github.com/HashmatShadab/Robust-LLaVA; it is not among FARE's released weights",
         parameters=303.5,
     )
-    for name, size, tokens, weights in (
-        ("deltaclip-l-224", 224, 256, "delta_clip_l14_224"),
-        ("deltaclip-l-336", 336, 576, "delta_clip_l14_336"),
-    ):
+    for name, size, tokens, width in (("l-224", 224, 256, 1024), ("l-336", 336, 576, 1024), ("h-336", 336, 576, 1280)):
+        repository = f"zw123/delta_clip_{name.replace('-', '14_')}"
         yield replace(
             tuned,
-            name=name,
-            weights=f"{weights}.pt",
+            name=f"deltaclip-{name}",
+            weights=f"hub:{repository}/open_clip_pytorch_model.bin",
             image_size=size,
             tokens=tokens,
-            architecture="ViT-L-14" if size == 224 else "ViT-L-14-336",
-            activation="gelu",
+            width=width,
+            architecture=OPEN_CLIP_CONFIG,
+            activation="",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             training="delta-CLIP: adversarially pre-trained CLIP (arXiv 2501.09446)",
-            licence="MIT",
-            origin=f"https://github.com/zw615/Double_Visual_Defense (hub: zw123/{weights})",
+            licence="CC-BY-4.0",
+            origin=f"the hub's {repository}, with its open_clip_config.json (https://github.com/zw615/Double_Visual_Defense)",
             parameters=None,
         )
 

@@ -25,7 +25,7 @@ from rllava.encoders import EncoderSpec
 from rllava.errors import UserError
 from rllava.fingerprint import PinnedBy
 from rllava.model.conversation import TEMPLATES
-from rllava.model.original_format import LANGUAGE_MODELS, check_supported, encoder_of, slots
+from rllava.model.original_format import LANGUAGE_MODELS, Slot, check_supported, encoder_of, slots
 from rllava.weights import TOKENIZER_SETTINGS, TOKENIZERS, digest, files_of, find_weights, pin_weights, weights_path
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ class CheckpointSpec:
 
 
 def read_checkpoint(
-    source: str, *, language_model: str | None = None, conversation: str | None = None, name: str | None = None
+    source: str,
+    *,
+    language_model: str | None = None,
+    conversation: str | None = None,
+    name: str | None = None,
+    vision_tower: str | None = None,
 ) -> CheckpointSpec:
     """Finds out what a checkpoint is. No weights are loaded; files are hashed.
 
@@ -126,6 +131,8 @@ def read_checkpoint(
         language_model: folder or ``ORG/NAME`` of the language model, for a checkpoint of projectors alone.
         conversation: template for questions; None: ``vicuna_v1``, where the language model may be a Vicuna.
         name: of the checkpoint; None: that of its folder.
+        vision_tower: of a folder in LLaVA's own format that holds a tower other than the one its configuration names:
+            ``"own"`` or ``"named"``.
 
     Returns:
         The spec.
@@ -135,14 +142,20 @@ def read_checkpoint(
     """
     weights, folder = _located(source, "checkpoint")
     what = f"checkpoint {folder}"
+    if vision_tower not in (None, "own", "named"):
+        raise UserError(f"--vision-tower {vision_tower}: expected own or named")
     if (folder / "spec.json").exists():
+        if vision_tower is not None:
+            raise UserError(f"{what} was trained by a sweep, with encoders of its own; leave out --vision-tower")
         return _trained(folder, what, language_model, conversation, name)
     config = read_config(folder, what)
     _check_code_and_weights(config, what)
     if "text_config" in config or "vision_config" in config:
         spec = _hugging_face(config, folder, what)
     else:
-        spec = _original(config, folder, what)
+        spec = _original(config, folder, what, vision_tower)
+    if vision_tower is not None and spec.format != "original":
+        raise UserError(f"{what} has one vision tower to be read with; leave out --vision-tower {vision_tower}")
     parts = [weights]
     if spec.format == "projector":
         if language_model is None:
@@ -296,7 +309,7 @@ def checkpoint_digest(spec: CheckpointSpec) -> str:
     return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in read_files(spec)).encode()).hexdigest()
 
 
-def _original(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec:
+def _original(config: dict[str, Any], folder: Path, what: str, vision_tower: str | None) -> CheckpointSpec:
     check_supported(config, what)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{what} holds LoRA weights; merge them first (LLaVA scripts/merge_lora_weights.py)")
@@ -311,16 +324,33 @@ def _original(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec
     )  # fmt: skip
     if alone and (missing := [file.name for file in own if not file.exists()]):
         raise UserError(f"{what}: {', '.join(missing)} is missing; the flags of config.json ask for it")
+    encoders = [encoder_of(slot, config, what) for slot in used]
+    if not alone:
+        encoders = _with_towers(used, encoders, config, folder, what, vision_tower)
     return CheckpointSpec(
         name="",
         format="projector" if alone else "original",
         weights=(),
         sha256="",
-        encoders=tuple(encoder_of(slot, config, what) for slot in used),
+        encoders=tuple(encoders),
         projectors=tuple(slot.projector for slot in used),
         projector=config.get("mm_projector_type", "linear"),
         conversation="",
     )
+
+
+def _with_towers(
+    used: Sequence[Slot], encoders: Sequence[EncoderSpec], config: dict[str, Any], folder: Path, what: str,
+    choice: str | None,
+) -> list[EncoderSpec]:  # fmt: skip
+    """The encoders of a checkpoint, its CLIP being the one within it where that is meant."""
+    from rllava.model.inner_tower import chosen_tower  # imports transformers' towers
+
+    trained = bool(config.get("unfreeze_mm_vision_tower"))
+    return [
+        encoder if slot.encoder else chosen_tower(encoder, folder, what, choice, trained)
+        for slot, encoder in zip(used, encoders, strict=True)
+    ]
 
 
 def _hugging_face(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec:

@@ -9,7 +9,7 @@ import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import tyro
@@ -155,6 +155,8 @@ class Options:
         language_model: of a checkpoint of projectors alone.
         conversation: template for questions, where it does not follow from the checkpoint.
         encoder: plugged in, in place of the checkpoint's own.
+        vision_tower: of a folder in LLaVA's own format that holds a tower other than the one its config.json names: own
+            or named.
         dtype: of the weights.
     """
 
@@ -163,6 +165,7 @@ class Options:
     language_model: str | None = None
     conversation: str | None = None
     encoder: str | None = None
+    vision_tower: Literal["own", "named"] | None = None
     dtype: str = "float16"
 
 
@@ -178,7 +181,12 @@ def main(options: Options) -> None:
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if options.dtype not in dtypes:
         raise UserError(f"--dtype {options.dtype}: expected {', '.join(dtypes)}")
-    spec = read_checkpoint(options.source, language_model=options.language_model, conversation=options.conversation)
+    spec = read_checkpoint(
+        options.source,
+        language_model=options.language_model,
+        conversation=options.conversation,
+        vision_tower=options.vision_tower,
+    )
     encoders = None if options.encoder is None else [encoder_spec(options.encoder)]
     export_hugging_face(load_checkpoint(spec, encoders, dtype=dtypes[options.dtype]), options.folder)
 

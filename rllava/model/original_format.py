@@ -59,7 +59,6 @@ _NOT_SUPPORTED = (
     ("mm_vision_select_feature", (None, "patch"), "class tokens among the visual ones (mm_vision_select_feature)"),
     ("mm_use_im_start_end", (None, False), "image start and end tokens (mm_use_im_start_end)"),
     ("mm_resampler_type", (None,), "a resampler (mm_resampler_type)"),
-    ("unfreeze_mm_vision_tower", (None, False), "a trained vision tower (unfreeze_mm_vision_tower)"),
 )
 
 

@@ -68,10 +68,16 @@ def test_gpus_can_be_declined() -> None:
     assert "num_gpus" not in placement.attack_args()
 
 
-@pytest.mark.parametrize(("workers", "gpus"), [(0, None), (1, -1.0), (1, 1.5)])
+@pytest.mark.parametrize(("workers", "gpus"), [(0, None), (1, -1.0), (1, 1.5), (1, float("nan"))])
 def test_impossible_requests(workers: int, gpus: float | None) -> None:
     with pytest.raises(UserError, match="give"):
         place(LAPTOP, workers, gpus)
+
+
+@pytest.mark.parametrize("gib", [-1.0, float("nan")])
+def test_memory_that_is_none(gib: float) -> None:
+    with pytest.raises(UserError, match=f"{gib:g} GiB of memory per worker; give 0 to reserve none"):
+        place(LAPTOP, 1, memory_per_worker=gib * GIB)
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3])

@@ -126,3 +126,22 @@ def test_doubled_ids_are_refused(local: Any, folder: str) -> None:
             build_instructions(InstructionSpec("toy", "toy"), local, folder)
     finally:
         INSTRUCTION_SOURCES._entries.pop("toy")
+
+
+@pytest.mark.parametrize(
+    ("image", "turns", "message"),
+    [
+        (bytes, (("what?", "x"),), "a has 1 image, and <image> 0 times in its questions"),
+        (bytes, (("<image> <image>", "x"),), "<image> 2 times"),
+        (bytes, (("<image>", "x"), ("and <image>?", "y")), "<image> 2 times"),
+        (bytes, (("<image>", "<image>"),), "1 times in its answers"),
+        (None, (("<image>", "x"),), "a has no image, and <image> 1 times"),
+    ],
+)
+def test_a_source_puts_each_image_into_its_text(image: Any, turns: Any, message: str, local: Any, folder: str) -> None:
+    INSTRUCTION_SOURCES.register("toy", lambda: [Instruction("a", image, turns)])
+    try:
+        with pytest.raises(UserError, match=message):
+            build_instructions(InstructionSpec("toy", "toy"), local, folder)
+    finally:
+        INSTRUCTION_SOURCES._entries.pop("toy")

@@ -101,6 +101,64 @@ def test_turns_follow_llavas_rules(tmp_path: Path) -> None:
     ]
 
 
+def test_an_image_without_marker_comes_first_and_the_rows_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        row("bare", "a.jpg", "what is it?", "a cat", "and?", "no"),
+        row("in an answer", "a.jpg", "what?", "<image> a cat"),
+        row("in an unanswered turn", "a.jpg", "what?", "a cat", "<image> and?"),
+        row("good", "a.jpg", "what? <image>", "a cat"),
+        row("twice", "a.jpg", "<image> or <image>?", "a cat"),
+        row("quoted", None, "what is <image>?", "a marker"),
+        row("alone", "a.jpg", "<image>"),
+    ]
+    conversations = read(tmp_path, *rows)
+    assert [entry.turns for entry in conversations] == [
+        (("<image>\nwhat is it?", "a cat"), ("and?", "no")),
+        (("<image>\nwhat?", "a cat"),),
+        (("<image>\nwhat?", "a cat"),),
+        (("what? <image>", "a cat"),),
+        (("<image> or ?", "a cat"),),
+        (("what is < image >?", "a marker"),),
+        (),
+    ]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{tmp_path}/rows.json: of 7 rows, 3 have an image but no <image> in a question")
+    assert "1 hold <image> more than once" in told
+    assert "1 hold <image> but have no image" in told
+    assert "1 have no answered question" in told
+    assert "\n" not in told
+
+
+def test_rows_in_the_format_are_passed_over_in_silence(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert list_instructions(INSTRUCTIONS.get("llava_instruct_665k"))
+    assert list_instructions(INSTRUCTIONS.get("llava_pretrain_558k"))
+    assert not caplog.records
+
+
+def test_a_list_of_one_image_is_taken(tmp_path: Path) -> None:
+    rows = [{**row("one", None, "<image>", "a"), "image": ["a.jpg"]}, *(
+        {**row("none", None, "hi", "ho"), "image": image} for image in ([], None, "")
+    )]  # fmt: skip
+    assert [entry.image for entry in read(tmp_path, *rows)] == [f"{tmp_path}/images/a.jpg", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": ["a.jpg", "b.jpg"]}, r"row 0 \(id bad\) has 2 images, and a model here takes one"),
+        ({"image": 7}, r"row 0 \(id bad\): its image is a int"),
+        ({"images": ["a.jpg"]}, r"row 0 \(id bad\) has 'images', which LLaVA's format does not"),
+        ({"video": "a.mp4"}, r"row 0 \(id bad\) has 'video'"),
+    ],
+)
+def test_a_row_whose_image_would_not_be_used_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path, {**row("bad", None, "<image>", "a"), **change})
+    assert "\n" not in str(caught.value)
+
+
 def test_one_marker_stays_with_an_image_and_none_without(tmp_path: Path) -> None:
     several = row("a", "a.jpg", "so? ", "it is <image>", "<image>\nwhat?", "<image> a cat", "and <image>?", " no ")
     quoting = row("b", None, "what does <image> mean?", "<image> stands for one")

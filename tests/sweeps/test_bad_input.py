@@ -6,10 +6,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rllava.errors import UserError
+from sweeps import pretrain_encoders
 from sweeps.encoder_ablation import Options, main, make_plan
 from sweeps.options import AttackOptions
 from sweeps.presets import parse_candidate
@@ -40,6 +42,10 @@ SEVENTEEN = (
         ({"budgets": ("256",)}, "--budgets 256"),
         ({"budgets": ("four",)}, "--budgets four"),
         ({"budgets": ("nan",)}, "--budgets nan"),
+        ({"budgets": ("0", "0.0157")}, r"--budgets 0.0157: .* below 1 may be meant .* write 4/255 or 0.0157/255"),
+        ({"budgets": ("0", "4/256")}, "--budgets 4/256: expected numbers"),
+        ({"budgets": ("0", "4/")}, "--budgets 4/: expected numbers"),
+        ({"budgets": ("0", "4/255/2")}, "--budgets 4/255/2: expected numbers"),
         ({"budgets": ("4", "8")}, "--budgets: add 0, the clean answers"),
         ({"samples": 0}, "--samples 0"),
         ({"attack_steps": 0}, "--attack-steps: expected at least 1"),
@@ -113,6 +119,25 @@ def test_smaller_portions_make_the_same_global_batch() -> None:
     for before, after in ((whole.stage1, parts.stage1), (whole.stage2, parts.stage2)):
         assert before.micro_batch > after.micro_batch == 4
         assert replace(after, micro_batch=before.micro_batch) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoders": ("tiny-clip", "tiny-fare")}, "--encoders: unknown recipe 'tiny-fare'; did you mean tiny-fare4"),
+        ({"test_images": 5000}, "--test-images 5000: expected 1 to 888"),
+        ({"scale": 0.0}, "--scale 0: expected a positive share"),
+    ],
+)
+def test_nothing_is_left_out_of_a_pretraining(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        pretrain_encoders.main(pretrain_encoders.Options(output=tmp_path / "weights", **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_budgets_below_1_are_written_with_their_unit() -> None:
+    budgets = ("0", "4/255", "0.5/255", " 8 / 255", "1", "4", "0.25/255")
+    assert make_plan(Options(budgets=budgets)).budgets == (0.0, 0.25, 0.5, 1.0, 4.0, 8.0)
 
 
 def test_lists_and_defaults_make_the_plan() -> None:

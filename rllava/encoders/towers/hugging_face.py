@@ -55,6 +55,8 @@ class HuggingFaceEncoder(Encoder):
         kind = getattr(transformers, MODELS[spec.architecture])
         arguments: dict[str, Any] = {**dict(spec.arguments), "image_size": spec.image_size}
         if spec.activation:
+            if arguments.get("use_swiglu_ffn"):
+                raise UserError(f"encoder '{spec.name}': its gated MLPs have an activation of their own")
             arguments["hidden_act"] = spec.activation
         config = kind.config_class(**arguments)
         if not -config.num_hidden_layers <= spec.layer < 0:
@@ -174,11 +176,16 @@ def described_spec(
         The spec; see :func:`hugging_face_spec`.
 
     Raises:
-        UserError: if mean and standard deviation are not known.
+        UserError: if mean and standard deviation are not known, or are not all that is done to an image in [0, 1].
     """
     scalars = {key: value for key, value in vision.items() if isinstance(value, str | int | float | bool)}
     arguments = {key: value for key, value in scalars.items() if key not in _NOT_ARCHITECTURE}
     preprocessing = _preprocessing(folder)
+    if preprocessing.get("do_normalize") is False or abs(preprocessing.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise UserError(
+            f"encoder '{name}': the preprocessor_config.json of {folder} does not normalise from [0, 1] (do_normalize, "
+            "rescale_factor); write the image_mean and image_std that come to the same, and leave these out"
+        )
     if not preprocessing and kind not in ("clip", "clip_vision_model"):
         raise UserError(
             f"encoder '{name}': {folder} has no preprocessor_config.json, so mean and standard deviation of a '{kind}' "

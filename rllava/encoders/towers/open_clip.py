@@ -126,9 +126,12 @@ def tower(spec: EncoderSpec) -> Any:
         UserError: if open_clip knows no such model, or it takes no other activation.
     """
     config = _config(spec)
-    quick = spec.activation == "quick_gelu" if spec.activation else config.quick_gelu
     if config.of_timm and spec.activation not in ("", "gelu"):
         raise UserError(f"encoder '{spec.name}': open_clip's {spec.architecture} has an image tower of timm, with GELU")
+    if not config.of_timm and spec.activation == ("relu" if config.is_vit else "gelu"):
+        kinds = "GELU or QuickGELU in its vision transformers, ReLU in its residual networks"
+        raise UserError(f"encoder '{spec.name}': open_clip has {kinds}, and no other activation")
+    quick = spec.activation == "quick_gelu" if spec.activation else config.quick_gelu
     return visual_tower(config, spec.image_size, quick)
 
 
@@ -136,6 +139,11 @@ def _config(spec: EncoderSpec) -> OpenClipConfig:
     """The architecture of a spec: a model of open_clip, or what an ``open_clip_config.json`` said."""
     arguments = nested(spec.arguments)
     if spec.architecture == CONFIG:
+        if _EMBED_DIM not in arguments:
+            raise UserError(
+                f"encoder '{spec.name}': {CONFIG}, which says what it is, has to lie beside its weights; "
+                f"copy it from {spec.origin or 'where they were made'}"
+            )
         return OpenClipConfig(arguments.pop(_EMBED_DIM), arguments, quick_gelu=False)
     if spec.architecture not in open_clip.list_models():
         known = open_clip.list_models()

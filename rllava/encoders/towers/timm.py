@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, EncoderSpec, measured
@@ -25,6 +26,11 @@ POSITIONS = ("pos_embed", "positional_embedding", "relative_position_bias_table"
 CLASSIFIERS = ("head", "head_dist", "fc", "classifier")
 """Parts of a checkpoint that belong to its training."""
 
+PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
+"""Endings of the names of the first convolution of vision transformers, whose size goes with the patches'."""
+
+QUICK_GELU = frozenset({"vit_base_patch16_clip_224.dfn2b"})
+"""Weights that were trained with QuickGELU (says open_clip, ``pretrained.py``), which timm's notes leave out."""
 
 VARIANTS = frozenset({"activation", "layer", "resized", "ema"})
 """What of a spec this family honours beside its size and statistics."""
@@ -101,7 +107,7 @@ def tower(spec: EncoderSpec) -> Any:
         arguments["img_size"] = spec.image_size
     try:
         return timm.create_model(spec.architecture, pretrained=False, num_classes=0, **arguments)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise UserError(f"encoder '{spec.name}': timm's {spec.architecture} does not take that ({error})") from error
 
 
@@ -118,7 +124,7 @@ def native(state: Mapping[str, Tensor], whole: nn.Module, resized: bool, what: s
         The state.
 
     Raises:
-        UserError: if position embeddings are of another size and must not be interpolated.
+        UserError: if patches are of another size, or position embeddings are and must not be interpolated.
     """
     convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
     if convert is None:
@@ -127,7 +133,12 @@ def native(state: Mapping[str, Tensor], whole: nn.Module, resized: bool, what: s
         converted: dict[str, Tensor] = convert(dict(state), whole)
     except Exception:  # it expects certain keys; that they are missing is said better by the list of keys
         return dict(state)
-    before, after = _positions(state), _positions(converted)
+    before, after = _values(state, PATCHES), _values(converted, PATCHES)
+    if after and before != after:
+        raise UserError(
+            f"{what} has patch embeddings of {before} values, the encoder of {after}: its patches are of another size"
+        )
+    before, after = _values(state, POSITIONS), _values(converted, POSITIONS)
     if before != after and not resized:
         raise UserError(
             f"{what} has position embeddings of {before} values, the encoder of {after} at its image size; give the "
@@ -136,9 +147,9 @@ def native(state: Mapping[str, Tensor], whole: nn.Module, resized: bool, what: s
     return {key: value for key, value in converted.items() if isinstance(value, Tensor)}
 
 
-def _positions(state: Mapping[str, Tensor]) -> int:
+def _values(state: Mapping[str, Tensor], endings: tuple[str, ...]) -> int:
     visual = {key: value for key, value in state.items() if key.startswith("visual.")} or state
-    return sum(value.numel() for key, value in visual.items() if key.endswith(POSITIONS))
+    return sum(value.numel() for key, value in visual.items() if key.endswith(endings))
 
 
 def build(spec: EncoderSpec) -> TimmEncoder:
@@ -157,10 +168,23 @@ def timm_spec(name: str) -> EncoderSpec:
     """The spec of any model of timm, with the weights timm has for it.
 
     Args:
+        name: see :func:`described_spec`.
+
+    Returns:
+        The spec, with the tokens that the model gives.
+    """
+    return measured(described_spec(name))
+
+
+def described_spec(name: str) -> EncoderSpec:
+    """What timm's tables say about a model; nothing is built.
+
+    Args:
         name: ``MODEL`` or ``MODEL.TAG``, as ``timm.create_model`` takes it.
 
     Returns:
-        The spec; its weights are those of timm's page on the hub.
+        The spec without tokens and width; its weights are those of timm's page on the hub. CLIPs have the activation
+        that they were trained with, and give the layer before the last, as LLaVA takes it.
 
     Raises:
         UserError: if timm knows no such model, or has no weights for it.
@@ -174,20 +198,31 @@ def timm_spec(name: str) -> EncoderSpec:
     if defaults is None or not defaults.hf_hub_id:
         raise UserError(f"timm has no weights for {name} on the hub; give MODEL.TAG of timm.list_pretrained()")
     file = defaults.hf_hub_filename or "model.safetensors"
-    return measured(
-        EncoderSpec(
-            name=f"timm:{name}",
-            builder="rllava.encoders.towers.timm:build",
-            weights=f"hub:{defaults.hf_hub_id}/{file}",
-            sha256=None,
-            image_size=defaults.input_size[-1],
-            tokens=0,
-            width=0,
-            mean=defaults.mean,
-            std=defaults.std,
-            training=f"timm's {name}",
-            licence=defaults.license or "",
-            architecture=architecture,
-            origin=f"the hub's {defaults.hf_hub_id}",
-        )
+    return EncoderSpec(
+        name=f"timm:{name}",
+        builder="rllava.encoders.towers.timm:build",
+        weights=f"hub:{defaults.hf_hub_id}/{file}",
+        sha256=None,
+        image_size=defaults.input_size[-1],
+        tokens=0,
+        width=0,
+        mean=defaults.mean,
+        std=defaults.std,
+        training=f"timm's {name}",
+        licence=defaults.license or "",
+        architecture=architecture,
+        layer=-2 if _is_clip(architecture, defaults.tag) else -1,
+        activation="quick_gelu" if _needs_quick_gelu(architecture, defaults) else "",
+        origin=f"the hub's {defaults.hf_hub_id}",
     )
+
+
+def _needs_quick_gelu(architecture: str, defaults: PretrainedCfg) -> bool:
+    """Whether weights were trained with QuickGELU while timm builds GELU; its ``..._quickgelu_...`` have their own."""
+    noted = any("quickgelu" in note.lower() for note in getattr(defaults, "notes", None) or ())
+    return "quickgelu" not in architecture and (noted or f"{architecture}.{defaults.tag}" in QUICK_GELU)
+
+
+def _is_clip(architecture: str, tag: str) -> bool:
+    """A vision transformer that CLIP trained and nobody made a classifier of."""
+    return architecture.startswith("vit_") and "_clip_" in architecture and "_ft_" not in tag
