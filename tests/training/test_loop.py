@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from rllava.training.loop import (
     recompute_layers,
 )
 from sweeps.presets import PRESETS, model_spec
+from tests.fixtures.ray_cluster import free_port
 
 CONVERSATION = [
     {"from": "human", "value": "<image>\nwhat color is the shape?"},
@@ -40,13 +40,10 @@ def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tens
     """Runs a stage with so many processes; a deliberate death is no error."""
     out.mkdir(exist_ok=True)
     arguments = json.dumps({**OPTIONS, "out": str(out), **options})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": "0",
         "DS_ACCELERATOR": "cpu",
@@ -57,7 +54,7 @@ def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tens
         subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         for rank in range(workers)
     ]
-    ends = [process.communicate(timeout=300) for process in group]
+    ends = [process.communicate(timeout=600) for process in group]
     codes = {process.returncode for process in group}
     if "die_at" in options:
         assert codes == {9}
