@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when its client is imported; no test may fetch real weights
 
 pytest_plugins = [
+    "pytester",
     "tests.fixtures.distribution",
     "tests.fixtures.processes",
     "tests.fixtures.s3_server",
