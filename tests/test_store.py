@@ -79,7 +79,6 @@ def another_driver(store: Store, seconds: float) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", code, store.url, str(seconds)], stdout=subprocess.PIPE)
 
 
-@pytest.mark.timeout(600)
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "LEASE_TTL_S", 3600.0)  # whoever waits for its end is out of time
     artifact = store.artifact("models", "m", Spec(1))

@@ -37,7 +37,7 @@ def start(storage: str, tracked: Tracked, *options: str) -> "subprocess.Popen[st
     )
 
 
-def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
+def finish(driver: "subprocess.Popen[str]", timeout_s: float = 800.0) -> str:
     """Waits for a driver that must succeed and returns what it printed.
 
     Args:
@@ -49,7 +49,7 @@ def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
     return output
 
 
-def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: float = 500.0) -> str:
+def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: float = 800.0) -> str:
     """Runs the smoke ablation on a terminal of its own, where it shows a live table; it must succeed.
 
     Args:

@@ -20,7 +20,7 @@ def test_a_submitted_job_leaves_on_s3_what_a_local_run_leaves_on_disk(
     access = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     command = [RAY, "job", "submit", "--address", ray_head.jobs_url, "--working-dir", "."]
     command += ["--runtime-env-json", json.dumps({"env_vars": access}), "--", *script]
-    done = subprocess.run(command, env=dict(ray_head.env), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=dict(ray_head.env), capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert_same_results(storage, unbroken.storage)
     sweep = load_sweep(storage, "encoder_ablation")
