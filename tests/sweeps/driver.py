@@ -71,7 +71,7 @@ def run_on_terminal(storage: str, tracked: Tracked, *options: str, timeout_s: fl
         while time.monotonic() < deadline and (part := os.read(ours, 1 << 16)):
             shown += part
     os.close(ours)
-    status = driver.wait(timeout=60)
+    status = driver.wait(timeout=300)
     output = shown.decode()
     assert status == 0, output[-4000:]
     return output
