@@ -1,5 +1,6 @@
 # make ablation    the sweep on this machine, from nothing
 # make test        all tests, in two processes;  make lint   style, types, docstrings
+# make check       make lint, and all tests that start no processes
 # make setup CONSTRAINTS=constraints/gpu.txt    on a machine with an NVIDIA GPU
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +16,7 @@ PACKAGES := rllava analysis cluster sweeps benchmarks
 # Operators are compiled with the environment's own ninja.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup ablation test lint format clean help
+.PHONY: setup ablation test check lint format clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -44,7 +45,10 @@ ablation: setup
 	$(BIN)/python sweeps/encoder_ablation.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not processes" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,27 +2,24 @@
 
 import os
 
-import pytest
+import hypothesis
 
+# The same examples everywhere and always, however slow the machine: a clone's tests pass or fail as their author's did.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
+
+# Numbers do not hang on how many cores there are, and the processes of pytest -n share them without more threads than
+# cores. (To be set before PyTorch is imported.)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when its client is imported; no test may fetch real weights
 
-_RAY = {"tracked", "local_ray", "ray_head", "unbroken"}
-
 pytest_plugins = [
+    "pytester",
+    "tests.fixtures.distribution",
     "tests.fixtures.processes",
     "tests.fixtures.s3_server",
     "tests.fixtures.ray_cluster",
 ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray run one after the other in one of the two processes, beside everything else in the other.
-
-    pytest 9.2 distributes them over both, as if there were no groups (pytest-dev/pytest-xdist#1386).
-    """
-    for item in items:
-        if _RAY & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 # Tests import timm and open_clip themselves, sometimes before the package that makes torchvision importable.

@@ -265,7 +265,7 @@ def test_it_runs_where_the_cluster_and_data_packages_are_not_installed(tmp_path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

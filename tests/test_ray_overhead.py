@@ -52,7 +52,7 @@ def test_both_sides_write_the_same_rows_and_appear_in_the_sheet(tmp_path: Path, 
         env=tracked.env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

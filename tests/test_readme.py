@@ -91,7 +91,7 @@ def test_options_of_the_sweep_are_in_its_help(commands: list[list[str]]) -> None
     for words in commands:
         if words[:2] == ["make", "ablation"]:
             used |= {o for word in words if word.startswith("ARGS=") for o in options_of(shlex.split(word[5:]))}
-    done = subprocess.run([sys.executable, SWEEP, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, SWEEP, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     known = set(re.findall(r"--[a-z][\w-]*", done.stdout))
     assert used <= known, used - known

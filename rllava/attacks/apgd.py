@@ -1,10 +1,10 @@
 """Auto-PGD (Croce & Hein 2020) on a batch whose samples never touch one another.
 
 Every sample owns its step size, its counters and its best point, so the trajectory of a sample is the same alone and in
-any batch. One update rule serves two references. RobustVLM and Robust-LLaVA (``vlm_eval/attacks/apgd.py``): clean
-start, first step 1 epsilon, point of highest loss. AutoAttack (``autoattack/autopgd_base.py``): start on the budget's
-surface, first step 2 epsilon, last point that the model got wrong (:mod:`rllava.attacks.autoattack`). Either costs
-``steps`` + 1 forward and ``steps`` backward passes.
+any batch, up to ties that rounding decides (``docs/protocols.md``, "Ties"). One update rule serves two references.
+RobustVLM and Robust-LLaVA (``vlm_eval/attacks/apgd.py``): clean start, first step 1 epsilon, point of highest loss.
+AutoAttack (``autoattack/autopgd_base.py``): start on the budget's surface, first step 2 epsilon, last point that the
+model got wrong (:mod:`rllava.attacks.autoattack`). Either costs ``steps`` + 1 forward and ``steps`` backward passes.
 
 Shapes: B batch, C channel, H/W image, S steps.
 """

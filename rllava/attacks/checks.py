@@ -2,8 +2,8 @@
 
 After AutoAttack's flags (``flags_doc.md`` of fra31/auto-attack), the indicators of attack failure (Pintor et al. 2022)
 and the advice of Carlini et al. 2019. A check never says that a model is robust; it says when a number proves nothing.
-Each sample is judged by itself, so a verdict does not depend on its batch mates. ``docs/attack-checks.md`` holds the
-texts of :data:`CHECKS`; a test compares them.
+Each sample is judged by itself, so a verdict does not depend on its batch mates (but for rounding).
+``docs/attack-checks.md`` holds the texts of :data:`CHECKS`; a test compares them.
 
 Shapes: B batch, C channel, H/W image, S steps.
 """

@@ -75,8 +75,9 @@ def random_search(
 ) -> QueryResult:
     """Tries the proposed points and keeps the best one of each sample.
 
-    Every sample has its own generator and decides for itself, so its points are the same alone and in any batch. Those
-    that are solved or broken stop: the loss is then asked about the others alone, named by its ``index_B``.
+    Every sample has its own generator and decides for itself, so its points are the same alone and in any batch, up to
+    two losses that are equal but for rounding. Those that are solved or broken stop: the loss is then asked about the
+    others alone, named by its ``index_B``.
 
     Args:
         loss: maximised, never differentiated; see :data:`rllava.attacks.common.LossFunction`.

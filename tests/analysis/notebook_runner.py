@@ -23,7 +23,7 @@ class _OwnKernels(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[os.path.join(sys.prefix, "share", "jupyter", "kernels")])
 
 
-def execute_notebook(storage: str, sweep: str = "encoder_ablation", timeout_s: int = 240) -> nbformat.NotebookNode:
+def execute_notebook(storage: str, sweep: str = "encoder_ablation", timeout_s: int = 800) -> nbformat.NotebookNode:
     """Executes the notebook in a fresh kernel of this very interpreter.
 
     Args:

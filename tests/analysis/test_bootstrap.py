@@ -127,7 +127,7 @@ def test_holm_by_hand() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_never_lowers_and_keeps_the_order(values: list[float]) -> None:
     p_values = np.array(values)

@@ -23,14 +23,14 @@ def is_dominated(point: tuple[int, int], others: list[tuple[int, int]]) -> bool:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(points)
 def test_front_agrees_with_brute_force(values: list[tuple[int, int]]) -> None:
     expected = [not is_dominated(point, values) for point in values]
     assert non_dominated(np.array([values], dtype=float))[0].tolist() == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(points, st.integers(0, 9))
 def test_a_point_without_a_score_neither_is_on_the_front_nor_changes_it(
     values: list[tuple[int, int]], index: int

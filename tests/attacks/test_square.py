@@ -37,7 +37,7 @@ def search(kind: str, loss: object, images_BCHW: Tensor, epsilon: float, queries
 
 
 @pytest.mark.parametrize("kind", ["square", "noise"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     which=st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True),
     epsilon=st.floats(0, 255),

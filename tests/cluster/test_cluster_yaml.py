@@ -162,7 +162,7 @@ def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, conf
     with run_s3_server(tmp_path, {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"}) as server:
         env = {**os.environ, **server.env, "HOME": str(home)}
         done = subprocess.run(
-            [sys.executable, str(script), str(result)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240
+            [sys.executable, str(script), str(result)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
         )
     assert done.returncode == 0, done.stderr
     launched = json.loads(result.read_text())

@@ -31,7 +31,7 @@ def compute(folder):
 
 @ray.remote
 def environment():
-    subprocess.Popen(["sleep", "300"], start_new_session=True)
+    subprocess.Popen(["sleep", "3600"], start_new_session=True)
     return os.environ["OMP_NUM_THREADS"], os.environ.get("DS_ACCELERATOR")
 
 running = compute.remote(sys.argv[1])
@@ -40,7 +40,7 @@ while not os.path.exists(sys.argv[1] + "/computing"):
     time.sleep(0.1)
 if sys.argv[2] == "stay":
     print("ready", flush=True)
-    time.sleep(300)
+    time.sleep(3600)
 """
 
 
@@ -77,7 +77,7 @@ def test_local_ray_dies_with_a_killed_driver(driver_script: Path, tracked: Track
     driver.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     driver.wait()
-    tracked.assert_gone(15)
+    tracked.assert_gone()
     print(f"all processes gone {time.monotonic() - killed:.1f} s after the driver was killed")
     driver.stdout.close()
     driver.stderr.close()
@@ -85,11 +85,11 @@ def test_local_ray_dies_with_a_killed_driver(driver_script: Path, tracked: Track
 
 def test_local_ray_leaves_nothing_and_says_nothing_at_a_normal_exit(driver_script: Path, tracked: Tracked) -> None:
     driver = start_driver(driver_script, "go", tracked)
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=600)
     assert driver.returncode == 0, err
     assert len(out.splitlines()) == 1
     assert err == ""
-    tracked.assert_gone(15)
+    tracked.assert_gone()
 
 
 def test_second_connect_describes_the_same_ray(local_ray: ClusterInfo) -> None:
@@ -109,7 +109,7 @@ def run_connect(address: str, tracked: Tracked) -> str:
         "except UserError as error: print(error)"
     )
     env = {**tracked.env, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", script, address], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, address], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -53,7 +53,7 @@ def submit(head: RayHead, folder: Path, env: dict[str, str]) -> subprocess.Compl
         "python",
         "script.py",
     ]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_a_job_with_the_token_joins_the_cluster_with_its_files(ray_head: RayHead, job_folder: Path) -> None:

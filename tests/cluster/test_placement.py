@@ -155,7 +155,7 @@ def test_a_local_ray_grants_what_the_check_lets_through(local_ray: ClusterInfo) 
     check_fits(placement, Request(1), local_ray)
     group = placement_group(bundles)
     try:
-        ray.get(group.ready(), timeout=60)
+        ray.get(group.ready(), timeout=600)
     finally:
         remove_placement_group(group)
 

@@ -38,7 +38,7 @@ def test_adversarial_training_shows_in_the_card() -> None:
 def test_the_script_makes_encoders_under_ray_train(tmp_path: Path, tracked: Tracked) -> None:
     command = [sys.executable, "sweeps/pretrain_encoders.py", "--output", str(tmp_path), "--scale", "0.005"]
     command += ["--encoders", "tiny-clip", "tiny-fare4", "--workers", "2", "--test-images", "32"]
-    done = subprocess.run(command, env=tracked.env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=tracked.env, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     card = json.loads((tmp_path / "tiny_encoders.json").read_text())["encoders"]
     assert list(card) == ["tiny-clip", "tiny-fare4"]

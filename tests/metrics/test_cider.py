@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllava.errors import UserError
@@ -83,7 +83,6 @@ def test_the_only_reference_itself_scores_1000(frequencies: DocumentFrequencies)
     assert cider("Zebras graze near the river.", ["zebras graze near the river"], frequencies) == pytest.approx(1000)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_scores_are_in_range_for_any_text(prediction: str, reference: str) -> None:
     frequencies = document_frequencies([[reference], ["a dog on a beach"], ["another caption"]])

@@ -1,7 +1,7 @@
 """The tokenizer on single constructs; expected values are the original's output."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllava.metrics.ptb import ptb_tokenize
@@ -36,7 +36,6 @@ def test_tokens(text: str, tokens: str) -> None:
     assert ptb_tokenize(text) == tokens.split()
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_gives_lower_case_tokens_without_white_space(text: str) -> None:
     for token in ptb_tokenize(text):
@@ -45,7 +44,6 @@ def test_any_text_gives_lower_case_tokens_without_white_space(text: str) -> None
         assert not any("A" <= character <= "Z" for character in token)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "red", "circle", "on", "plain", "ground", "two", "dogs"]), max_size=12))
 def test_plain_words_are_their_own_tokens(words: list[str]) -> None:
     assert ptb_tokenize(" ".join(words)) == words

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllava.metrics.cleaning import clean_caption, clean_vqa_answer
@@ -31,21 +31,18 @@ def test_cleaning_is_the_papers(generated: str, answer: str) -> None:
     assert clean_vqa_answer(generated) == answer
 
 
-@settings(deadline=None)
 @given(WORDS)
 def test_normalisation_is_idempotent(text: str) -> None:
     once = normalise_answer(text)
     assert normalise_answer(once) == once
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_normalised_answers_ignore_case_of_ascii_and_outer_space(text: str) -> None:
     assert normalise_answer(f"  {text}\n") == normalise_answer(text)
     assert "  " not in normalise_answer(text)
 
 
-@settings(deadline=None)
 @given(WORDS, st.lists(WORDS, min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_accuracy_is_a_percentage_whatever_the_order(
     prediction: str, answers: list[str], chance: random.Random
@@ -57,7 +54,6 @@ def test_accuracy_is_a_percentage_whatever_the_order(
     assert vqa_accuracy(prediction, shuffled) == pytest.approx(accuracy, abs=0.01)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10), st.integers(0, 10))
 def test_more_agreeing_annotators_never_score_less(fewer: int, more: int) -> None:
     low, high = sorted((fewer, more))

@@ -6,8 +6,7 @@ rounding, nor take rounding for a leak:
 - :func:`doubled` runs the whole model in float64, so that two ways to compute a number agree to 1e-9, where float32
   logits agree to 1e-6 at best. The path as the worker runs it, in float32, is held to float32's tolerance beside it.
 - An attack steps by the sign of the gradient, so that one rounding error at a gradient of zero moves a pixel by a whole
-  step. :func:`same_course` therefore compares step by step: points, losses and gradients have to agree up to the first
-  tie, which is a sign or a comparison of losses that rounding decides, and without a tie up to the final image.
+  step. :mod:`tests.attacks.courses` therefore compares step by step, up to the first tie.
 
 Leaky models and attacks, which the same properties have to catch, are at the end.
 
@@ -33,15 +32,22 @@ from rllava.encoders import Encoder, build_encoder, encoder_spec
 from rllava.encoders.tiny import shipped_specs
 from rllava.model.assemble import build_connector
 from rllava.model.conversation import Tokens
-from rllava.model.llava import Llava, Prefix
+from rllava.model.llava import Llava
 from sweeps.presets import PRESETS, model_spec
+from tests.attacks.courses import (
+    EXACT,
+    Course,
+    Look,
+    Recorder,
+    assert_hardly_any_tie,
+    assert_same_look,
+    look,
+    same_course,
+)
 
 SHIPPED = [spec.name for spec in shipped_specs()]
 STEPS = 5
-EXACT = 1e-9
 PROPERTY = settings(
-    derandomize=True,
-    deadline=None,
     phases=[Phase.generate],  # shrinking a failure takes minutes, and a batch is small as it is
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],
@@ -68,23 +74,6 @@ class Case:
     answer: str
     image: str
     seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """What a sample's loss was asked, and what it said."""
-
-    point_CHW: Tensor
-    loss: float
-    gradient_CHW: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class Course:
-    """An attack on one sample: all looks, and the image it ended with."""
-
-    looks: list[Look]
-    image_CHW: Tensor
 
 
 WORDS = st.one_of(
@@ -170,36 +159,18 @@ def arrange(llava: Llava, batch: Sequence[Case]) -> tuple[Tensor, list[Tokens]]:
     return images_BCHW, [llava.tokens(f"<image>\n{case.prompt}", case.answer) for case in batch]
 
 
-def look(llava: Llava, pixels_BCHW: Tensor, tokens: Sequence[Tokens], prefix: Prefix | None = None) -> list[Look]:
-    """Loss and gradient of each sample, from one pass over the batch."""
-    leaf_BCHW = pixels_BCHW.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        loss_B = llava.answer_loss(leaf_BCHW, tokens, prefix)
-        (gradient_BCHW,) = torch.autograd.grad(loss_B.sum(), leaf_BCHW)
-    values = zip(leaf_BCHW.detach(), loss_B.tolist(), gradient_BCHW, strict=True)
-    return [Look(point_CHW, loss, gradient_CHW) for point_CHW, loss, gradient_CHW in values]
-
-
-class Recorder:
-    """The loss of a batch as attacks want it; keeps every sample's looks, in whatever portions they are asked for.
+def loss_of(llava: Llava, tokens: Sequence[Tokens], prefixed: bool) -> LossFunction:
+    """The loss of a batch as attacks want it.
 
     Prefixed, it computes as the attack worker does: what stands before the images is encoded once.
     """
+    prefix = llava.encode_prefix(tokens[0]) if prefixed else None
+    return lambda pixels_BCHW, index_B: llava.answer_loss(pixels_BCHW, [tokens[b] for b in index_B.tolist()], prefix)
 
-    def __init__(self, llava: Llava, tokens: Sequence[Tokens], prefixed: bool) -> None:
-        self.llava, self.tokens = llava, tokens
-        self.prefix = llava.encode_prefix(tokens[0]) if prefixed else None
-        self.looks: list[list[Look]] = [[] for _ in tokens]
 
-    def __call__(self, pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
-        samples = index_B.tolist()
-        looks = look(self.llava, pixels_BCHW, [self.tokens[sample] for sample in samples], self.prefix)
-        for sample, seen in zip(samples, looks, strict=True):
-            self.looks[sample].append(seen)
-        gradient_BCHW = torch.stack([seen.gradient_CHW for seen in looks])
-        loss_B = torch.tensor([seen.loss for seen in looks], dtype=pixels_BCHW.dtype)
-        # Adds zero, whose derivative is the gradient.
-        return loss_B + (gradient_BCHW * (pixels_BCHW - pixels_BCHW.detach())).flatten(1).sum(1)
+def looks(llava: Llava, pixels_BCHW: Tensor, tokens: Sequence[Tokens], prefixed: bool = False) -> list[Look]:
+    """Loss and gradient of each sample, from one pass over the batch."""
+    return look(loss_of(llava, tokens, prefixed), pixels_BCHW, torch.arange(len(tokens)))
 
 
 Attack = Callable[[LossFunction, Tensor, Sequence[int], float, str], Tensor]
@@ -215,37 +186,8 @@ def courses(
 ) -> list[Course]:
     """The attacks on the samples of a batch."""
     images_BCHW, tokens = arrange(llava, batch)
-    loss = Recorder(llava, tokens, prefixed)
-    found_BCHW = attack(loss, images_BCHW, [case.seed for case in batch], epsilon, start)
-    return [Course(looks, image_CHW) for looks, image_CHW in zip(loss.looks, found_BCHW, strict=True)]
-
-
-def assert_same_look(seen: Look, expected: Look, loss_tolerance: float, gradient_tolerance: float) -> None:
-    """Loss relative to itself or to 1, gradient relative to its largest component."""
-    scale = float(expected.gradient_CHW.abs().max())
-    assert seen.loss == pytest.approx(expected.loss, rel=loss_tolerance, abs=loss_tolerance)
-    torch.testing.assert_close(
-        seen.gradient_CHW, expected.gradient_CHW, rtol=0, atol=gradient_tolerance * scale + 1e-3 * gradient_tolerance
-    )
-
-
-def same_course(seen: Course, expected: Course) -> bool:
-    """Asserts that two attacks on a sample are the same up to the first tie; tells whether there was none."""
-    for step, (one, other) in enumerate(zip(seen.looks, expected.looks, strict=True)):
-        torch.testing.assert_close(one.point_CHW, other.point_CHW, rtol=0, atol=EXACT)
-        assert_same_look(one, other, EXACT, EXACT)
-        if not torch.equal(one.gradient_CHW.sign(), other.gradient_CHW.sign()):
-            return False
-        if order(seen.looks[: step + 1]) != order(expected.looks[: step + 1]):
-            return False
-    torch.testing.assert_close(seen.image_CHW, expected.image_CHW, rtol=0, atol=EXACT)
-    return True
-
-
-def order(looks: Sequence[Look]) -> list[int]:
-    """How the last loss compares with those before it and with 0; APGD asks nothing else of losses."""
-    last = looks[-1].loss
-    return [(last > before) - (last < before) for before in (0.0, *(seen.loss for seen in looks[:-1]))]
+    loss = Recorder(loss_of(llava, tokens, prefixed), len(tokens))
+    return loss.courses(attack(loss, images_BCHW, [case.seed for case in batch], epsilon, start))
 
 
 def looks_do_not_depend_on_the_batch(llava: Llava, how: settings) -> None:
@@ -256,9 +198,8 @@ def looks_do_not_depend_on_the_batch(llava: Llava, how: settings) -> None:
     def each_alone(batch: list[Case], prefixed: bool) -> None:
         with doubled():
             pixels_BCHW, tokens = arrange(llava, batch)
-            prefix = llava.encode_prefix(tokens[0]) if prefixed else None
-            for b, seen in enumerate(look(llava, pixels_BCHW, tokens, prefix)):
-                (alone,) = look(llava, pixels_BCHW[b : b + 1], tokens[b : b + 1])
+            for b, seen in enumerate(looks(llava, pixels_BCHW, tokens, prefixed)):
+                (alone,) = looks(llava, pixels_BCHW[b : b + 1], tokens[b : b + 1])
                 assert_same_look(seen, alone, EXACT, EXACT)
 
     each_alone()
@@ -297,10 +238,6 @@ def attacks_follow_their_samples(llava: Llava, attack: Attack, how: settings) ->
     return whole
 
 
-def assert_hardly_any_tie(whole: Sequence[bool]) -> None:
-    assert sum(whole) >= 0.9 * len(whole), f"{len(whole) - sum(whole)} of {len(whole)} attacks met a tie"
-
-
 @every_candidate
 def test_loss_and_gradient_in_any_batch_are_those_alone(names: tuple[str, ...]) -> None:
     looks_do_not_depend_on_the_batch(make(names), settings(PROPERTY, max_examples=10))
@@ -313,8 +250,8 @@ def test_loss_and_gradient_in_float32_are_those_alone_up_to_rounding(names: tupl
     llava = make(names, torch.float32)
     pixels_BCHW, tokens = arrange(llava, batch)
     pixels_BCHW = pixels_BCHW.float()
-    for b, seen in enumerate(look(llava, pixels_BCHW, tokens, llava.encode_prefix(tokens[0]))):
-        (alone,) = look(llava, pixels_BCHW[b : b + 1], tokens[b : b + 1])
+    for b, seen in enumerate(looks(llava, pixels_BCHW, tokens, prefixed=True)):
+        (alone,) = looks(llava, pixels_BCHW[b : b + 1], tokens[b : b + 1])
         assert_same_look(seen, alone, 1e-5, 1e-3)
 
 
@@ -409,8 +346,8 @@ def seeded_by_place(
 def best_of_the_batch(loss: Recorder, images_BCHW: Tensor, seeds: Sequence[int], epsilon: float, start: str) -> Tensor:
     """Ends with the points of the step at which the mean loss of the batch was highest."""
     our_attack(loss, images_BCHW, seeds, epsilon, start)
-    mean_S = torch.tensor([[seen.loss for seen in looks] for looks in loss.looks]).mean(0)
-    return torch.stack([looks[int(mean_S.argmax())].point_CHW for looks in loss.looks])
+    mean_S = torch.tensor([[seen.loss for seen in row] for row in loss.looks]).mean(0)
+    return torch.stack([row[int(mean_S.argmax())].point_CHW for row in loss.looks])
 
 
 @pytest.mark.parametrize(

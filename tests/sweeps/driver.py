@@ -38,7 +38,7 @@ def start(storage: str, tracked: Tracked, *options: str) -> "subprocess.Popen[st
     )
 
 
-def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
+def finish(driver: "subprocess.Popen[str]", timeout_s: float = 800.0) -> str:
     """Waits for a driver that must succeed and returns what it printed.
 
     Args:
@@ -51,7 +51,7 @@ def finish(driver: "subprocess.Popen[str]", timeout_s: float = 500.0) -> str:
 
 
 def run_on_terminal(
-    storage: str, tracked: Tracked, *options: str, timeout_s: float = 500.0, watch: Callable[[str], None] | None = None
+    storage: str, tracked: Tracked, *options: str, timeout_s: float = 800.0, watch: Callable[[str], None] | None = None
 ) -> str:
     """Runs the smoke ablation on a terminal of its own, where it shows a live table; it must succeed.
 
@@ -77,7 +77,7 @@ def run_on_terminal(
             if watch is not None:
                 watch(shown.decode(errors="replace"))
     os.close(ours)
-    status = driver.wait(timeout=60)
+    status = driver.wait(timeout=300)
     output = shown.decode()
     assert status == 0, output[-4000:]
     return output

@@ -62,8 +62,8 @@ SEVENTEEN = (
         ({"trials": 0}, "--trials 0"),
         ({"samples": 10_000}, "10000|10 000"),
         ({"address": "127.0.0.1:1"}, "nothing answers there"),
-        ({"gpus": 1.0}, "need 2 GPUs, but the cluster has 0 GPUs"),
-        ({"memory": 10_000.0}, "GiB of memory"),
+        pytest.param({"gpus": 1000.0}, r"need 2000 GPUs, but the cluster has \d+ GPUs", marks=pytest.mark.processes),
+        pytest.param({"memory": 1e6}, "GiB of memory", marks=pytest.mark.processes),
     ],
 )
 def test_mistakes_are_named_before_anything_expensive(options: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_mistakes_are_named_before_anything_expensive(options: dict[str, object]
 def test_the_script_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     command = [sys.executable, "sweeps/encoder_ablation.py", "--preset", "smoke", "--storage", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: storage {tmp_path}: the folder holds something else")
@@ -166,7 +166,7 @@ def test_the_grammar_of_candidates() -> None:
 
 @pytest.mark.parametrize("script", ["sweeps/encoder_ablation.py"])
 def test_help_explains_every_option(script: str) -> None:
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=600, check=True)
     shown = re.sub(r"[\s│]+", " ", done.stdout)
     for text in (AttackOptions.__doc__ or "", Options.__doc__ or ""):
         explained = re.findall(r"^        (\w+): (\w+ \w+)", text, re.MULTILINE)

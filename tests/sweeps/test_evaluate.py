@@ -59,7 +59,7 @@ def test_a_checkpoint_and_an_encoder_plugged_into_it_are_attacked(tmp_path: Path
         "12",
     ]
     command += ["--protocol", "paper_ensemble_3steps", "--storage", storage]
-    done = subprocess.run(command, env=tracked.env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=tracked.env, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "training" not in done.stdout
     sweep = load_sweep(storage, "evaluate")

@@ -88,7 +88,7 @@ def test_the_script_names_every_file_and_its_source_in_one_line(tmp_path: Path) 
         [*command, "--storage", str(tmp_path / "results")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env=environment,
     )

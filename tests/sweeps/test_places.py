@@ -45,7 +45,7 @@ def test_a_submitted_job_leaves_on_s3_what_a_local_run_leaves_on_disk(
             if "attacking: 8 parts to do" in line and not any("attacking" in earlier for earlier in shown[:-1]):
                 processes_called(ray_head.tracked, "ImplicitFunc")[0].kill()
         output = "".join(shown)
-        assert job.wait(timeout=60) == 0, output[-4000:]
+        assert job.wait(timeout=300) == 0, output[-4000:]
     finally:
         job.kill()
         job.wait()

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from rllava.training.loop import (
     recompute_layers,
 )
 from sweeps.presets import PRESETS, model_spec
+from tests.fixtures.ray_cluster import free_port
 
 CONVERSATION = [
     {"from": "human", "value": "<image>\nwhat color is the shape?"},
@@ -40,13 +40,10 @@ def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tens
     """Runs a stage with so many processes; a deliberate death is no error."""
     out.mkdir(exist_ok=True)
     arguments = json.dumps({**OPTIONS, "out": str(out), **options})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": "0",
         "DS_ACCELERATOR": "cpu",
@@ -57,7 +54,7 @@ def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tens
         subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         for rank in range(workers)
     ]
-    ends = [process.communicate(timeout=300) for process in group]
+    ends = [process.communicate(timeout=600) for process in group]
     codes = {process.returncode for process in group}
     if "die_at" in options:
         assert codes == {9}
@@ -77,9 +74,9 @@ def assert_same(
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
     """Final weights by (workers, ZeRO stage)."""
-    folder = tmp_path_factory.mktemp("unbroken")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     return {
         (workers, zero): train(folder / f"{workers}-{zero}", workers, zero=zero)[0]
         for workers, zero in ((1, 2), (2, 2), (2, 3))
@@ -87,29 +84,29 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], 
 
 
 def test_zero_stages_and_worker_counts_reach_the_same_weights(
-    unbroken: dict[tuple[int, int], dict[str, torch.Tensor]],
+    uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]],
 ) -> None:
-    assert_same(unbroken[2, 3], unbroken[2, 2], atol=1e-5)
-    assert all(torch.isfinite(value).all() for weights in unbroken.values() for value in weights.values())
-    assert unbroken[1, 2].keys() == unbroken[2, 2].keys()
+    assert_same(uninterrupted[2, 3], uninterrupted[2, 2], atol=1e-5)
+    assert all(torch.isfinite(value).all() for weights in uninterrupted.values() for value in weights.values())
+    assert uninterrupted[1, 2].keys() == uninterrupted[2, 2].keys()
 
 
 @pytest.mark.parametrize(("workers", "zero"), [(1, 2), (2, 3)])
 def test_a_killed_stage_goes_on_to_the_same_weights(
-    unbroken: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
+    uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
 ) -> None:
     train(tmp_path / "killed", workers, zero=zero, die_at=2)
     resumed, losses = train(tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2"))
     assert len(losses) == OPTIONS["steps"] - 2
-    assert_same(resumed, unbroken[workers, zero], atol=0.0)
+    assert_same(resumed, uninterrupted[workers, zero], atol=0.0)
 
 
 @pytest.mark.parametrize(("workers", "zero"), [(1, 2), (2, 3)])
 def test_layers_that_are_computed_again_reach_the_same_weights(
-    unbroken: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
+    uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
 ) -> None:
     weights, _ = train(tmp_path / "again", workers, zero=zero, gradient_checkpointing=True)
-    assert_same(weights, unbroken[workers, zero], atol=0.0)
+    assert_same(weights, uninterrupted[workers, zero], atol=0.0)
 
 
 @pytest.mark.parametrize("train_language_model", [False, True])
