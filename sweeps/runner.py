@@ -21,6 +21,7 @@ from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect
 from cluster.placement import Placement, Request, check_fits, logical_cpus, place
 from rllava.errors import SweepError, UserError
+from rllava.filesystem import remove_folder
 from rllava.fingerprint import to_json
 from rllava.specs import ModelSpec
 from rllava.training.ray_trainer import check_workers
@@ -233,8 +234,8 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
         results = tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not plan.store.is_local and plan.store.exists(f"{plan.store.root}/ray/{name}"):
-            plan.store.filesystem.rm(f"{plan.store.root}/ray/{name}", recursive=True)
+        if not plan.store.is_local:
+            remove_folder(plan.store.filesystem, f"{plan.store.root}/ray/{name}")
     if board.refusals:
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:
