@@ -6,7 +6,9 @@ from typing import TypeVar
 
 import tyro
 
+from cluster.machine import plain_output
 from rllava.errors import SweepError, UserError
+from rllava.faults import known_fault
 
 Options = TypeVar("Options")
 
@@ -21,6 +23,7 @@ def run_script(main: Callable[[Options], None], options: type[Options], descript
         options: dataclass of its options; its docstring is their help.
         description: of the script.
     """
+    plain_output()
     parsed = tyro.cli(options, description=description)
     try:
         main(parsed)
@@ -30,6 +33,12 @@ def run_script(main: Callable[[Options], None], options: type[Options], descript
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        meaning = known_fault(error)
+        if meaning is None:
+            raise
+        print(f"error: {meaning}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

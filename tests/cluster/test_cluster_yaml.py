@@ -83,6 +83,26 @@ def test_spot_is_for_attacks_and_nothing_that_must_last(config: dict[str, Any]) 
         assert kind["labels"]["rllava-market"] == ("spot" if spot else "on-demand")
 
 
+def test_every_machine_may_use_the_bucket(config: dict[str, Any]) -> None:
+    profiles = {
+        n: kind["node_config"]["IamInstanceProfile"]["Name"] for n, kind in config["available_node_types"].items()
+    }
+    assert profiles.pop(config["head_node_type"]) == "rllava-head"
+    assert set(profiles.values()) == {"rllava-worker"}
+    policies = [json.loads(text.replace("'$BUCKET'", "b")) for text in re.findall(r"'(\{.*?\})'(?= |\n|$)", one_line())]
+    assert len(policies) == 3
+    granted = {action for policy in policies[1]["Statement"] for action in actions(policy)}
+    assert granted == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+
+
+def one_line() -> str:
+    return " ".join(role_commands().split())
+
+
+def actions(statement: dict[str, Any]) -> list[str]:
+    return [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+
+
 def test_an_idle_cluster_shrinks_to_its_head(config: dict[str, Any]) -> None:
     workers = {name: kind for name, kind in config["available_node_types"].items() if name != "head"}
     assert all(kind["min_workers"] == 0 and kind["max_workers"] >= 1 for kind in workers.values())
@@ -149,9 +169,27 @@ for name, kind in ready["available_node_types"].items():
     provider.create_node(copy.deepcopy(kind["node_config"]), tags, 1)
 launched = [node for group in ec2.describe_instances()["Reservations"] for node in group["Instances"]]
 markets = {node["InstanceType"]: node.get("InstanceLifecycle", "on-demand") for node in launched}
+roles = {node["InstanceType"]: node["IamInstanceProfile"]["Arn"].rsplit("/", 1)[-1] for node in launched}
 resources = {name: kind["resources"] for name, kind in ready["available_node_types"].items()}
-json.dump({"markets": markets, "resources": resources}, open(sys.argv[1], "w"))
+json.dump({"markets": markets, "resources": resources, "roles": roles}, open(sys.argv[1], "w"))
 """
+
+# Amazon's command line as far as cluster.yaml uses it.
+AWS = """#!{python}
+import re, sys
+import boto3
+
+service, verb, *words = sys.argv[1:]
+names = ["".join(part.title() for part in word.removeprefix("--").split("-")) for word in words[::2]]
+answer = getattr(boto3.client(service), verb.replace("-", "_"))(**dict(zip(names, words[1::2], strict=True)))
+"""
+
+
+def role_commands() -> str:
+    """The shell commands by which cluster.yaml says the roles are made."""
+    lines = [line.removeprefix("#") for line in (ROOT / "cluster.yaml").read_text().splitlines() if line[:1] == "#"]
+    first = next(index for index, line in enumerate(lines) if "BUCKET=" in line)
+    return "\n".join(lines[first : lines.index(" Then:")])
 
 
 def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -160,7 +198,10 @@ def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, conf
     script.write_text(LAUNCH)
     home.mkdir()  # the launcher writes a key there
     with run_s3_server(tmp_path, {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"}) as server:
-        env = {**os.environ, **server.env, "HOME": str(home)}
+        env = {**os.environ, **server.env, "HOME": str(home), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        (tmp_path / "aws").write_text(AWS.replace("{python}", sys.executable))
+        (tmp_path / "aws").chmod(0o755)
+        subprocess.run(["bash", "-e", "-c", role_commands()], env=env, check=True, timeout=240)
         done = subprocess.run(
             [sys.executable, str(script), str(result)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240
         )
@@ -171,6 +212,12 @@ def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, conf
         "m6i.4xlarge": "on-demand",
         "p4de.24xlarge": "on-demand",
         "g6e.2xlarge": "spot",
+    }
+    assert launched["roles"] == {
+        "m6i.2xlarge": "rllava-head",
+        "m6i.4xlarge": "rllava-worker",
+        "p4de.24xlarge": "rllava-worker",
+        "g6e.2xlarge": "rllava-worker",
     }
     for name, kind in config["available_node_types"].items():
         # What AWS says of the instance type leaves our numbers as they are, and they are true.
