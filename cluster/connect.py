@@ -17,8 +17,10 @@ import yaml
 from ray._private import ray_constants
 from ray._private.state import state
 from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.exceptions import AuthenticationError, RaySystemError
-from ray.experimental.internal_kv import _internal_kv_get
+from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
 
 from cluster.machine import check_machine, ray_refused, usable_cores
 from cluster.reaper import marked_processes, start_reaper
@@ -155,7 +157,7 @@ def connect(
             check_machine()
             try:
                 _start_local(cpus or max(DEFAULT_LOCAL_CPUS, usable_cores()), busy_processes, verbose)
-            except (OSError, RuntimeError, ValueError, RaySystemError) as error:
+            except Exception as error:  # Ray raises all kinds, the plain one too
                 raise ray_refused(error) from error
         else:
             assert target is not None
@@ -219,19 +221,18 @@ def _limits_of_ray() -> dict[str, float] | None:
 
 
 def _autoscaler_runs() -> bool:
-    """Whether the status that Ray's monitor leaves is one of an autoscaler with node types of its own.
+    """Whether Ray's autoscaler, of either version, runs with node types of its own (KubeRay's are its groups).
 
-    A monitor without an autoscaler's configuration gives every node a type of its own, ``node_<id>``.
+    Where a monitor runs without an autoscaler's configuration, the status gives every node a type of its own,
+    ``node_<id>``; and the second version is switched on by those alone who configure it.
     """
+    if is_autoscaler_v2(fetch_from_server=True):
+        nodes = get_cluster_resource_state(internal_kv_get_gcs_client()).node_states
+        return any(node.ray_node_type_name for node in nodes)
     status = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
-    if not status:
-        return False
-    try:
-        report = json.loads(status).get("autoscaler_report") or {}
-    except ValueError:
-        return False
-    kinds = [*(report.get("active_nodes") or {}), *(report.get("idle_nodes") or {})]
-    return any(not kind.startswith("node_") for kind in kinds)
+    report = json.loads(status).get("autoscaler_report") if status else None
+    kinds = (report or {}).get("node_type_mapping") or {}
+    return any(not kind.startswith("node_") for kind in kinds.values())
 
 
 def max_resources(config: Mapping[str, object]) -> dict[str, float]:

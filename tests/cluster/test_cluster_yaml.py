@@ -89,18 +89,20 @@ def test_every_machine_may_use_the_bucket(config: dict[str, Any]) -> None:
     }
     assert profiles.pop(config["head_node_type"]) == "rllava-head"
     assert set(profiles.values()) == {"rllava-worker"}
-    policies = [json.loads(text.replace("'$BUCKET'", "b")) for text in re.findall(r"'(\{.*?\})'(?= |\n|$)", one_line())]
-    assert len(policies) == 3
-    granted = {action for policy in policies[1]["Statement"] for action in actions(policy)}
-    assert granted == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+    results = [words for words in words_of_roles() if words[1] == "put-role-policy" and "results" in words]
+    commands = {words[words.index("--role-name") + 1]: words[-1] for words in results}
+    for role in ("rllava-head", "rllava-worker"):
+        policy = json.loads(commands[role])
+        allowed = {action: rule["Resource"] for rule in policy["Statement"] for action in as_list(rule["Action"])}
+        objects = {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+        assert allowed == {
+            "s3:ListBucket": "arn:aws:s3:::my-bucket",
+            **dict.fromkeys(objects, "arn:aws:s3:::my-bucket/*"),
+        }
 
 
-def one_line() -> str:
-    return " ".join(role_commands().split())
-
-
-def actions(statement: dict[str, Any]) -> list[str]:
-    return [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+def as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def test_an_idle_cluster_shrinks_to_its_head(config: dict[str, Any]) -> None:
@@ -174,15 +176,23 @@ resources = {name: kind["resources"] for name, kind in ready["available_node_typ
 json.dump({"markets": markets, "resources": resources, "roles": roles}, open(sys.argv[1], "w"))
 """
 
-# Amazon's command line as far as cluster.yaml uses it.
-AWS = """#!{python}
-import re, sys
+ROLES = """
+import json, sys
 import boto3
 
-service, verb, *words = sys.argv[1:]
-names = ["".join(part.title() for part in word.removeprefix("--").split("-")) for word in words[::2]]
-answer = getattr(boto3.client(service), verb.replace("-", "_"))(**dict(zip(names, words[1::2], strict=True)))
+for words in json.load(open(sys.argv[2])):
+    service, verb, *options = words
+    names = ["".join(part.title() for part in word.removeprefix("--").split("-")) for word in options[::2]]
+    getattr(boto3.client(service), verb.replace("-", "_"))(**dict(zip(names, options[1::2], strict=True)))
 """
+"""Does what Amazon's command line would, as far as cluster.yaml uses it."""
+
+
+def words_of_roles() -> list[list[str]]:
+    """The words of every aws command by which cluster.yaml says the roles are made, as a shell makes them."""
+    aws = """aws() { printf '%s\\1' "$@"; printf '\\2'; }\n"""
+    done = subprocess.run(["bash", "-e", "-c", aws + role_commands()], capture_output=True, text=True, check=True)
+    return [command.split("\1")[:-1] for command in done.stdout.split("\2")[:-1]]
 
 
 def role_commands() -> str:
@@ -195,15 +205,19 @@ def role_commands() -> str:
 def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, config: dict[str, Any]) -> None:
     """Ray's own launcher goes all the way to EC2's API: roles, keys, subnets, instance types, spot."""
     script, result, home = tmp_path / "launch.py", tmp_path / "launched.json", tmp_path / "home"
-    script.write_text(LAUNCH)
+    script.write_text(ROLES + LAUNCH)
+    commands = tmp_path / "commands.json"
+    commands.write_text(json.dumps(words_of_roles()))
     home.mkdir()  # the launcher writes a key there
     with run_s3_server(tmp_path, {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"}) as server:
-        env = {**os.environ, **server.env, "HOME": str(home), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        (tmp_path / "aws").write_text(AWS.replace("{python}", sys.executable))
-        (tmp_path / "aws").chmod(0o755)
-        subprocess.run(["bash", "-e", "-c", role_commands()], env=env, check=True, timeout=240)
+        env = {**os.environ, **server.env, "HOME": str(home)}
         done = subprocess.run(
-            [sys.executable, str(script), str(result)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240
+            [sys.executable, str(script), str(result), str(commands)],
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
     assert done.returncode == 0, done.stderr
     launched = json.loads(result.read_text())

@@ -188,10 +188,16 @@ def test_what_was_found_is_one_line(info: ClusterInfo, says: str) -> None:
 
 
 THERE = """
-import os, ray
+import os, time, ray
 from cluster.connect import connect, warning_of_open_cluster
+from ray._private import ray_constants
+from ray.experimental.internal_kv import _internal_kv_get
 
 info = connect(os.environ["ADDRESS"])
+deadline = time.monotonic() + 60
+while not _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) and time.monotonic() < deadline:
+    time.sleep(0.2)  # the head's monitor looks for the first time some seconds after the head's start
+info = connect()
 print(info.autoscaling, info.unlimited, info.knows("GPU"), info.knows("rllava_train"))
 from ray._private.worker import global_worker
 from ray.core.generated import autoscaler_pb2
@@ -226,6 +232,13 @@ def test_a_cluster_without_our_label_says_that_it_grows() -> None:
         assert lines[2] == "None"
         refused = ask(head, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN_PATH="/nowhere")
         assert "the cluster asks for another token than this process has; export RAY_AUTH_MODE=token" in refused
+
+
+def test_a_cluster_of_the_second_autoscaler_says_that_it_grows() -> None:
+    """What KubeRay's operator gives its pods where the autoscaler is on."""
+    given = {"RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": "headgroup"}
+    with run_ray_head(num_cpus=2, extra_env=given) as head:
+        assert ask(head).splitlines()[0] == "True True False False"
 
 
 def test_a_cluster_that_does_not_grow_says_so(ray_head: RayHead) -> None:
