@@ -126,3 +126,21 @@ def test_a_missing_bucket_and_an_unknown_scheme_are_named(s3_storage: str) -> No
         Store("s3://no-such-bucket-here/results").prepare()
     with pytest.raises(UserError, match="use a path or s3://"):
         Store("nonsense://x")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [("size=4k", "no space is left there"), ("size=4k,ro", "it is mounted read-only")]
+)
+def test_full_and_read_only_disks_are_named(options: str, says: str) -> None:
+    prepare = (
+        "from rllava.errors import UserError\nfrom rllava.store import Store\n"
+        "try: Store('/mnt/results').prepare()\nexcept UserError as error: print(error)"
+    )
+    mounted = f'set -e; mount -t tmpfs -o {options} none /mnt; head -c 4096 /dev/zero > /mnt/full || true; exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", mounted, "bash", sys.executable, "-c", prepare]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount: {done.stderr.strip()[-200:]}")
+    assert done.stdout.startswith("storage /mnt/results cannot be written: ")
+    assert says in done.stdout
+    assert done.stdout.count("\n") == 1
