@@ -318,9 +318,12 @@ class _Holder:
             return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
         except psutil.NoSuchProcess:
             return False
+        except psutil.AccessDenied:  # it is there, and somebody else's
+            return True
 
 
 def _host() -> str:
-    """This machine and boot: process ids mean nothing beyond them."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else int(psutil.boot_time() / 60)}"
+    """This machine, boot and container: process ids mean nothing beyond them."""
+    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    started = boot.read_text().strip() if boot.exists() else int(psutil.boot_time() / 60)
+    return f"{socket.gethostname()}/{started}{f'/{os.readlink(container)}' if container.exists() else ''}"

@@ -25,6 +25,7 @@ from rllava.errors import SweepError, UserError
 from rllava.filesystem import remove_folder
 from rllava.fingerprint import to_json
 from rllava.specs import ModelSpec
+from rllava.training.extension_lock import operator_is_built
 from rllava.training.ray_trainer import check_workers
 from sweeps.board import Board
 from sweeps.plan import Plan, note_checkpoints, prepare_data
@@ -167,7 +168,7 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
         trials = concurrent_trials(missing, placement, info)
     if machines.attack_workers is None:
         placement = replace(placement, attack_workers=attack_share(placement, trials, info))
-    if info.is_local and not info.gpus and has_to_train(plan):
+    if info.is_local and not info.gpus and has_to_train(plan) and not operator_is_built():
         check_compiler()
     if len(info.nodes) > 1 and plan.store.is_local:
         print(f"note: {plan.storage} must be a folder that all {len(info.nodes)} nodes share", file=sys.stderr)

@@ -65,14 +65,14 @@ def test_a_lease_makes_the_second_wait_until_the_first_is_done(store: Store) -> 
     assert other.wait(60.0) == 0
 
 
-def another_driver(store: Store, seconds: float) -> "subprocess.Popen[bytes]":
+def another_driver(store: Store, seconds: float, *within: str) -> "subprocess.Popen[bytes]":
     """A process that takes the lease of artifact m, holds it, and ends."""
     code = (
         "import sys, time\nfrom rllava.store import Store\n"
         "from tests.test_store import Spec\nstore = Store(sys.argv[1])\n"
         "with store.lease(store.artifact('models', 'm', Spec(1))): time.sleep(float(sys.argv[2]))"
     )
-    return subprocess.Popen([sys.executable, "-c", code, store.url, str(seconds)])
+    return subprocess.Popen([*within, sys.executable, "-c", code, store.url, str(seconds)])
 
 
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(store: Store) -> None:
@@ -85,6 +85,23 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(store: Store) -> No
     started = time.time()
     with store.lease(artifact):
         assert time.time() - started < store_module.LEASE_TTL_S / 4
+
+
+def test_a_driver_in_another_container_of_this_machine_is_not_taken_for_dead(tmp_path: Path) -> None:
+    container = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make namespaces")
+    store = Store(str(tmp_path / "results"))
+    store.prepare()
+    artifact = store.artifact("models", "m", Spec(1))
+    other = another_driver(store, 600.0, *container)
+    try:
+        path = f"{store.root}/leases/{artifact.kind}-{artifact.name}-{artifact.fingerprint}.json"
+        wait_for(lambda: store.exists(path), 60, "the other driver's lease")
+        assert not store._take(path, store_module._Holder.here())
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_the_lease_of_a_silent_host_runs_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
