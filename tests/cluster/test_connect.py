@@ -211,7 +211,8 @@ global_worker.gcs_client.internal_kv_put(
     ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
 )
 told = connect()
-print(told.autoscaling, told.unlimited, sorted(told.max_resources.items()), told.knows("GPU"), told.knows("rllava_train"))
+limits = sorted(told.max_resources.items())
+print(told.autoscaling, told.unlimited, limits, told.knows("GPU"), told.knows("rllava_train"))
 print(warning_of_open_cluster(told))
 """
 
