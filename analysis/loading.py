@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from analysis.manifest import Manifest, parse_manifest
 from rllava.errors import UserError
-from rllava.filesystem import open_filesystem
+from rllava.faults import known_fault
+from rllava.filesystem import check_answers, open_filesystem
 from rllava.records import KEY, RECORD_SCHEMA
 
 MARKER = "COMPLETE"
@@ -136,6 +137,11 @@ def _load_manifest(filesystem: Any, storage: str, root: str, sweep: str) -> Mani
 
 
 def _require_results(filesystem: Any, storage: str, root: str) -> None:
+    try:
+        check_answers(storage)
+    except Exception as error:  # each file system has its own
+        _explain(error, storage)
+        raise
     if not {"records", "reports"} & set(_list(filesystem, storage, root)):
         raise UserError(
             f"{storage}: no results folder, it holds neither records/ nor reports/; "
@@ -219,11 +225,15 @@ def _list(filesystem: Any, storage: str, path: str) -> list[str]:
         entries = filesystem.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except PermissionError as error:
-        raise UserError(f"{storage}: no permission to list it ({error}); check rights or credentials") from error
-    except Exception as error:
-        if type(error).__module__.startswith("botocore"):  # not imported: a laptop with local results needs no S3
-            raise UserError(f"{storage}: cannot reach it ({error}); check AWS_* variables and endpoint") from error
+    except Exception as error:  # each file system has its own
+        _explain(error, storage)
         raise
     names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if str(entry).rstrip("/") != path}
     return sorted(names)
+
+
+def _explain(error: Exception, storage: str) -> None:
+    """Raises what an error means to a user, if that is known."""
+    meaning = known_fault(error, storage)
+    if meaning is not None:
+        raise UserError(f"{storage}: cannot be listed: {meaning}") from error

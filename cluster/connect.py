@@ -3,6 +3,7 @@
 A local Ray belongs to the process that calls :func:`connect` and dies with it, also when that process is killed.
 """
 
+import json
 import logging
 import os
 import socket
@@ -13,8 +14,15 @@ from pathlib import Path
 
 import ray
 import yaml
-from ray.exceptions import RaySystemError
+from ray._private import ray_constants
+from ray._private.state import state
+from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.exceptions import AuthenticationError, RaySystemError
+from ray.experimental.internal_kv import _internal_kv_get, internal_kv_get_gcs_client
 
+from cluster.machine import check_machine, ray_refused, usable_cores
 from cluster.reaper import marked_processes, start_reaper
 from rllava.errors import UserError
 
@@ -79,13 +87,41 @@ class ClusterInfo:
         """Bytes of memory that Ray may hand out on the nodes that are up."""
         return self.total("memory")
 
+    @property
+    def ours(self) -> bool:
+        """Whether the cluster is made from our templates, so that its nodes to come have the resources we name."""
+        return any(node.labels.get(AUTOSCALING_LABEL) == "true" for node in self.nodes)
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nodes may come of which nothing is known."""
+        return self.autoscaling and self.max_resources is None
+
+    @property
+    def most(self) -> Mapping[str, float]:
+        """Resource names to totals: what the cluster can grow to where that is known, else what is there."""
+        if self.max_resources is not None:
+            return self.max_resources
+        return {resource: self.total(resource) for node in self.nodes for resource in node.resources}
+
     def knows(self, resource: str) -> bool:
-        """Says whether ``resource`` is there, or may come by autoscaling."""
+        """Says whether ``resource`` is there, or will come by autoscaling."""
         if self.total(resource) > 0:
             return True
         if not self.autoscaling:
             return False
-        return self.max_resources is None or self.max_resources.get(resource, 0.0) > 0
+        return self.ours if self.max_resources is None else self.max_resources.get(resource, 0.0) > 0
+
+    def summary(self) -> str:
+        """What was found, in one line."""
+        nodes = f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''}"
+        there = f"cluster of {nodes} with {self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        if not self.autoscaling:
+            return f"{there}; it does not autoscale"
+        if self.max_resources is None:
+            return f"{there}; it autoscales, to what is not known"
+        most = [f"{_many(self.max_resources.get(name, 0.0))} {name}s" for name in ("CPU", "GPU")]
+        return f"{there}; it autoscales to {' and '.join(most)}"
 
 
 def connect(
@@ -110,19 +146,44 @@ def connect(
         The cluster as it is now.
 
     Raises:
-        UserError: if nothing answers at the address, or it is of a kind a driver cannot use.
+        UserError: if nothing answers at the address, it is of a kind a driver cannot use, or this machine cannot run a
+            local Ray.
     """
     local = False
     if not ray.is_initialized():
         target = address or _ambient_address()
         if target in (None, "local"):
             local = True
-            _start_local(cpus or max(DEFAULT_LOCAL_CPUS, os.cpu_count() or 1), busy_processes, verbose)
+            check_machine()
+            try:
+                _start_local(cpus or max(DEFAULT_LOCAL_CPUS, usable_cores()), busy_processes, verbose)
+            except Exception as error:  # Ray raises all kinds, the plain one too
+                raise ray_refused(error) from error
         else:
             assert target is not None
             _join(target, verbose)
         _OWNED["local"] = local
     return describe(is_local=_OWNED.get("local", False))
+
+
+def warning_of_open_cluster(info: ClusterInfo) -> str | None:
+    """What to tell of a cluster that whoever reaches it can run code on.
+
+    Args:
+        info: the cluster that this process joined.
+
+    Returns:
+        One line; None if it asks for tokens, as far as this process can tell, or listens on loopback alone.
+    """
+    # Had the cluster asked for a token, a process that sends none would not have come in.
+    sends_tokens = get_authentication_mode() != AuthenticationMode.DISABLED
+    beyond = [node.address for node in info.nodes if not node.address.startswith(("127.", "::1", "localhost"))]
+    if info.is_local or sends_tokens or not beyond:
+        return None
+    return (
+        f"this Ray cluster asks for no token: whoever reaches {beyond[0]} runs code on it; make a token "
+        "(ray get-auth-token --generate) and start every node with RAY_AUTH_MODE=token"
+    )
 
 
 def describe(is_local: bool) -> ClusterInfo:
@@ -139,10 +200,39 @@ def describe(is_local: bool) -> ClusterInfo:
         for node in ray.nodes()
         if node["Alive"]
     )
-    autoscaling = any(node.labels.get(AUTOSCALING_LABEL) == "true" for node in nodes)
-    if is_local or not autoscaling:
+    if is_local:
+        return ClusterInfo(nodes, is_local)
+    limits = _limits_of_ray()
+    if limits is not None:
+        return ClusterInfo(nodes, is_local, True, limits)
+    if not ClusterInfo(nodes, is_local).ours and not _autoscaler_runs():
         return ClusterInfo(nodes, is_local)
     return ClusterInfo(nodes, is_local, True, _launcher_limits(_BOOTSTRAP_CONFIG.expanduser()))
+
+
+def _limits_of_ray() -> dict[str, float] | None:
+    """What the cluster can grow to, where its platform told Ray; Ray Train asks the same.
+
+    Neither Ray's launcher nor KubeRay's operator does in Ray 2.60: their limits are in :func:`_launcher_limits`, or
+    unknown.
+    """
+    limits = state.get_max_resources_from_cluster_config()
+    return {resource: float(amount) for resource, amount in limits.items()} if limits else None
+
+
+def _autoscaler_runs() -> bool:
+    """Whether Ray's autoscaler, of either version, runs with node types of its own (KubeRay's are its groups).
+
+    Where a monitor runs without an autoscaler's configuration, the status gives every node a type of its own,
+    ``node_<id>``; and the second version is switched on by those alone who configure it.
+    """
+    if is_autoscaler_v2(fetch_from_server=True):
+        nodes = get_cluster_resource_state(internal_kv_get_gcs_client()).node_states
+        return any(node.ray_node_type_name for node in nodes)
+    status = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
+    report = json.loads(status).get("autoscaler_report") if status else None
+    kinds = (report or {}).get("node_type_mapping") or {}
+    return any(not kind.startswith("node_") for kind in kinds.values())
 
 
 def max_resources(config: Mapping[str, object]) -> dict[str, float]:
@@ -170,6 +260,10 @@ def max_resources(config: Mapping[str, object]) -> dict[str, float]:
 _OWNED: dict[str, bool] = {}
 
 
+def _many(amount: float) -> str:
+    return "any number of" if amount >= sys.maxsize else f"{amount:g}"
+
+
 def _ambient_address() -> str | None:
     """Returns the cluster this process was started in, if any."""
     address = os.environ.get("RAY_ADDRESS")
@@ -180,7 +274,7 @@ def _ambient_address() -> str | None:
 
 def _start_local(cpus: int, busy_processes: int, verbose: bool) -> None:
     """Starts a Ray that shares this process's fate; its workers inherit this process's environment."""
-    threads = max(1, (os.cpu_count() or 1) // max(1, busy_processes))
+    threads = max(1, usable_cores() // max(1, busy_processes))
     defaults = {
         "OMP_NUM_THREADS": str(threads),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -236,12 +330,18 @@ def _join(address: str, verbose: bool) -> None:
     }
     try:
         ray.init(**options)
-        if "DS_ACCELERATOR" not in os.environ and not describe(is_local=False).knows("GPU"):
+        found = describe(is_local=False)
+        if "DS_ACCELERATOR" not in os.environ and not found.knows("GPU") and not found.unlimited:
             # Workers' variables can only be given on connecting, and only now is it known that no GPU is there.
             ray.shutdown()
             ray.init(**options, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
     except (ConnectionError, RaySystemError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, AuthenticationError) or "InvalidAuthToken" in f"{error} {error.__cause__}":
+            raise UserError(
+                f"Ray address '{address}': the cluster asks for another token than this process has; export "
+                "RAY_AUTH_MODE=token and copy the head's ~/.ray/auth_token here, or name it in RAY_AUTH_TOKEN_PATH"
+            ) from error
         raise UserError(
             f"Ray address '{address}': {reason[:300]}; start a cluster (ray up cluster.yaml), "
             "or leave the address out to run on this machine alone"

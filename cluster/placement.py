@@ -30,6 +30,8 @@ DATA = "rllava_data"
 """One per Ray Data task that reads, decodes or writes."""
 
 _DATA_TASKS = 2
+_MOST_ATTACK_WORKERS = 1000
+"""Of a trial, where a cluster says that it grows without a limit."""
 _GIB = 1024.0**3
 
 
@@ -125,9 +127,11 @@ def place(
     # GPU machines have about eight cores per GPU; a laptop's CPUs are logical and only count processes.
     train = {"CPU": 8.0 if gpus else 1.0, "GPU": float(math.ceil(gpus)), "memory": memory_per_worker, TRAIN: 1.0}
     attack = {"CPU": 2.0 if gpus else 1.0, "GPU": gpus, "memory": memory_per_worker, ATTACK: 1.0}
-    if gpus and not info.autoscaling and not info.knows(TRAIN):
-        # A machine nobody sized for us: ask for no more cores than each GPU's share.
-        share = max(1.0, math.floor(info.cpus / max(info.gpus, 1.0)) - 2.0)
+    if gpus and not info.knows(TRAIN):
+        # Machines nobody sized for us: ask for no more cores than each GPU's share, and for few where none is known.
+        there = info.most
+        known = there.get("GPU", 0.0) > 0
+        share = max(1.0, math.floor(there.get("CPU", 0.0) / there["GPU"]) - 2.0) if known else 2.0
         train["CPU"], attack["CPU"] = min(8.0, share), min(2.0, share)
     return Placement(
         trial=_known({"CPU": 1.0, DRIVER: 1.0}, info),
@@ -137,6 +141,27 @@ def place(
         train_workers=workers,
         attack_workers=attack_workers,
     )
+
+
+def attack_share(placement: Placement, trials: int, info: ClusterInfo) -> int:
+    """Attack workers of each trial when all that the cluster has or can grow to is shared among the running ones.
+
+    Args:
+        placement: the resource requests.
+        trials: that run at once.
+        info: the cluster.
+
+    Returns:
+        At least 1; 1 on a local Ray, whose CPUs are logical.
+    """
+    if info.is_local:
+        return 1
+    there = info.most
+    room = float(_MOST_ATTACK_WORKERS * trials)
+    for resource, amount in placement.attack_worker.items():
+        taken = trials * (placement.trial.get(resource, 0.0) + placement.data_task.get(resource, 0.0))
+        room = min(room, (there.get(resource, 0.0) - taken) // amount)
+    return max(1, int(room // trials))
 
 
 def logical_cpus(trials: int = 1, workers: int = 1, attack_workers: int = 1) -> int:
@@ -172,7 +197,7 @@ def check_fits(placement: Placement, request: Request, info: ClusterInfo) -> Non
     """
     if info.autoscaling and info.max_resources is None:
         return
-    there = info.max_resources if info.max_resources is not None else _totals(info)
+    there = info.most
     for what, needed in _peaks(placement, request).items():
         for resource in sorted(needed, key=_scarcity):
             amount = needed[resource]
@@ -243,10 +268,6 @@ def _data_arguments(request: Mapping[str, float]) -> dict[str, Any]:
     arguments: dict[str, Any] = {word: request[name] for name, word in spelled.items() if name in request}
     custom = {name: amount for name, amount in request.items() if name not in spelled}
     return {**arguments, "resources": custom} if custom else arguments
-
-
-def _totals(info: ClusterInfo) -> dict[str, float]:
-    return {resource: info.total(resource) for node in info.nodes for resource in node.resources}
 
 
 def _sum(*parts: tuple[int, Mapping[str, float]]) -> dict[str, float]:

@@ -2,11 +2,15 @@
 
 import os
 import uuid
+from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.fs
 
 from rllava.errors import UserError
+
+_S3 = ("s3://", "s3a://")
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -29,11 +33,31 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         path = url.split("://", 1)[-1]
         return fsspec.filesystem("file", auto_mkdir=True), os.path.abspath(os.path.expanduser(path))
     try:
-        # Listings are never cached: other processes write beside us.
-        filesystem = fsspec.filesystem(scheme, use_listings_cache=False)
+        if url.startswith(_S3):
+            from rllava.s3 import open_s3  # imports Amazon's client
+
+            filesystem = open_s3()
+        else:
+            # Listings are never cached: other processes write beside us.
+            filesystem = fsspec.filesystem(scheme, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise UserError(f"storage '{url}': no file system for '{scheme}://' ({error}); use a path or s3://") from error
     return filesystem, url.split("://", 1)[1].rstrip("/")
+
+
+def check_answers(url: str) -> None:
+    """Asks a storage on S3 whether it is there and may be listed, with few attempts; any other has nothing to answer.
+
+    Args:
+        url: as for :func:`open_filesystem`.
+
+    Raises:
+        OSError: or an error of Amazon's client; see :func:`rllava.faults.explain`.
+    """
+    if url.startswith(_S3):
+        from rllava.s3 import check_s3  # imports Amazon's client
+
+        check_s3(open_filesystem(url)[1])
 
 
 def write_whole(filesystem: Any, path: str, content: bytes) -> None:
@@ -61,6 +85,77 @@ def write_whole(filesystem: Any, path: str, content: bytes) -> None:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def copy_folder(filesystem: Any, path: str, folder: Path) -> None:
+    """Copies all files below a path to this machine. fsspec's own ``get`` takes ``[ ] * ?`` in paths for patterns.
+
+    Args:
+        filesystem: fsspec file system.
+        path: in it.
+        folder: made where it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in filesystem.find(path):
+        target = folder / file[len(path.rstrip("/")) + 1 :]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.get_file(file, str(target))
+
+
+def remove_folder(filesystem: Any, path: str) -> None:
+    """Removes all files below a path, each by name: ``rm`` takes ``[ ] * ?`` for patterns, and not every store that
+    speaks S3 removes many objects at once.
+
+    Args:
+        filesystem: fsspec file system.
+        path: in it; nothing happens if there is no such folder.
+    """
+    if "file" in _protocols(filesystem):
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)  # of a local disk, and that without patterns
+        return
+    for file in filesystem.find(path):
+        filesystem.rm_file(file)
+
+
+def arrow_filesystem(filesystem: Any) -> pyarrow.fs.FileSystem:
+    """The same file system for pyarrow and Ray.
+
+    Args:
+        filesystem: fsspec file system.
+
+    Returns:
+        A pyarrow file system with the same paths.
+    """
+    if "file" in _protocols(filesystem):
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(_ExactPaths(filesystem))
+
+
+class _ExactPaths(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]  # pyarrow has no types
+    """pyarrow's adapter, but that a path is a path: fsspec takes ``[ ] * ?`` in some of its methods for patterns."""
+
+    def delete_dir(self, path: str) -> None:
+        remove_folder(self.fs, path)
+
+    def _delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
+        if not missing_dir_ok and not self.fs.exists(path):
+            raise FileNotFoundError(path)
+        remove_folder(self.fs, path)
+
+    def delete_file(self, path: str) -> None:
+        if not self.fs.exists(path):
+            raise FileNotFoundError(path)
+        self.fs.rm_file(path)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        self.fs.cp_file(src, dest)
+
+    def move(self, src: str, dest: str) -> None:
+        for file in self.fs.find(src):
+            target = f"{dest}{file[len(src) :]}"
+            self.fs.cp_file(file, target)
+            self.fs.rm_file(file)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ written whole, so that even two drivers at the same step leave the same bytes.
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -28,13 +29,18 @@ import psutil
 import pyarrow.fs
 
 from rllava.errors import UserError
-from rllava.filesystem import open_filesystem, write_whole
+from rllava.faults import explain
+from rllava.filesystem import arrow_filesystem, check_answers, open_filesystem, write_whole
 from rllava.fingerprint import FORMAT, fingerprint, to_json
 
 Kind = Literal["data", "models", "records"]
 
 MARKER = "COMPLETE"
 _ROOT_MARKER = "rllava-storage.json"
+_LONGEST_NAME = 160
+_SETTLE_S = 1.0
+"""Longer than a small object takes to be written."""
+
 HEARTBEAT_S = 10.0
 LEASE_TTL_S = 60.0
 """A lease whose holder was not heard of for so long is void; a dead holder on the same machine is noticed at once."""
@@ -85,15 +91,16 @@ class Store:
         """Makes sure that this is a results folder of ours and can be written, before anything expensive starts.
 
         Raises:
-            UserError: if it cannot be written, its bucket is missing, or it holds something else or results of another
+            UserError: if it cannot be reached or written (saying why), or holds something else or results of another
                 format.
         """
         marker = f"{self.root}/{_ROOT_MARKER}"
         try:
-            if not self.is_local and not self.filesystem.exists(self.root.split("/", 1)[0]):
-                raise UserError(f"storage {self.url}: there is no such bucket; create it first")
+            check_answers(self.url)
             if not self.filesystem.exists(marker):
-                entries = self.filesystem.ls(self.root, detail=False) if self.filesystem.exists(self.root) else []
+                entries = []
+                with contextlib.suppress(FileNotFoundError):
+                    entries = self.filesystem.ls(self.root, detail=False)
                 if [entry for entry in entries if not os.path.basename(entry.rstrip("/")).startswith(".")]:
                     raise UserError(
                         f"storage {self.url}: the folder holds something else than rllava's results; "
@@ -105,8 +112,7 @@ class Store:
         except UserError:
             raise
         except Exception as error:  # botocore, OSError, permission errors: each file system has its own
-            reason = str(error).strip().split("\n", 1)[0]
-            raise UserError(f"storage {self.url} cannot be written ({type(error).__name__}: {reason})") from error
+            raise UserError(f"storage {self.url} cannot be written: {explain(error, self.url)}") from error
 
     def _check_format(self, marker: bytes) -> None:
         """Results of another format have other names: nothing would be found, and everything computed beside it."""
@@ -133,14 +139,13 @@ class Store:
 
         Args:
             kind: of artifact.
-            name: readable part; characters with a meaning in URLs are replaced.
+            name: readable part; characters with a meaning to a shell, a pattern or a URL are replaced.
             spec: what is described.
 
         Returns:
             The artifact.
         """
-        readable = name.replace("+", "_and_").replace("@", "_in_").replace("/", "_")
-        digest = fingerprint(spec)
+        readable, digest = _readable(name), fingerprint(spec)
         return Artifact(kind, readable, digest, f"{self.root}/{kind}/{readable}-{digest}")
 
     def is_complete(self, artifact: Artifact) -> bool:
@@ -203,9 +208,7 @@ class Store:
         Returns:
             A pyarrow file system; paths are those of the artifacts.
         """
-        if self.is_local:
-            return pyarrow.fs.LocalFileSystem()
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+        return arrow_filesystem(self.filesystem)
 
     @contextlib.contextmanager
     def lease(self, artifact: Artifact, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
@@ -249,13 +252,17 @@ class Store:
                 self.filesystem.rm_file(path)
         if not self._create(path, holder.to_json()):
             return False
-        # Another waiter may have taken the old lease for void a moment later and removed ours: the last one stays.
-        time.sleep(0.2 if current is not None else 0.0)
+        # Another waiter may have taken the old lease for void a moment later and removed ours, or have written over it
+        # where a store knows no conditional puts: the last one stays.
+        if not getattr(self.filesystem, "conditional", True):
+            time.sleep(_SETTLE_S)
+        elif current is not None:
+            time.sleep(0.2)
         settled = self._holder(path)
         return settled is not None and settled.token == holder.token
 
     def _create(self, path: str, content: bytes) -> bool:
-        """Creates a file unless it exists; atomic on local disks and on S3 (conditional put)."""
+        """Creates a file unless it exists; atomic on local disks and where S3 knows conditional puts."""
         if self.is_local:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             try:
@@ -288,6 +295,14 @@ class Store:
                 return
             with contextlib.suppress(Exception):  # a missed beat is no reason to lose the work
                 self.write(path, holder.to_json())
+
+
+def _readable(name: str) -> str:
+    """A name of letters, digits, ``.``, ``_`` and ``-``, short enough for every file system; the fingerprint beside it
+    tells apart what it makes alike.
+    """
+    spelled = name.replace("+", "_and_").replace("@", "_in_").replace("]", "")
+    return re.sub(r"[^A-Za-z0-9._-]|^[-.]", "_", spelled)[:_LONGEST_NAME]
 
 
 @dataclass(frozen=True)
@@ -326,9 +341,12 @@ class _Holder:
             return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
         except psutil.NoSuchProcess:
             return False
+        except psutil.AccessDenied:  # it is there, and somebody else's
+            return True
 
 
 def _host() -> str:
-    """This machine and boot: process ids mean nothing beyond them."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else int(psutil.boot_time() / 60)}"
+    """This machine, boot and container: process ids mean nothing beyond them."""
+    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    started = boot.read_text().strip() if boot.exists() else int(psutil.boot_time() / 60)
+    return f"{socket.gethostname()}/{started}{f'/{os.readlink(container)}' if container.exists() else ''}"

@@ -19,7 +19,9 @@ from typing import TextIO, TypeVar
 
 import tyro
 
+from cluster.machine import plain_output
 from rllava.errors import SweepError, UserError
+from rllava.faults import explain, first_line, known_fault
 
 Options = TypeVar("Options")
 
@@ -40,7 +42,7 @@ class Log:
             self.path = Path(tempfile.mkdtemp(prefix="rllava-log-")) / f"{name}-{started}-{os.getpid()}.log"
             self.file = self.path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise UserError(f"no temporary files can be written ({error}); set TMPDIR to a folder with room") from error
+            raise UserError(f"temporary files cannot be written: {explain(error)}") from error
 
     def take_descriptors(self) -> None:
         """Makes standard output and standard error of this process, and of those it starts, end here."""
@@ -110,6 +112,15 @@ def note(text: str) -> None:
     print(f"note: {text}", file=shown_errors(), flush=True)
 
 
+def warn(text: str) -> None:
+    """Shows what a person should act on, though the work goes on.
+
+    Args:
+        text: one line.
+    """
+    print(f"warning: {text}", file=shown_errors(), flush=True)
+
+
 def current_log() -> Log | None:
     """The log that takes the rest, if there is one.
 
@@ -146,12 +157,15 @@ def log_of(name: str) -> Iterator[Log]:
     try:
         yield log
     except (UserError, SweepError, KeyboardInterrupt):
-        log.file.write(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            log.file.write(traceback.format_exc())
         raise
     except Exception as error:
-        log.file.write(traceback.format_exc())
-        first = str(error).strip().split("\n", 1)[0]
-        raise SweepError(f"{type(error).__name__}: {first}; the traceback is in {log.path}") from error
+        with contextlib.suppress(OSError):  # the fault may be that nothing can be written
+            log.file.write(traceback.format_exc())
+        if (meaning := known_fault(error)) is not None:
+            raise UserError(meaning) from error
+        raise SweepError(f"{type(error).__name__}: {first_line(error)}; the traceback is in {log.path}") from error
     finally:
         _SHOWN.out = _SHOWN.err = _SHOWN.log = None
         sys.stdout, sys.stderr = streams
@@ -185,6 +199,7 @@ def run_script(
         description: of the script.
         log: whether all that libraries write goes to a log file; the script shows its own by :func:`say`.
     """
+    plain_output()
     parsed = tyro.cli(options, description=description)
     try:
         with log_of(Path(sys.argv[0]).stem) if log else contextlib.nullcontext():
@@ -195,6 +210,12 @@ def run_script(
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        meaning = known_fault(error)
+        if meaning is None:
+            raise
+        print(f"error: {meaning}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

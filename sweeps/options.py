@@ -31,9 +31,11 @@ class AttackOptions:
         batch_size: samples attacked together instead of the preset's; 0: as many as memory holds.
         save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
         compile: run attacked models through torch.compile; answers may differ in rounding.
-        attack_workers: most attack workers per candidate.
+        attack_workers: most attack workers per candidate; by default 1 on this machine, on a cluster all that it has or
+            can grow to, shared among the candidates that run at a time.
         trials: candidates at a time; by default as many as the machines serve.
-        gpus: GPUs per worker, a fraction lets attack workers share one; by default 1 where there are any.
+        gpus: GPUs per worker, a fraction lets attack workers share one; by default 1 where there are any. 0 trains and
+            attacks on CPUs, also what is meant for GPUs.
         memory: host memory to reserve per worker, in GiB; 0 reserves none.
         address: Ray cluster to use, host:port or auto; by default the job's cluster, else a Ray of its own.
     """
@@ -48,7 +50,7 @@ class AttackOptions:
     batch_size: int | None = None
     save_every: float = 60.0
     compile: bool = False
-    attack_workers: int = 1
+    attack_workers: int | None = None
     trials: int | None = None
     gpus: float | None = None
     memory: float = 0.0

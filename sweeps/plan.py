@@ -13,6 +13,8 @@ from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.shards import list_shards, read_shard
 from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
+from rllava.faults import explain
+from rllava.filesystem import check_answers
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
 from rllava.specs import EvalSpec, ModelSpec
@@ -277,10 +279,10 @@ def missing_inputs(plan: Plan) -> list[Missing]:
 
 def _is_built(plan: Plan, spec: InstructionSpec | BenchmarkSpec) -> bool:
     try:
+        check_answers(plan.storage)
         return plan.store.is_complete(plan.store.artifact("data", spec.name, spec))
     except Exception as error:  # each file system has its own
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"storage {plan.storage} cannot be read ({type(error).__name__}: {reason})") from error
+        raise UserError(f"storage {plan.storage} cannot be read: {explain(error, plan.storage)}") from error
 
 
 def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:

@@ -31,6 +31,7 @@ class Preset:
         batch_size: samples attacked together.
         rows_per_shard: samples per unit of work.
         checkpoint_every: optimiser steps between training checkpoints.
+        for_gpus: whether its training is meant for GPUs: CPUs do it only if they are asked for.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Preset:
     batch_size: int
     rows_per_shard: int
     checkpoint_every: int
+    for_gpus: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ PRESETS.register(
         batch_size=0,
         rows_per_shard=25,
         checkpoint_every=500,
+        for_gpus=True,
     ),
 )
 

@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from cluster.connect import connect
+from cluster.machine import usable_cores
 from cluster.placement import place
 from rllava.data.easy_vqa_source import COLOURS, SHAPES
 from rllava.data.pairs import CAPTION_TEMPLATES, caption_of, easy_pairs
@@ -166,7 +167,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         On worker 0: hash, accuracies, seconds.
     """
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_world_size()))
+    torch.set_num_threads(max(1, usable_cores() // dist.get_world_size()))
     spec: PretrainSpec = config["spec"]
     pairs = load_pairs("train")
     dual, frozen = fresh(spec, pairs), None

@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from ray import tune
 from analysis.loading import load_sweep
 from analysis.report import write_report
 from analysis.tables import format_table
-from cluster.connect import ClusterInfo, connect
-from cluster.placement import Placement, Request, check_fits, logical_cpus, place
+from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
+from cluster.machine import check_compiler, usable_cores
+from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from cluster.shared import share_ray_data
 from rllava.data.shards import list_shards
 from rllava.errors import SweepError, UserError
+from rllava.filesystem import remove_folder
 from rllava.fingerprint import to_json
 from rllava.specs import ModelSpec
+from rllava.training.extension_lock import operator_is_built
 from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
-from sweeps.console import Log, current_log, note, say
+from sweeps.console import Log, current_log, note, say, warn
 from sweeps.plan import Plan, note_checkpoints, prepare_data
 from sweeps.presets import Candidate
 from sweeps.trial import Work, run_trial
@@ -47,15 +50,16 @@ class Machines:
     Attributes:
         address: of a running cluster; None: inside a job that cluster, else a local Ray.
         workers: training workers per candidate.
-        attack_workers: most attack workers per candidate.
+        attack_workers: most attack workers per candidate; None: 1 on this machine, on a cluster all that it has or can
+            grow to, shared among the candidates that run at a time.
         trials: candidates at a time; None: as many as the machines serve.
-        gpus: per worker; None: 1 where there are any.
+        gpus: per worker; None: 1 where there are any; 0: insists on CPUs.
         memory_gib: host memory reserved per worker; 0: none.
     """
 
     address: str | None
     workers: int
-    attack_workers: int
+    attack_workers: int | None
     trials: int | None
     gpus: float | None
     memory_gib: float
@@ -168,7 +172,7 @@ def check_workers_of(plan: Plan, machines: Machines) -> None:
         UserError: naming the option.
     """
     for option, value in (("--workers", machines.workers), ("--attack-workers", machines.attack_workers)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{option} {value}: expected at least 1")
     if machines.trials is not None and machines.trials < 1:
         raise UserError(f"--trials {machines.trials}: expected at least 1")
@@ -192,27 +196,78 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
     Raises:
         UserError: if the cluster cannot hold the request.
     """
-    cores = os.cpu_count() or 1
-    trials = min(missing, machines.trials or max(1, cores // machines.workers))
+    trials = min(missing, machines.trials or max(1, usable_cores() // machines.workers))
     info = connect(
         machines.address,
-        cpus=logical_cpus(trials, machines.workers, machines.attack_workers),
+        cpus=logical_cpus(trials, machines.workers, machines.attack_workers or 1),
         busy_processes=trials * machines.workers,
         verbose=current_log() is not None,
     )
+    if not info.is_local:
+        say(info.summary())
+        if warning := warning_of_open_cluster(info):
+            warn(warning)
     placement = place(
         info,
         machines.workers,
-        machines.gpus,
-        attack_workers=machines.attack_workers,
+        gpus_per_worker(plan, machines.gpus, info),
+        attack_workers=machines.attack_workers or 1,
         memory_per_worker=machines.memory_gib * 2**30,
     )
     if machines.trials is None and not info.is_local:
         trials = concurrent_trials(missing, placement, info)
+    if machines.attack_workers is None:
+        placement = replace(placement, attack_workers=attack_share(placement, trials, info))
+    if info.is_local and not info.gpus and has_to_train(plan) and not operator_is_built():
+        check_compiler()
     if len(info.nodes) > 1 and plan.store.is_local:
         note(f"{plan.storage} must be a folder that all {len(info.nodes)} nodes share")
     check_fits(placement, Request(trials=trials), info)
     return info, placement, trials
+
+
+def gpus_per_worker(plan: Plan, asked: float | None, info: ClusterInfo) -> float | None:
+    """Keeps a recipe that is meant for GPUs from being trained on CPUs without a word.
+
+    Args:
+        plan: of the sweep.
+        asked: by the option.
+        info: the cluster.
+
+    Returns:
+        What :func:`cluster.placement.place` takes: 1 where nothing is known of the nodes that may come. A laptop may
+        attack with such a recipe, if it trains nothing.
+
+    Raises:
+        UserError: if there are no GPUs and none can come.
+    """
+    if asked is not None or info.knows("GPU") or not plan.preset.for_gpus:
+        return asked
+    if info.unlimited:
+        note("no GPU is there yet: workers ask for one each, and wait until the cluster brings them")
+        return 1.0
+    if not has_to_train(plan):
+        return asked
+    where = "this machine shows none" if info.is_local else "the cluster has none and can get none"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and info.is_local
+    raise UserError(
+        f"--preset {plan.preset.name} is meant to be trained on GPUs, and {where}"
+        f"{' (CUDA_VISIBLE_DEVICES hides all)' if hidden else ''}; use machines with GPUs or another preset, or insist "
+        "on CPUs with --gpus 0"
+    )
+
+
+def has_to_train(plan: Plan) -> bool:
+    """Whether a LLaVA of the sweep is not trained yet.
+
+    Args:
+        plan: of the sweep.
+
+    Returns:
+        False if all are complete, or come from elsewhere.
+    """
+    models = [plan.model(candidate) for candidate in plan.candidates]
+    return any(isinstance(spec, ModelSpec) and not plan.store.is_complete(artifact) for spec, artifact in models)
 
 
 def concurrent_trials(missing: int, placement: Placement, info: ClusterInfo) -> int:
@@ -226,7 +281,7 @@ def concurrent_trials(missing: int, placement: Placement, info: ClusterInfo) -> 
     Returns:
         Number of trials.
     """
-    there = info.max_resources if info.max_resources is not None else {"CPU": info.cpus, "GPU": info.gpus}
+    there = info.most
     room = missing
     for resource in ("CPU", "GPU"):
         needed = placement.trial.get(resource, 0.0) + max(
@@ -283,8 +338,8 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
         results = tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not plan.store.is_local and plan.store.exists(f"{plan.store.root}/ray/{name}"):
-            plan.store.filesystem.rm(f"{plan.store.root}/ray/{name}", recursive=True)
+        if not plan.store.is_local:
+            remove_folder(plan.store.filesystem, f"{plan.store.root}/ray/{name}")
     if board.refusals:
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:
@@ -321,7 +376,7 @@ def describe_machine(info: ClusterInfo) -> dict[str, Any]:
     """
     memory = sum(node.resources.get("memory", 0.0) for node in info.nodes)
     return {
-        "cpus": os.cpu_count() if info.is_local else info.cpus,
+        "cpus": usable_cores() if info.is_local else info.cpus,
         "gpus": info.gpus,
         "memory_gib": round(memory / 2**30, 1),
         "nodes": len(info.nodes),
@@ -376,7 +431,7 @@ def write_manifest(plan: Plan, before: set[str], machine: dict[str, Any], starte
             for spec, artifact in models.values()
         ],
         "versions": {package: version(package) for package in PACKAGES},
-        "machine": machine or {"cpus": os.cpu_count(), "gpus": 0, "memory_gib": None},
+        "machine": machine or {"cpus": usable_cores(), "gpus": 0, "memory_gib": None},
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "finished": datetime.datetime.fromtimestamp(finished, datetime.UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(finished - started, 1),

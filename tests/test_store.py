@@ -68,7 +68,7 @@ def test_a_lease_makes_the_second_wait_until_the_first_is_done(store: Store) -> 
     other.stdout.close()
 
 
-def another_driver(store: Store, seconds: float) -> "subprocess.Popen[bytes]":
+def another_driver(store: Store, seconds: float, *within: str) -> "subprocess.Popen[bytes]":
     """A process that takes the lease of artifact m, holds it, and ends; says so if it has to wait."""
     code = (
         "import sys, time\nfrom rllava.store import Store\n"
@@ -76,7 +76,7 @@ def another_driver(store: Store, seconds: float) -> "subprocess.Popen[bytes]":
         "with store.lease(store.artifact('models', 'm', Spec(1)), lambda _: print('waiting', flush=True)):\n"
         "    time.sleep(float(sys.argv[2]))"
     )
-    return subprocess.Popen([sys.executable, "-c", code, store.url, str(seconds)], stdout=subprocess.PIPE)
+    return subprocess.Popen([*within, sys.executable, "-c", code, store.url, str(seconds)], stdout=subprocess.PIPE)
 
 
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +89,23 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(store: Store, monke
     other.communicate()
     with store.lease(artifact):
         pass
+
+
+def test_a_driver_in_another_container_of_this_machine_is_not_taken_for_dead(tmp_path: Path) -> None:
+    container = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make namespaces")
+    store = Store(str(tmp_path / "results"))
+    store.prepare()
+    artifact = store.artifact("models", "m", Spec(1))
+    other = another_driver(store, 600.0, *container)
+    try:
+        path = f"{store.root}/leases/{artifact.kind}-{artifact.name}-{artifact.fingerprint}.json"
+        wait_for(lambda: store.exists(path), 60, "the other driver's lease")
+        assert not store._take(path, store_module._Holder.here())
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_the_lease_of_a_silent_host_runs_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +177,21 @@ def test_a_missing_bucket_and_an_unknown_scheme_are_named(s3_storage: str) -> No
         Store("s3://no-such-bucket-here/results").prepare()
     with pytest.raises(UserError, match="use a path or s3://"):
         Store("nonsense://x")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [("size=4k", "no space is left there"), ("size=4k,ro", "it is mounted read-only")]
+)
+def test_full_and_read_only_disks_are_named(options: str, says: str) -> None:
+    prepare = (
+        "from rllava.errors import UserError\nfrom rllava.store import Store\n"
+        "try: Store('/mnt/results').prepare()\nexcept UserError as error: print(error)"
+    )
+    mounted = f'set -e; mount -t tmpfs -o {options} none /mnt; head -c 4096 /dev/zero > /mnt/full || true; exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", mounted, "bash", sys.executable, "-c", prepare]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount: {done.stderr.strip()[-200:]}")
+    assert done.stdout.startswith("storage /mnt/results cannot be written: ")
+    assert says in done.stdout
+    assert done.stdout.count("\n") == 1

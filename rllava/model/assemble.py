@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rllava.encoders import Encoder, EncoderSpec, build_encoder
 from rllava.errors import UserError
+from rllava.filesystem import copy_folder
 from rllava.model.causal_lm import embedding_width
 from rllava.model.checkpoint import PROJECTORS
 from rllava.model.language import LanguageModelSpec, load_language_model
@@ -139,5 +140,5 @@ def _on_disk(filesystem: Any, path: str) -> Iterator[Path]:
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="rllava-model-") as folder:
-        filesystem.get(f"{path}/", f"{folder}/copy/", recursive=True)
+        copy_folder(filesystem, path, Path(folder) / "copy")
         yield Path(folder) / "copy"

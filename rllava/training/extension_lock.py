@@ -26,6 +26,15 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
+def operator_is_built() -> bool:
+    """Whether DeepSpeed's operator for CPUs lies in the cache, so that no compiler is needed.
+
+    Returns:
+        True if it was compiled before.
+    """
+    return any(extensions_folder().glob("**/deepspeed_shm_comm*.so"))
+
+
 @contextlib.contextmanager
 def stale_locks_removed(stale_s: float = STALE_S, every_s: float = 1.0) -> Iterator[None]:
     """A stretch of code during which locks of that age are removed.

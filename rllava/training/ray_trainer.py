@@ -21,6 +21,7 @@ from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
 from rllava.encoders import build_encoder, input_size
 from rllava.errors import UserError
+from rllava.filesystem import remove_folder
 from rllava.model.assemble import build_connector, load_projectors, save_projectors, save_stage2
 from rllava.model.checkpoint import PROJECTORS
 from rllava.model.llava import Connector, check_ensemble
@@ -111,7 +112,7 @@ def train_model(
     result = trainer.fit()
     facts = {"workers": scaling.num_workers, "seconds": round(time.time() - started, 1), **(result.return_value or {})}
     store.finish(artifact, job.spec, facts)
-    store.filesystem.rm(f"{artifact.path}/{RUN_NAME}", recursive=True)
+    remove_folder(store.filesystem, f"{artifact.path}/{RUN_NAME}")
     return facts
 
 

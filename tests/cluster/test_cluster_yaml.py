@@ -83,6 +83,28 @@ def test_spot_is_for_attacks_and_nothing_that_must_last(config: dict[str, Any]) 
         assert kind["labels"]["rllava-market"] == ("spot" if spot else "on-demand")
 
 
+def test_every_machine_may_use_the_bucket(config: dict[str, Any]) -> None:
+    profiles = {
+        n: kind["node_config"]["IamInstanceProfile"]["Name"] for n, kind in config["available_node_types"].items()
+    }
+    assert profiles.pop(config["head_node_type"]) == "rllava-head"
+    assert set(profiles.values()) == {"rllava-worker"}
+    results = [words for words in words_of_roles() if words[1] == "put-role-policy" and "results" in words]
+    commands = {words[words.index("--role-name") + 1]: words[-1] for words in results}
+    for role in ("rllava-head", "rllava-worker"):
+        policy = json.loads(commands[role])
+        allowed = {action: rule["Resource"] for rule in policy["Statement"] for action in as_list(rule["Action"])}
+        objects = {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+        assert allowed == {
+            "s3:ListBucket": "arn:aws:s3:::my-bucket",
+            **dict.fromkeys(objects, "arn:aws:s3:::my-bucket/*"),
+        }
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
 def test_an_idle_cluster_shrinks_to_its_head(config: dict[str, Any]) -> None:
     workers = {name: kind for name, kind in config["available_node_types"].items() if name != "head"}
     assert all(kind["min_workers"] == 0 and kind["max_workers"] >= 1 for kind in workers.values())
@@ -149,20 +171,53 @@ for name, kind in ready["available_node_types"].items():
     provider.create_node(copy.deepcopy(kind["node_config"]), tags, 1)
 launched = [node for group in ec2.describe_instances()["Reservations"] for node in group["Instances"]]
 markets = {node["InstanceType"]: node.get("InstanceLifecycle", "on-demand") for node in launched}
+roles = {node["InstanceType"]: node["IamInstanceProfile"]["Arn"].rsplit("/", 1)[-1] for node in launched}
 resources = {name: kind["resources"] for name, kind in ready["available_node_types"].items()}
-json.dump({"markets": markets, "resources": resources}, open(sys.argv[1], "w"))
+json.dump({"markets": markets, "resources": resources, "roles": roles}, open(sys.argv[1], "w"))
 """
+
+ROLES = """
+import json, sys
+import boto3
+
+for words in json.load(open(sys.argv[2])):
+    service, verb, *options = words
+    names = ["".join(part.title() for part in word.removeprefix("--").split("-")) for word in options[::2]]
+    getattr(boto3.client(service), verb.replace("-", "_"))(**dict(zip(names, options[1::2], strict=True)))
+"""
+"""Does what Amazon's command line would, as far as cluster.yaml uses it."""
+
+
+def words_of_roles() -> list[list[str]]:
+    """The words of every aws command by which cluster.yaml says the roles are made, as a shell makes them."""
+    aws = """aws() { printf '%s\\1' "$@"; printf '\\2'; }\n"""
+    done = subprocess.run(["bash", "-e", "-c", aws + role_commands()], capture_output=True, text=True, check=True)
+    return [command.split("\1")[:-1] for command in done.stdout.split("\2")[:-1]]
+
+
+def role_commands() -> str:
+    """The shell commands by which cluster.yaml says the roles are made."""
+    lines = [line.removeprefix("#") for line in (ROOT / "cluster.yaml").read_text().splitlines() if line[:1] == "#"]
+    first = next(index for index, line in enumerate(lines) if "BUCKET=" in line)
+    return "\n".join(lines[first : lines.index(" Then:")])
 
 
 def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, config: dict[str, Any]) -> None:
     """Ray's own launcher goes all the way to EC2's API: roles, keys, subnets, instance types, spot."""
     script, result, home = tmp_path / "launch.py", tmp_path / "launched.json", tmp_path / "home"
-    script.write_text(LAUNCH)
+    script.write_text(ROLES + LAUNCH)
+    commands = tmp_path / "commands.json"
+    commands.write_text(json.dumps(words_of_roles()))
     home.mkdir()  # the launcher writes a key there
     with run_s3_server(tmp_path, {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"}) as server:
         env = {**os.environ, **server.env, "HOME": str(home)}
         done = subprocess.run(
-            [sys.executable, str(script), str(result)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
+            [sys.executable, str(script), str(result), str(commands)],
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
     assert done.returncode == 0, done.stderr
     launched = json.loads(result.read_text())
@@ -171,6 +226,12 @@ def test_ray_launches_every_node_type_on_a_stand_in_for_aws(tmp_path: Path, conf
         "m6i.4xlarge": "on-demand",
         "p4de.24xlarge": "on-demand",
         "g6e.2xlarge": "spot",
+    }
+    assert launched["roles"] == {
+        "m6i.2xlarge": "rllava-head",
+        "m6i.4xlarge": "rllava-worker",
+        "p4de.24xlarge": "rllava-worker",
+        "g6e.2xlarge": "rllava-worker",
     }
     for name, kind in config["available_node_types"].items():
         # What AWS says of the instance type leaves our numbers as they are, and they are true.

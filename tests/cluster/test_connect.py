@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connect import ClusterInfo, NodeInfo, connect, max_resources
+from cluster.connect import (
+    AUTOSCALING_LABEL,
+    ClusterInfo,
+    NodeInfo,
+    connect,
+    max_resources,
+    warning_of_open_cluster,
+)
+from cluster.machine import usable_cores
 from rllava.errors import UserError
 from tests.fixtures.processes import Tracked
-from tests.fixtures.ray_cluster import free_port
+from tests.fixtures.ray_cluster import RayHead, free_port, run_ray_head
 
 # A worker that computes without pause and one whose own child has left its process group: the hard ones to end.
 DRIVER = """
@@ -69,7 +77,7 @@ def test_local_ray_dies_with_a_killed_driver(driver_script: Path, tracked: Track
     assert driver.stdout is not None
     assert driver.stderr is not None
     threads, accelerator = driver.stdout.readline().split()
-    assert int(threads) == max(1, (os.cpu_count() or 1) // 2)
+    assert int(threads) == max(1, usable_cores() // 2)
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         assert accelerator == "cpu"
     assert driver.stdout.readline() == "ready\n"
@@ -154,4 +162,106 @@ def test_info_adds_up_its_nodes() -> None:
     assert (info.cpus, info.gpus, info.memory) == (5, 1, 5)
     assert info.knows("GPU")
     assert not info.knows("rllava_train")
-    assert ClusterInfo(nodes, is_local=False, autoscaling=True).knows("rllava_train")
+    ours = NodeInfo("head", {}, {AUTOSCALING_LABEL: "true"})
+    assert ClusterInfo((*nodes, ours), is_local=False, autoscaling=True).knows("rllava_train")
+    theirs = ClusterInfo(nodes, is_local=False, autoscaling=True)
+    assert not theirs.knows("rllava_train")
+    assert theirs.unlimited
+
+
+@pytest.mark.parametrize(
+    ("info", "says"),
+    [
+        (ClusterInfo((NodeInfo("a", {"CPU": 4.0}),), False), "cluster of 1 node with 4 CPUs and 0 GPUs; it does not"),
+        (
+            ClusterInfo((NodeInfo("a", {}),) * 2, False, True),
+            "of 2 nodes with 0 CPUs and 0 GPUs; it autoscales, to what",
+        ),
+        (
+            ClusterInfo((NodeInfo("a", {"CPU": 4.0}),), False, True, {"CPU": float(sys.maxsize), "GPU": 16.0}),
+            "it autoscales to any number of CPUs and 16 GPUs",
+        ),
+    ],
+)
+def test_what_was_found_is_one_line(info: ClusterInfo, says: str) -> None:
+    assert says in info.summary()
+
+
+THERE = """
+import os, time, ray
+from cluster.connect import connect, warning_of_open_cluster
+from ray._private import ray_constants
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
+
+info = connect(os.environ["ADDRESS"])
+deadline = time.monotonic() + 60
+second = is_autoscaler_v2(fetch_from_server=True)
+while not second and not _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) and time.monotonic() < deadline:
+    time.sleep(0.2)  # the head's monitor looks for the first time some seconds after the head's start
+info = connect()
+print(info.autoscaling, info.unlimited, info.knows("GPU"), info.knows("rllava_train"))
+from ray._private.worker import global_worker
+from ray.core.generated import autoscaler_pb2
+kinds = [autoscaler_pb2.NodeGroupConfig(resources={"CPU": 8, "GPU": 4}, max_count=3, name="gpu")]
+global_worker.gcs_client.internal_kv_put(
+    ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
+    autoscaler_pb2.ClusterConfig(node_group_configs=kinds).SerializeToString(),
+    True,
+    ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
+)
+told = connect()
+limits = sorted(told.max_resources.items())
+print(told.autoscaling, told.unlimited, limits, told.knows("GPU"), told.knows("rllava_train"))
+print(warning_of_open_cluster(told))
+"""
+
+
+def ask(head: RayHead, **env: str) -> str:
+    environment = {**head.env, "ADDRESS": head.address, "PYTHONPATH": os.getcwd(), **env}
+    done = subprocess.run(
+        [sys.executable, "-c", THERE], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_cluster_without_our_label_says_that_it_grows() -> None:
+    """No label, no launcher's file: as under KubeRay. First by its autoscaler alone, then as a platform tells Ray."""
+    kinds = {"gpu": {"resources": {"CPU": 4, "GPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 3}}
+    with run_ray_head(num_cpus=2, node_types=kinds) as head:
+        lines = ask(head).splitlines()
+        assert lines[0] == "True True False False"
+        assert lines[1] == "True False [('CPU', 24.0), ('GPU', 12.0)] True False"
+        assert lines[2] == "None"
+        refused = ask(head, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN_PATH="/nowhere")
+        assert "the cluster asks for another token than this process has; export RAY_AUTH_MODE=token" in refused
+
+
+def test_a_cluster_of_the_second_autoscaler_says_that_it_grows() -> None:
+    """What KubeRay's operator gives its pods where the autoscaler is on."""
+    given = {"RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": "headgroup"}
+    with run_ray_head(num_cpus=2, extra_env=given) as head:
+        assert ask(head).splitlines()[0] == "True True False False"
+
+
+def test_a_cluster_that_does_not_grow_says_so(ray_head: RayHead) -> None:
+    script = "import os; from cluster.connect import connect; print(connect(os.environ['ADDRESS']).autoscaling)"
+    env = {**ray_head.env, "ADDRESS": ray_head.address, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "warns"),
+    [("10.0.0.1", "disabled", True), ("127.0.0.1", "disabled", False), ("10.0.0.1", "token", False)],
+)
+def test_a_cluster_that_anybody_may_use_warns(
+    address: str, mode: str, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._raylet import AuthenticationMode
+
+    found = AuthenticationMode.TOKEN if mode == "token" else AuthenticationMode.DISABLED
+    monkeypatch.setattr("cluster.connect.get_authentication_mode", lambda: found)
+    warning = warning_of_open_cluster(ClusterInfo((NodeInfo("127.0.0.1", {}), NodeInfo(address, {})), is_local=False))
+    assert (warning is not None) == warns
+    assert warning is None or ("whoever reaches 10.0.0.1 runs code on it" in warning and "\n" not in warning)

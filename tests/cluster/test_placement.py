@@ -8,7 +8,7 @@ from ray import tune
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.connect import ClusterInfo, NodeInfo
-from cluster.placement import Placement, Request, check_fits, logical_cpus, place
+from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from rllava.errors import UserError
 
 GIB = 1024.0**3
@@ -66,6 +66,39 @@ def test_gpus_can_be_declined() -> None:
     placement = place(GPU_BOX, workers=1, gpus=0)
     assert not placement.scaling_config().use_gpu
     assert "num_gpus" not in placement.attack_args()
+
+
+THEIRS = ClusterInfo((NodeInfo("head", {"CPU": 4.0}),), is_local=False, autoscaling=True)
+THEIRS_KNOWN = replace(THEIRS, max_resources={"CPU": 68.0, "GPU": 16.0})
+
+
+def test_a_cluster_made_otherwise_is_not_asked_for_our_roles() -> None:
+    for info, cores in ((THEIRS, 2), (THEIRS_KNOWN, 2)):
+        placement = place(info, workers=2, gpus=1.0)
+        assert dict(placement.trial) == {"CPU": 1}
+        assert dict(placement.train_worker) == {"CPU": cores, "GPU": 1}
+        check_fits(placement, Request(1), info)
+    assert place(THEIRS_KNOWN, workers=2).train_worker["GPU"] == 1
+    assert "GPU" not in place(THEIRS, workers=2).train_worker
+
+
+@pytest.mark.parametrize(
+    ("info", "trials", "share"),
+    [
+        (LAPTOP, 2, 1),
+        (GPU_BOX, 1, 4),
+        (GPU_BOX, 2, 2),
+        (GPU_BOX, 8, 1),
+        (replace(GPU_BOX, nodes=(NodeInfo("a", {"CPU": 12.0}),)), 2, 4),
+        (OURS, 4, 4),
+        (OURS, 1, 16),
+        (THEIRS, 1, 2),
+        (THEIRS_KNOWN, 2, 8),
+        (replace(THEIRS, max_resources={"CPU": 2.0**62, "GPU": 2.0**62}), 2, 1000),
+    ],
+)
+def test_attack_workers_share_what_a_cluster_has_or_can_grow_to(info: ClusterInfo, trials: int, share: int) -> None:
+    assert attack_share(place(info, workers=1), trials, info) == share
 
 
 @pytest.mark.parametrize(("workers", "gpus"), [(0, None), (1, -1.0), (1, 1.5), (1, float("nan"))])

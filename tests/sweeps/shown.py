@@ -16,6 +16,7 @@ LINES = (
     rf"{TIME}{NAME} +started again \([^()]+\); kept: .*",
     rf"{TIME}{NAME} +training goes on from its last checkpoint \([^()]+\).*",
     rf"{TIME}{NAME} +done: clean [\d.]+, at the largest budget [\d.]+.*",
+    r"cluster of \d+ nodes? with .*",
     r"note: .*",
     r"",
     r"(candidate +)?\| .*",

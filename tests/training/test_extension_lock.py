@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from rllava.training.extension_lock import stale_locks_removed
+from rllava.training.extension_lock import operator_is_built, stale_locks_removed
 
 
 def locked(folder: Path, age_s: float) -> Path:
@@ -43,3 +43,9 @@ def test_no_folder_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "none"))
     with stale_locks_removed():
         pass
+
+
+def test_a_built_operator_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert operator_is_built()  # `make setup` builds it where DeepSpeed does
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert not operator_is_built()
