@@ -1,8 +1,12 @@
 """Local paths and s3:// URLs behind one file-system object (fsspec)."""
 
+import contextlib
 import os
+import shutil
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
 
 import fsspec
 
@@ -46,15 +50,37 @@ def write_whole(filesystem: Any, path: str, content: bytes) -> None:
         path: the file's path in it.
         content: all its bytes.
     """
-    if "file" not in _protocols(filesystem):
+    if not is_local(filesystem):
         filesystem.pipe_file(path, content)
         return
+    with _replacing(path) as file:
+        file.write(content)
+
+
+def put_whole(filesystem: Any, path: str, file: Path) -> None:
+    """As :func:`write_whole`, with the content of a local file, of which only pieces are in memory at a time.
+
+    Args:
+        filesystem: fsspec file system.
+        path: the file's path in it.
+        file: to copy; a large one goes to S3 in several parts, and appears when the last one is there.
+    """
+    if not is_local(filesystem):
+        filesystem.put_file(str(file), path)
+        return
+    with _replacing(path) as target, file.open("rb") as source:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file beside its name, which takes the name when all is written."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -63,5 +89,14 @@ def write_whole(filesystem: Any, path: str, content: bytes) -> None:
             os.remove(temporary)
 
 
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    return (filesystem.protocol,) if isinstance(filesystem.protocol, str) else tuple(filesystem.protocol)
+def is_local(filesystem: Any) -> bool:
+    """Whether a file system is this machine's (or a shared mount).
+
+    Args:
+        filesystem: fsspec file system.
+
+    Returns:
+        True for a local disk.
+    """
+    protocols = filesystem.protocol
+    return "file" in ((protocols,) if isinstance(protocols, str) else protocols)

@@ -2,13 +2,14 @@
 
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from rllava.data.shards import list_shards, read_shard, write_shards
+from rllava.data.shards import LISTING, Listing, build_shards, list_shards, read_shard
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
 
@@ -17,6 +18,17 @@ SCHEMA = pa.schema([("row", pa.int64()), ("image", pa.binary()), ("references", 
 
 def rows(count: int) -> list[dict[str, Any]]:
     return [{"row": row, "image": bytes([row % 256]) * 50, "references": ["a", str(row)]} for row in range(count)]
+
+
+def take(row: int, entry: dict[str, Any]) -> dict[str, Any]:
+    assert entry.get("row", row) == row
+    return entry
+
+
+def write_shards(
+    rows: Iterable[dict[str, Any]], filesystem: Any, folder: str, rows_per_shard: int, schema: pa.Schema
+) -> list[str]:
+    return build_shards(Listing(list(rows), take, str, schema, rows_per_shard), filesystem, folder)
 
 
 def all_rows(filesystem: Any, folder: str) -> list[dict[str, Any]]:
@@ -36,7 +48,7 @@ def test_a_rebuild_gives_the_same_bytes_and_doubles_nothing(local: Any, folder: 
     first = {path: Path(path).read_bytes() for path in write_shards(rows(25), local, folder, 10, SCHEMA)}
     second = {path: Path(path).read_bytes() for path in write_shards(rows(25), local, folder, 10, SCHEMA)}
     assert first == second
-    assert sorted(os.listdir(folder)) == [f"part-0000{index}.parquet" for index in range(3)]
+    assert sorted(os.listdir(folder)) == [LISTING, *(f"part-0000{index}.parquet" for index in range(3))]
 
 
 def test_a_shorter_rebuild_leaves_no_old_part(local: Any, folder: str) -> None:
@@ -62,13 +74,12 @@ def test_shards_sort_by_number_past_99999(local: Any, folder: str) -> None:
 
 
 def test_rows_are_pulled_one_shard_at_a_time(local: Any, folder: str) -> None:
-    def watched() -> Any:
-        for row in rows(9):
-            if row["row"] == 8:
-                assert len(list_shards(local, folder)) >= 2
-            yield row
+    def watched(row: int, entry: dict[str, Any]) -> dict[str, Any]:
+        if row == 8:
+            assert len(list_shards(local, folder)) >= 2
+        return entry
 
-    assert len(write_shards(watched(), local, folder, 3, SCHEMA)) == 3
+    assert len(build_shards(Listing(rows(9), watched, str, SCHEMA, 3), local, folder)) == 3
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(
