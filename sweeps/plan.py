@@ -348,12 +348,12 @@ def check_sources(plan: Plan, found: Snapshot) -> int:
         found: what is in storage.
 
     Returns:
-        Number of rows that will be built.
+        Rows of the largest data set that will be built; 0 if none will.
 
     Raises:
         UserError: if a source is unknown, damaged, or too small.
     """
-    return sum(len(_listing(spec).entries) for spec in missing_shards(plan, found))
+    return max((len(_listing(spec).entries) for spec in missing_shards(plan, found)), default=0)
 
 
 def _listing(spec: Spec) -> Listing:

@@ -20,7 +20,7 @@ from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect
 from cluster.placement import Placement, Request, check_fits, logical_cpus, place
 from rllava.data.ray_dataset import in_ray_tasks
-from rllava.data.shards import Tasks, in_this_process
+from rllava.data.shards import FEW_ROWS, Tasks, in_this_process
 from rllava.errors import SweepError, UserError
 from rllava.fingerprint import to_json
 from rllava.snapshot import Snapshot
@@ -29,9 +29,6 @@ from rllava.training.ray_trainer import check_workers
 from sweeps.board import Board
 from sweeps.plan import Plan, check_sources, note_checkpoints, prepare_data
 from sweeps.trial import run_trial
-
-FEW_ROWS = 256
-"""So many rows of data are written sooner by one process than tasks start."""
 
 PACKAGES = ("rllava", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray.cloudpickle
 import ray.data
-from ray.data import ExecutionResources
+from ray.data import ExecutionResources, TaskPoolStrategy
 
 from rllava.data.shards import ShardWork, Tasks, list_shards, read_shard, shard_number
 from rllava.data.stream import MicroBatch, Stream, keep_and_decode
@@ -114,11 +114,11 @@ def in_ray_tasks(options: Mapping[str, Any], at_a_time: int | None = None) -> Ta
     Returns:
         What runs them.
     """
-    return functools.partial(_run, {**options, **({} if at_a_time is None else {"concurrency": at_a_time})})
+    return functools.partial(_run, {**options, "compute": TaskPoolStrategy(size=at_a_time)})
 
 
 def _run(options: Mapping[str, Any], work: Iterator[ShardWork], count: int) -> Iterator[None]:
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     while items := [{"work": ray.cloudpickle.dumps(piece)} for piece in islice(work, HELD)]:
         dataset = ray.data.from_items(items, override_num_blocks=len(items))

@@ -25,6 +25,9 @@ from rllava.filesystem import is_local, write_whole
 
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
+FEW_ROWS = 256
+"""So many rows are written sooner by one process than tasks start."""
+
 LISTING = "listing.json"
 """File beside the shards: of what they are made."""
 
@@ -174,7 +177,7 @@ def build_shards(
         listing: of the rows.
         filesystem: fsspec file system.
         folder: path in it; made if need be.
-        tasks: how the shards are written.
+        tasks: how the shards are written, if there are more than a few rows.
         progress: told how many shards are done, of how many.
 
     Returns:
@@ -188,7 +191,8 @@ def build_shards(
     keep = read_description(filesystem, folder) == description
     if not keep:
         write_whole(filesystem, f"{folder}/{LISTING}", json.dumps(description).encode())
-    for done, _ in enumerate(tasks(listing.work(filesystem, folder, keep=keep), count), start=1):
+    run = in_this_process if len(listing.entries) <= FEW_ROWS else tasks
+    for done, _ in enumerate(run(listing.work(filesystem, folder, keep=keep), count), start=1):
         progress(done, count)
     paths = list_shards(filesystem, folder)
     for path in paths[count:]:

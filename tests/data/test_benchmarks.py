@@ -26,7 +26,7 @@ from rllava.data.benchmarks import (
 from rllava.data.easy_vqa_source import easy_images
 from rllava.data.images import DamagedImage, preprocess
 from rllava.data.sampling import sample_list
-from rllava.data.shards import list_shards, read_shard
+from rllava.data.shards import LISTING, list_shards, read_shard
 from rllava.errors import UserError
 from rllava.metrics.metric import METRICS
 
