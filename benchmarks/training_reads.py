@@ -109,7 +109,7 @@ def measure(options: Options, storage: str) -> list[Sequence[str]]:
     build_instructions(spec, store.filesystem, folder)
     shards = list_shards(store.filesystem, folder)
     total = sum(store.filesystem.size(path) for path in shards)
-    rows = []
+    rows: list[Sequence[str]] = []
     for workers in options.workers:
         for epoch in range(2):
             fetched, own, calls = [], [], []
@@ -150,8 +150,8 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="rllava-reads-") as name, s3_storage(Path(name)) as url:
         rows = measure(options, url)
     about = (
-        f"`python -m benchmarks.training_reads`: {options.rows} rows with images of {options.kilobytes} kB in shards of "
-        f"{options.rows_per_shard},\nglobal batches of {options.global_batch} in portions of {options.micro_batch} "
+        f"`python -m benchmarks.training_reads`: {options.rows} rows with images of {options.kilobytes} kB in shards "
+        f"of {options.rows_per_shard},\nglobal batches of {options.global_batch} in portions of {options.micro_batch} "
         f"({platform.machine()}, {os.cpu_count()} cores). Worker's means; its own rows: the largest share."
     )
     write_sheet(options.output, "Bytes of instruction data per training worker", about, HEAD, rows)
