@@ -1,6 +1,10 @@
 """Opens a results folder, local or on S3: the sweep's manifest, its records, and images on demand."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +15,18 @@ import pyarrow.parquet as pq
 from analysis.manifest import Manifest, parse_manifest
 from rllava.errors import UserError
 from rllava.faults import known_fault
-from rllava.filesystem import check_answers, open_filesystem
+from rllava.filesystem import check_answers, open_filesystem, write_whole
 from rllava.records import KEY, RECORD_SCHEMA
+from rllava.snapshot import Snapshot, take_snapshot
 
-MARKER = "COMPLETE"
-"""File that is written last into an artifact's folder; a folder without it is in flight and holds no results yet."""
+GATHERED = "records.parquet"
+"""File in a sweep's report folder: its records without images, for whoever loads them next."""
+
+_SIGNATURE = b"rllava.gathered"
+"""Metadata of that file: which parts, in which state, it was gathered from."""
+
+_READERS = 16
+"""Parts that are read at a time."""
 
 IMAGE_COLUMNS = ("clean_png", "adversarial_png", "adversarial_rest")
 """Columns that are left in storage until :func:`fetch_images` asks for them."""
@@ -33,11 +44,13 @@ class SweepResults:
         manifest: what was run.
         records: one row per record: the columns of RECORD_SCHEMA (images left out unless asked for) and ``part``, the
             Parquet file that holds the row, relative to the storage.
+        signature: of the parts that the records come from; another one means other records.
     """
 
     storage: str
     manifest: Manifest
     records: pd.DataFrame
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,17 @@ class RecordImages:
     rest: bytes | None = None
 
 
-def load_sweep(storage: str, sweep: str = "encoder_ablation", images: bool = False) -> SweepResults:
+def load_sweep(
+    storage: str, sweep: str = "encoder_ablation", images: bool = False, *, gather: bool = False
+) -> SweepResults:
     """Loads a sweep: its manifest and the records artifacts that the manifest names, no others.
 
     Args:
         storage: path or ``s3://`` URL of the results folder.
         sweep: name of the sweep, i.e. of its folder under ``reports/``.
         images: whether to load the PNG columns too (see :func:`fetch_images` for a few of them).
+        gather: whether to leave the records, without images, in one file of the sweep's report: the next one who loads
+            them need not read them part by part.
 
     Returns:
         The manifest and one row per record.
@@ -70,9 +87,19 @@ def load_sweep(storage: str, sweep: str = "encoder_ablation", images: bool = Fal
     filesystem, root = open_filesystem(storage)
     manifest = _load_manifest(filesystem, storage, root, sweep)
     folders = tuple(dict.fromkeys(entry.path for entry in manifest.records))
+    found = _listed(filesystem, storage, root, folders)
     for folder in folders:
-        _require_complete(filesystem, storage, root, folder)
-    return SweepResults(storage, manifest, _load_folders(filesystem, storage, root, folders, images))
+        _require_complete(found, storage, folder)
+    signature = _signature(found, folders)
+    table = None if images else _gathered(filesystem, root, sweep, signature)
+    read = table is None
+    if table is None:
+        table = _load_folders(filesystem, storage, root, found, folders, images)
+    records = table.to_pandas()
+    _require_unique(storage, records)
+    if gather and read and not images:
+        _gather(filesystem, root, sweep, table, signature)
+    return SweepResults(storage, manifest, records, signature)
 
 
 def load_records(storage: str, images: bool = False) -> pd.DataFrame:
@@ -90,9 +117,11 @@ def load_records(storage: str, images: bool = False) -> pd.DataFrame:
     """
     filesystem, root = open_filesystem(storage)
     _require_results(filesystem, storage, root)
-    folders = [f"records/{name}" for name in _list(filesystem, storage, f"{root}/records")]
-    complete = [folder for folder in folders if MARKER in _list(filesystem, storage, f"{root}/{folder}")]
-    return _load_folders(filesystem, storage, root, complete, images)
+    found = _listed(filesystem, storage, root, None)
+    complete = [folder for folder in sorted(found.files) if found.is_complete(folder)]
+    records: pd.DataFrame = _load_folders(filesystem, storage, root, found, complete, images).to_pandas()
+    _require_unique(storage, records)
+    return records
 
 
 def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImages]:
@@ -137,11 +166,8 @@ def _load_manifest(filesystem: Any, storage: str, root: str, sweep: str) -> Mani
 
 
 def _require_results(filesystem: Any, storage: str, root: str) -> None:
-    try:
+    with _reachable(storage):
         check_answers(storage)
-    except Exception as error:  # each file system has its own
-        _explain(error, storage)
-        raise
     if not {"records", "reports"} & set(_list(filesystem, storage, root)):
         raise UserError(
             f"{storage}: no results folder, it holds neither records/ nor reports/; "
@@ -149,37 +175,73 @@ def _require_results(filesystem: Any, storage: str, root: str) -> None:
         )
 
 
-def _require_complete(filesystem: Any, storage: str, root: str, folder: str) -> None:
-    names = _list(filesystem, storage, f"{root}/{folder}")
-    if MARKER not in names:
-        state = "not complete" if names else "missing"
+def _listed(filesystem: Any, storage: str, root: str, folders: Sequence[str] | None) -> Snapshot:
+    """Lists the records artifacts, and reads what the markers of some of them (None: all) say."""
+    with _reachable(storage):
+        found = take_snapshot(filesystem, root, ["records"])
+        found.gather(found.files if folders is None else folders)
+    return found
+
+
+def _require_complete(found: Snapshot, storage: str, folder: str) -> None:
+    if not found.is_finished(folder):
+        state = "not complete" if found.shards(folder) else "missing"
         raise UserError(
             f"{storage}/{folder}: this records artifact of the sweep is {state}; "
             "run the sweep again, only what is missing is computed"
         )
+    if lost := found.lost(folder):
+        there = len(found.shards(folder))
+        remedy = "run the sweep again, only what is missing is computed"
+        if lost < 0:
+            remedy = "delete the folder and run the sweep again"
+        raise UserError(f"{storage}/{folder}: {there} parts where {there + lost} were written; {remedy}")
 
 
-def _load_folders(filesystem: Any, storage: str, root: str, folders: Iterable[str], images: bool) -> pd.DataFrame:
+def _signature(found: Snapshot, folders: Iterable[str]) -> str:
+    state = [[folder, sorted(found.files[folder].items())] for folder in folders]
+    return hashlib.sha256(json.dumps([str(RECORD_SCHEMA), state]).encode()).hexdigest()
+
+
+def _gather(filesystem: Any, root: str, sweep: str, table: pa.Table, signature: str) -> None:
+    sink = pa.BufferOutputStream()
+    marked = table.replace_schema_metadata({_SIGNATURE: signature.encode()})
+    pq.write_table(marked, sink, compression="zstd", write_page_checksum=True)
+    write_whole(filesystem, f"{root}/reports/{sweep}/{GATHERED}", bytes(sink.getvalue().to_pybytes()))
+
+
+def _gathered(filesystem: Any, root: str, sweep: str, signature: str) -> pa.Table | None:
+    """What :func:`_gather` left, if it is of these very parts. It may be lost or torn: the parts are the truth."""
+    try:
+        content = pa.BufferReader(filesystem.cat_file(f"{root}/reports/{sweep}/{GATHERED}"))
+        table = pq.read_table(content, page_checksum_verification=True)
+    except (pa.ArrowException, OSError):
+        return None
+    metadata = table.schema.metadata or {}
+    return table.replace_schema_metadata(None) if metadata.get(_SIGNATURE) == signature.encode() else None
+
+
+def _load_folders(
+    filesystem: Any, storage: str, root: str, found: Snapshot, folders: Iterable[str], images: bool
+) -> pa.Table:
     columns = [name for name in RECORD_SCHEMA.names if images or name not in IMAGE_COLUMNS]
-    frames = []
+    parts = []
     for folder in folders:
-        parts = [name for name in _list(filesystem, storage, f"{root}/{folder}") if _is_part(name)]
-        if not parts:
+        own = found.shards(folder)
+        if not own:
             raise UserError(
                 f"{storage}/{folder}: complete but without part-*.parquet; delete the folder and run the sweep again"
             )
-        for name in parts:
-            table = _read_part(filesystem, storage, root, f"{folder}/{name}", columns)
-            frames.append(table.to_pandas().assign(part=f"{folder}/{name}"))
-    filled = [frame for frame in frames if len(frame)]
-    empty = RECORD_SCHEMA.empty_table().select(columns).to_pandas().assign(part="")
-    records: pd.DataFrame = pd.concat(filled, ignore_index=True) if filled else empty
-    _require_unique(storage, records)
-    return records
+        parts += [f"{folder}/{name}" for name in own]
 
+    def read(part: str) -> pa.Table:
+        table = _read_part(filesystem, storage, root, part, columns)
+        return table.append_column("part", pa.array([part] * len(table), pa.string()))
 
-def _is_part(name: str) -> bool:
-    return name.startswith("part-") and name.endswith(".parquet")
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = list(pool.map(read, parts))
+    empty = RECORD_SCHEMA.empty_table().select(columns).append_column("part", pa.array([], pa.string()))
+    return pa.concat_tables([empty.replace_schema_metadata(None), *(t.replace_schema_metadata(None) for t in tables)])
 
 
 def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Sequence[str]) -> Any:
@@ -187,8 +249,9 @@ def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Seq
     where = f"{storage}/{part}"
     schema = pa.schema([RECORD_SCHEMA.field(name) for name in columns])
     try:
-        with filesystem.open(f"{root}/{part}", "rb") as file:
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        # Unbuffered: only what the columns take is fetched; Parquet itself joins reads that are close.
+        with filesystem.open(f"{root}/{part}", "rb", cache_type="none") as file:
+            parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
             if missing:
                 raise UserError(
@@ -221,19 +284,24 @@ def _require_unique(storage: str, records: pd.DataFrame) -> None:
 
 def _list(filesystem: Any, storage: str, path: str) -> list[str]:
     """Lists the names in a folder, sorted; none if there is no such folder."""
-    try:
-        entries = filesystem.ls(path, detail=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except Exception as error:  # each file system has its own
-        _explain(error, storage)
-        raise
+    with _reachable(storage):
+        try:
+            entries = filesystem.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if str(entry).rstrip("/") != path}
     return sorted(names)
 
 
-def _explain(error: Exception, storage: str) -> None:
-    """Raises what an error means to a user, if that is known."""
-    meaning = known_fault(error, storage)
-    if meaning is not None:
+@contextlib.contextmanager
+def _reachable(storage: str) -> Iterator[None]:
+    """Says in one line what is wrong with a storage that cannot be listed."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, UserError):
+        raise
+    except Exception as error:  # each file system has its own
+        meaning = known_fault(error, storage)
+        if meaning is None:
+            raise
         raise UserError(f"{storage}: cannot be listed: {meaning}") from error

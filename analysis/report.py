@@ -3,9 +3,14 @@
 Run as ``python -m analysis.report --storage results --sweep encoder_ablation``.
 """
 
+import contextlib
+import dataclasses
+import hashlib
 import io
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import altair as alt
 import tyro
@@ -13,7 +18,7 @@ import tyro
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.findings import Findings, analyse, answer
 from analysis.gallery import build_gallery
-from analysis.loading import load_sweep
+from analysis.loading import SweepResults, load_sweep
 from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
 from analysis.tables import summary_csv, table_csv
@@ -100,10 +105,64 @@ def write_findings(findings: Findings) -> ReportPaths:
         **{f"{name}.svg": render_svg(chart) for name, chart in charts.items()},
         "index.html": render_page(findings, charts, exhibits).encode(),
     }
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(f"{root}/{folder}/{_MADE_FROM}")  # whoever wants it said of these files writes it again
     for name, data in files.items():
         write_whole(filesystem, f"{root}/{folder}/{name}", data)
-    names = ("index.html", "summary.csv", "comparisons.csv", "evidence.csv", "pareto.png", "curves.png", "pareto.svg")
-    return ReportPaths(*(f"{storage}/{folder}/{name}" for name in (*names, "curves.svg")))
+    return _paths(f"{storage}/{folder}")
+
+
+def refresh_report(storage: str, sweep: str) -> tuple[ReportPaths, SweepResults]:
+    """As :func:`write_report`, unless the report that is there was made from the same records by the same code.
+
+    Args:
+        storage: path or ``s3://`` URL of the results folder.
+        sweep: name of the sweep.
+
+    Returns:
+        The paths of the files, and what they tell about.
+
+    Raises:
+        UserError: if the results are missing or damaged.
+    """
+    results = load_sweep(storage, sweep, gather=True)
+    filesystem, root = open_filesystem(storage)
+    folder = f"{root}/reports/{sweep}"
+    made_from = _made_from(results)
+    there = {str(path).rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)}
+    paths = _paths(f"{storage.rstrip('/')}/reports/{sweep}")
+    if {*_FILES, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from:
+        return paths, results
+    write_findings(analyse(results))
+    write_whole(filesystem, f"{folder}/{_MADE_FROM}", made_from)
+    return paths, results
+
+
+_FILES = (
+    "index.html", "summary.csv", "comparisons.csv", "evidence.csv", "pareto.png", "curves.png", "pareto.svg",
+    "curves.svg",
+)  # fmt: skip
+"""Of a report, in the order of :class:`ReportPaths`."""
+
+_MADE_FROM = "made-from.json"
+"""File of a report that says what it was made from."""
+
+
+def _paths(folder: str) -> ReportPaths:
+    return ReportPaths(*(f"{folder}/{name}" for name in _FILES))
+
+
+def _made_from(results: SweepResults) -> bytes:
+    """Everything that decides a report but for what changes with every start of a finished sweep."""
+    manifest = dataclasses.asdict(results.manifest)
+    for volatile in ("started", "finished", "wall_seconds", "machine"):
+        del manifest[volatile]
+    for entry in (*manifest["records"], *manifest["models"]):
+        del entry["reused"]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    decides = json.dumps([manifest, str(DEFAULT_RESAMPLING)], sort_keys=True, default=str)
+    of = hashlib.sha256(decides.encode()).hexdigest()
+    return json.dumps({"records": results.signature, "sweep": of, "code": code.hexdigest()}).encode()
 
 
 def render_png(chart: Chart) -> bytes:

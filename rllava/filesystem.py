@@ -1,9 +1,12 @@
 """Local paths and s3:// URLs behind one file-system object (fsspec)."""
 
+import contextlib
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow.fs
@@ -70,15 +73,37 @@ def write_whole(filesystem: Any, path: str, content: bytes) -> None:
         path: the file's path in it.
         content: all its bytes.
     """
-    if "file" not in _protocols(filesystem):
+    if not is_local(filesystem):
         filesystem.pipe_file(path, content)
         return
+    with _replacing(path) as file:
+        file.write(content)
+
+
+def put_whole(filesystem: Any, path: str, file: Path) -> None:
+    """As :func:`write_whole`, with the content of a local file, of which only pieces are in memory at a time.
+
+    Args:
+        filesystem: fsspec file system.
+        path: the file's path in it.
+        file: to copy; a large one goes to S3 in several parts, and appears when the last one is there.
+    """
+    if not is_local(filesystem):
+        filesystem.put_file(str(file), path)
+        return
+    with _replacing(path) as target, file.open("rb") as source:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file beside its name, which takes the name when all is written."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -110,7 +135,7 @@ def remove_folder(filesystem: Any, path: str) -> None:
         filesystem: fsspec file system.
         path: in it; nothing happens if there is no such folder.
     """
-    if "file" in _protocols(filesystem):
+    if is_local(filesystem):
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)  # of a local disk, and that without patterns
         return
@@ -127,7 +152,7 @@ def arrow_filesystem(filesystem: Any) -> pyarrow.fs.FileSystem:
     Returns:
         A pyarrow file system with the same paths.
     """
-    if "file" in _protocols(filesystem):
+    if is_local(filesystem):
         return pyarrow.fs.LocalFileSystem()
     return pyarrow.fs.PyFileSystem(_ExactPaths(filesystem))
 
@@ -158,5 +183,14 @@ class _ExactPaths(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]  # pyarrow ha
             self.fs.rm_file(file)
 
 
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    return (filesystem.protocol,) if isinstance(filesystem.protocol, str) else tuple(filesystem.protocol)
+def is_local(filesystem: Any) -> bool:
+    """Whether a file system is this machine's (or a shared mount).
+
+    Args:
+        filesystem: fsspec file system.
+
+    Returns:
+        True for a local disk.
+    """
+    protocols = filesystem.protocol
+    return "file" in ((protocols,) if isinstance(protocols, str) else protocols)

@@ -5,6 +5,7 @@
     <storage>/models/<name>-<fp>/            a trained LLaVA
     <storage>/records/<name>-<fp>/           one part per shard
     <storage>/reports/<sweep>/
+    <storage>/facts/<kind>.json              what the markers say, gathered (rllava.snapshot)
     <storage>/leases/<kind>-<name>-<fp>.json who works on an artifact
 
 The file ``COMPLETE`` is written last; an artifact without it is resumed or redone. Everything else may be lost at any
@@ -20,7 +21,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +31,12 @@ import pyarrow.fs
 
 from rllava.errors import UserError
 from rllava.faults import explain
-from rllava.filesystem import arrow_filesystem, check_answers, open_filesystem, write_whole
+from rllava.filesystem import arrow_filesystem, check_answers, is_local, open_filesystem, put_whole, write_whole
 from rllava.fingerprint import FORMAT, fingerprint, to_json
+from rllava.snapshot import MARKER, Snapshot, take_snapshot
 
 Kind = Literal["data", "models", "records"]
 
-MARKER = "COMPLETE"
 _ROOT_MARKER = "rllava-storage.json"
 _LONGEST_NAME = 160
 _SETTLE_S = 1.0
@@ -85,7 +86,7 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether the storage is a folder of this machine (or a shared mount)."""
-        return "file" in self.filesystem.protocol
+        return is_local(self.filesystem)
 
     def prepare(self) -> None:
         """Makes sure that this is a results folder of ours and can be written, before anything expensive starts.
@@ -148,6 +149,23 @@ class Store:
         readable, digest = _readable(name), fingerprint(spec)
         return Artifact(kind, readable, digest, f"{self.root}/{kind}/{readable}-{digest}")
 
+    def snapshot(self, artifacts: Iterable[Artifact], *, keep: bool = False) -> Snapshot:
+        """What is there of many artifacts, by one listing per kind of them, with their facts.
+
+        Others may be at work: whoever holds a lease takes another one.
+
+        Args:
+            artifacts: that will be asked about.
+            keep: whether facts that had to be read from markers are gathered for the next one who asks.
+
+        Returns:
+            What is there now.
+        """
+        asked = list(artifacts)
+        found = take_snapshot(self.filesystem, self.root, dict.fromkeys(artifact.kind for artifact in asked))
+        found.gather((artifact.relative for artifact in asked), write=keep)
+        return found
+
     def is_complete(self, artifact: Artifact) -> bool:
         """Whether its marker is there.
 
@@ -190,6 +208,28 @@ class Store:
             content: its bytes.
         """
         write_whole(self.filesystem, path, content)
+
+    def put(self, path: str, file: Path) -> None:
+        """As :meth:`write`, from a local file of any size: it is never in memory as a whole.
+
+        Args:
+            path: in the file system.
+            file: to copy.
+        """
+        put_whole(self.filesystem, path, file)
+
+    def fetch(self, path: str, file: Path) -> None:
+        """Copies a file of any size from the storage.
+
+        Args:
+            path: in the file system.
+            file: local one; its folder is made if need be.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.filesystem.get_file(path, str(file))
 
     def exists(self, path: str) -> bool:
         """Whether a file is there.

@@ -1,27 +1,34 @@
 """What a sweep consists of: candidates, benchmarks, budgets, and the artifacts they lead to."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from rllava.attacks.protocols import Protocol
-from rllava.data.benchmarks import BenchmarkSpec, build_benchmark
+from rllava.data.benchmarks import BenchmarkSpec, build_benchmark, list_benchmark
 from rllava.data.files import missing_data
-from rllava.data.instructions import InstructionSpec, build_instructions
-from rllava.data.shards import list_shards, read_shard
+from rllava.data.instructions import InstructionSpec, build_instructions, list_data
+from rllava.data.shards import Listing, Tasks, in_this_process, read_description
 from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
 from rllava.faults import explain
 from rllava.filesystem import check_answers
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
+from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
 from rllava.weights import Weighted, has_weights, missing_weights, pin_weights
 from sweeps.presets import Candidate, Preset, model_spec
+
+Spec = InstructionSpec | BenchmarkSpec
+
+LINE_EVERY_S = 5.0
+"""Data that is being built makes at most one line in so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,21 @@ class Plan:
         """Data of the two training stages; nothing if nothing is trained."""
         return (self.preset.stage1.data, self.preset.stage2.data) if self.trains else ()
 
+    def data_specs(self) -> tuple[InstructionSpec | BenchmarkSpec, ...]:
+        """All data that the sweep reads, each once."""
+        return tuple(dict.fromkeys((*self.instruction_specs(), *self.benchmarks)))
+
+    def data(self, spec: InstructionSpec | BenchmarkSpec) -> Artifact:
+        """Where data lies.
+
+        Args:
+            spec: of the data.
+
+        Returns:
+            Its artifact.
+        """
+        return self.store.artifact("data", spec.name, spec)
+
     def benchmark_folder(self, spec: BenchmarkSpec) -> str:
         """Where a benchmark's shards lie.
 
@@ -163,28 +185,37 @@ class Plan:
         Returns:
             Path in the storage.
         """
-        return self.store.artifact("data", spec.name, spec).path
+        return self.data(spec).path
 
     def data_places(self) -> tuple[DataPlace, DataPlace]:
         """Where the training data lies; it must have been prepared."""
         places = []
         for spec in self.instruction_specs():
-            artifact = self.store.artifact("data", spec.name, spec)
+            artifact = self.data(spec)
             places.append(DataPlace(artifact.path, int(self.store.facts(artifact)["rows"])))
         return places[0], places[1]
 
-    def pending(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
+    def artifacts(self) -> list[Artifact]:
+        """All that the sweep makes or finds: data, models, records, and those of the plans that are run before it."""
+        made = [self.data(spec) for spec in self.data_specs()]
+        for candidate in self.candidates:
+            made.append(self.model(candidate)[1])
+            made += [artifact for plan in (*self.first, self) for _, artifact in plan.evaluations(candidate)]
+        return made
+
+    def pending(self, candidate: Candidate, found: Snapshot | None = None) -> list[tuple[EvalSpec, Artifact]]:
         """A candidate's cells that are not complete.
 
         Args:
             candidate: which.
+            found: what is in storage; None: look now.
 
         Returns:
             Specs with their artifacts.
         """
-        return [
-            (spec, artifact) for spec, artifact in self.evaluations(candidate) if not self.store.is_complete(artifact)
-        ]
+        cells = self.evaluations(candidate)
+        found = found or self.store.snapshot(artifact for _, artifact in cells)
+        return [(spec, artifact) for spec, artifact in cells if not found.is_complete(artifact.relative)]
 
     def in_training_order(self) -> list[Candidate]:
         """Candidates such that those which only plug into another's LLaVA come last."""
@@ -269,67 +300,130 @@ def missing_inputs(plan: Plan) -> list[Missing]:
     Raises:
         UserError: if files are missing and the storage, which may hold the shards, cannot be read.
     """
-    specs: tuple[InstructionSpec | BenchmarkSpec, ...] = (*plan.instruction_specs(), *plan.benchmarks)
-    needed = [spec for spec in specs if missing_data([spec.source])]
+    needed = [spec for spec in plan.data_specs() if missing_data([spec.source])]
     weighted: list[Weighted] = [*([plan.preset.language_model] if plan.trains else []), *_encoders(plan)]
     weights = [spec for spec in weighted if not has_weights(spec)]
-    files = missing_data(spec.source for spec in needed if not _is_built(plan, spec))
+    files = missing_data(spec.source for spec in _not_built(plan, needed))
     return [*map(missing_weights, weights), *files]
 
 
-def _is_built(plan: Plan, spec: InstructionSpec | BenchmarkSpec) -> bool:
+def _not_built(plan: Plan, specs: Sequence[Spec]) -> list[Spec]:
+    if not specs:
+        return []
     try:
         check_answers(plan.storage)
-        return plan.store.is_complete(plan.store.artifact("data", spec.name, spec))
+        return missing_shards(plan, plan.store.snapshot(map(plan.data, specs)), specs)
     except Exception as error:  # each file system has its own
         raise UserError(f"storage {plan.storage} cannot be read: {explain(error, plan.storage)}") from error
 
 
-def prepare_data(plan: Plan, say: Callable[[str], None]) -> None:
-    """Builds the data artifacts that are missing, and checks the shards of those that are there.
+def missing_shards(plan: Plan, found: Snapshot, specs: Iterable[Spec] | None = None) -> list[Spec]:
+    """Data that is not there whole. Markers and the number of shards tell; no shard is opened.
+
+    A damaged shard is found, and named, where it is read.
+
+    Args:
+        plan: of the sweep.
+        found: what is in storage.
+        specs: of the data to look for; None: all of the plan.
+
+    Returns:
+        Specs of what has to be built, or completed.
+    """
+    places = {spec: plan.data(spec).relative for spec in (plan.data_specs() if specs is None else specs)}
+    return [spec for spec, place in places.items() if not found.is_finished(place) or found.lost(place)]
+
+
+def prepare_data(
+    plan: Plan, say: Callable[[str], None], found: Snapshot | None = None, tasks: Tasks = in_this_process
+) -> None:
+    """Builds the shards of data that are missing.
 
     Args:
         plan: of the sweep.
         say: told what happens.
+        found: what is in storage; None: look now.
+        tasks: how shards are written.
 
     Raises:
-        UserError: if a shard is damaged (named), or a data set cannot be built.
+        UserError: if a data set cannot be built.
     """
-    for spec in dict.fromkeys(plan.instruction_specs()):
-        _prepare(plan.store, spec.name, spec, build_instructions, say)
-    for benchmark in plan.benchmarks:
-        _prepare(plan.store, benchmark.name, benchmark, build_benchmark, say)
+    found = found or plan.store.snapshot(map(plan.data, plan.data_specs()))
+    for spec in missing_shards(plan, found):
+        _build(plan, spec, say, tasks)
 
 
-def note_checkpoints(plan: Plan) -> None:
+def check_sources(plan: Plan, found: Snapshot) -> int:
+    """Reads what the data that has to be built consists of, so that a mistake in it is told at once.
+
+    Args:
+        plan: of the sweep.
+        found: what is in storage.
+
+    Returns:
+        Rows of the largest data set that will be built; 0 if none will.
+
+    Raises:
+        UserError: if a source is unknown, damaged, or too small.
+    """
+    return max((len(_listing(spec).entries) for spec in missing_shards(plan, found)), default=0)
+
+
+def _listing(spec: Spec) -> Listing:
+    return list_data(spec) if isinstance(spec, InstructionSpec) else list_benchmark(spec)
+
+
+def _build(plan: Plan, spec: Spec, say: Callable[[str], None], tasks: Tasks) -> None:
+    store, artifact = plan.store, plan.data(spec)
+    with store.lease(artifact, lambda holder: say(f"{spec.name}: waiting for {holder}, which is preparing it")):
+        found = store.snapshot([artifact])
+        if not missing_shards(plan, found, [spec]):
+            return
+        if found.is_finished(artifact.relative):
+            _refuse_another_source(store, artifact, spec)
+            lost = found.lost(artifact.relative)
+            say(f"{spec.name}: {abs(lost)} shards {'are missing' if lost > 0 else 'too many'}; preparing them again")
+        else:
+            say(f"{spec.name}: preparing shards")
+        told = time.monotonic()
+
+        def progress(done: int, of: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > LINE_EVERY_S:
+                told = time.monotonic()
+                say(f"{spec.name}: {done} of {of} shards")
+
+        if isinstance(spec, InstructionSpec):
+            shards = build_instructions(spec, store.filesystem, artifact.path, tasks, progress)
+        else:
+            shards = build_benchmark(spec, store.filesystem, artifact.path, tasks, progress)
+        description = read_description(store.filesystem, artifact.path) or {}
+        store.finish(artifact, spec, {"rows": description["rows"], "shards": len(shards)})
+
+
+def _refuse_another_source(store: Store, artifact: Artifact, spec: Spec) -> None:
+    """What was trained or judged on the whole data must not meet shards of other data under the same name."""
+    before = read_description(store.filesystem, artifact.path)
+    if before is not None and before["digest"] != _listing(spec).digest():
+        raise UserError(
+            f"data {artifact.path}: shards are missing, and source '{spec.source}' has other rows than when they were "
+            "written; bring its files back, or give the data another version"
+        )
+
+
+def note_checkpoints(plan: Plan, found: Snapshot) -> bool:
     """Leaves in storage which LLaVAs from elsewhere were evaluated, as if a training had ended.
 
     Args:
         plan: of the sweep.
+        found: what is in storage.
+
+    Returns:
+        Whether anything was written.
     """
-    for candidate in plan.candidates:
-        spec, artifact = plan.model(candidate)
-        if isinstance(spec, CheckpointSpec) and not plan.store.is_complete(artifact):
-            plan.store.finish(artifact, spec, {"checkpoint": list(spec.weights)})
-
-
-def _prepare(
-    store: Store, name: str, spec: Any, build: Callable[[Any, Any, str], Sequence[str]], say: Callable[[str], None]
-) -> None:
-    artifact = store.artifact("data", name, spec)
-    if not store.is_complete(artifact):
-        with store.lease(artifact, lambda holder: say(f"{name}: waiting for {holder}, which is preparing it")):
-            if not store.is_complete(artifact):
-                say(f"{name}: preparing shards")
-                shards = build(spec, store.filesystem, artifact.path)
-                rows = sum(read_shard(store.filesystem, shard, ["row"]).num_rows for shard in shards)
-                store.finish(artifact, spec, {"rows": rows, "shards": len(shards)})
-    # Checksums of every page: a damaged shard is named here, not hours later by a worker.
-    found = list_shards(store.filesystem, artifact.path)
-    rows = sum(read_shard(store.filesystem, shard).num_rows for shard in found)
-    expected = int(store.facts(artifact)["rows"])
-    if rows != expected:
-        raise UserError(
-            f"data {artifact.path}: {rows} rows in {len(found)} shards, expected {expected}; delete that folder and "
-            "run again, it is built anew"
-        )
+    models = {plan.model(candidate)[1]: plan.model(candidate)[0] for candidate in plan.candidates}
+    new = [(artifact, spec) for artifact, spec in models.items() if not found.is_complete(artifact.relative)]
+    noted = [(artifact, spec) for artifact, spec in new if isinstance(spec, CheckpointSpec)]
+    for artifact, spec in noted:
+        plan.store.finish(artifact, spec, {"checkpoint": list(spec.weights)})
+    return bool(noted)

@@ -16,23 +16,24 @@ from typing import Any
 import ray
 from ray import tune
 
-from analysis.loading import load_sweep
-from analysis.report import write_report
+from analysis.report import refresh_report
 from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
 from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from cluster.shared import share_ray_data
-from rllava.data.shards import list_shards
+from rllava.data.ray_dataset import in_ray_tasks
+from rllava.data.shards import FEW_ROWS, Tasks, in_this_process, list_shards
 from rllava.errors import SweepError, UserError
 from rllava.filesystem import remove_folder
 from rllava.fingerprint import to_json
+from rllava.snapshot import Snapshot
 from rllava.specs import ModelSpec
 from rllava.training.extension_lock import operator_is_built
 from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
-from sweeps.plan import Plan, note_checkpoints, prepare_data
+from sweeps.plan import Plan, check_sources, note_checkpoints, prepare_data
 from sweeps.presets import Candidate
 from sweeps.trial import Work, run_trial
 from sweeps.work import work_on
@@ -98,30 +99,41 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
         kept=lambda name: kept(plan, plan.candidate(name)),
         after_failure=share_ray_data,
     )
-    prepare_data(plan, board.say)
-    note_checkpoints(plan)
-    before = completed(plan)
+    found = plan.store.snapshot(plan.artifacts(), keep=True)
+    if note_checkpoints(plan, found):
+        found = plan.store.snapshot(plan.artifacts(), keep=True)
+    before = completed(plan, found)
     # What a protocol starts from has to be there for all candidates before the first one goes on.
-    stages = [(stage, len(unfinished(stage))) for stage in (*plan.first, plan)]
+    stages = [(stage, len(unfinished(stage, found))) for stage in (*plan.first, plan)]
     board.say(plan.protocol.describe())
     board.say(
         f"{plan.sweep}: {len(plan.candidates)} candidates, {stages[-1][1]} with something to do; storage {plan.storage}"
     )
     machine: dict[str, Any] = {}
     most = max(missing for _, missing in stages)
-    if most:
-        info, placement, trials = find_machines(plan, machines, most)
+    rows = check_sources(plan, found)
+    tasks: Tasks = in_this_process
+    if most or rows > FEW_ROWS:
+        info, placement, trials = find_machines(plan, machines, max(most, 1))
         machine = describe_machine(info)
         if log is not None:
             board.say(f"messages of Ray and its workers: {log.path}")
         share_ray_data()
+        if rows > FEW_ROWS:
+            # On a laptop, logical CPUs are many: as many tasks at a time as there are cores.
+            tasks = in_ray_tasks(placement.data_args(), usable_cores() if info.is_local else None)
+    if rows:
+        prepare_data(plan, board.say, found, tasks)
+    if most:
         for stage, missing in stages:
             if missing:
                 with board:
                     tune_over(stage, placement, min(trials, missing), board)
-    manifest = write_manifest(plan, before, machine, started)
-    paths = write_report(plan.storage, plan.sweep)
-    say(format_table(load_sweep(plan.storage, plan.sweep)))
+    if most or rows:
+        found = plan.store.snapshot(plan.artifacts(), keep=True)
+    manifest = write_manifest(plan, found, before, machine, started)
+    paths, records = refresh_report(plan.storage, plan.sweep)
+    say(format_table(records))
     minutes, seconds = divmod(int(manifest["wall_seconds"]), 60)
     say(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
     say(f"report:  {paths.index}")
@@ -149,16 +161,21 @@ def kept(plan: Plan, candidate: Candidate) -> str:
     return f"its LLaVA and {parts} of {of} parts of its records"
 
 
-def unfinished(plan: Plan) -> list[str]:
+def unfinished(plan: Plan, found: Snapshot) -> list[str]:
     """Candidates with something to do.
 
     Args:
         plan: of the sweep.
+        found: what is in storage.
 
     Returns:
         Their names.
     """
-    return [c.name for c in plan.candidates if plan.pending(c) or not plan.store.is_complete(plan.model(c)[1])]
+    return [
+        candidate.name
+        for candidate in plan.candidates
+        if plan.pending(candidate, found) or not found.is_complete(plan.model(candidate)[1].relative)
+    ]
 
 
 def check_workers_of(plan: Plan, machines: Machines) -> None:
@@ -351,18 +368,17 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
         )
 
 
-def completed(plan: Plan) -> set[str]:
-    """Artifacts that are complete now.
+def completed(plan: Plan, found: Snapshot) -> set[str]:
+    """Artifacts that are complete.
 
     Args:
         plan: of the sweep.
+        found: what is in storage.
 
     Returns:
         Paths below the storage's root.
     """
-    artifacts = [plan.model(c)[1] for c in plan.candidates]
-    artifacts += [artifact for c in plan.candidates for _, artifact in plan.evaluations(c)]
-    return {artifact.relative for artifact in artifacts if plan.store.is_complete(artifact)}
+    return {artifact.relative for artifact in plan.artifacts() if found.is_complete(artifact.relative)}
 
 
 def describe_machine(info: ClusterInfo) -> dict[str, Any]:
@@ -384,11 +400,14 @@ def describe_machine(info: ClusterInfo) -> dict[str, Any]:
     }
 
 
-def write_manifest(plan: Plan, before: set[str], machine: dict[str, Any], started: float) -> dict[str, Any]:
+def write_manifest(
+    plan: Plan, found: Snapshot, before: set[str], machine: dict[str, Any], started: float
+) -> dict[str, Any]:
     """Writes what a sweep consists of: the analysis reads this and the records, nothing else.
 
     Args:
         plan: of the sweep, complete.
+        found: what is in storage.
         before: artifacts that were complete when it started.
         machine: it ran on.
         started: Unix time.
@@ -413,7 +432,7 @@ def write_manifest(plan: Plan, before: set[str], machine: dict[str, Any], starte
                 "candidate": candidate.name,
                 "benchmark": spec.benchmark.name,
                 "epsilon": spec.epsilon,
-                "seconds": plan.store.facts(artifact).get("seconds"),
+                "seconds": found.facts(artifact.relative).get("seconds"),
                 "reused": artifact.relative in before,
             }
             for candidate in plan.candidates
@@ -423,8 +442,8 @@ def write_manifest(plan: Plan, before: set[str], machine: dict[str, Any], starte
             {
                 "name": spec.name,
                 "path": artifact.relative,
-                "seconds": plan.store.facts(artifact).get("seconds"),
-                "parameters": plan.store.facts(artifact).get("parameters"),
+                "seconds": found.facts(artifact.relative).get("seconds"),
+                "parameters": found.facts(artifact.relative).get("parameters"),
                 "reused": artifact.relative in before,
                 "spec": to_json(spec),
             }

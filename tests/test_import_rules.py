@@ -17,7 +17,15 @@ PURE = ("rllava.encoders", "rllava.model", "rllava.attacks", "rllava.metrics", "
 ADAPTERS = ("rllava.data.ray_dataset", "rllava.training.ray_trainer", "rllava.evaluation.pipeline")
 """The only modules of the library that know Ray."""
 
-LIGHT = ("rllava.records", "rllava.check_list", "rllava.filesystem", "rllava.s3", "rllava.faults", "rllava.errors")
+LIGHT = (
+    "rllava.records",
+    "rllava.check_list",
+    "rllava.filesystem",
+    "rllava.snapshot",
+    "rllava.s3",
+    "rllava.faults",
+    "rllava.errors",
+)
 """What the analysis shares with what writes records."""
 
 GPU_STACK = ("torch", "torchvision", "ray", "transformers", "deepspeed", "timm")

@@ -195,3 +195,36 @@ def test_full_and_read_only_disks_are_named(options: str, says: str) -> None:
     assert done.stdout.startswith("storage /mnt/results cannot be written: ")
     assert says in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_files_go_in_and_come_out_whole(store: Store, tmp_path: Path) -> None:
+    content = os.urandom(3 << 20)
+    (tmp_path / "weights").write_bytes(content)
+    path = f"{store.root}/models/m[a=b]/stage2/weights"
+    store.put(path, tmp_path / "weights")
+    assert store.filesystem.cat_file(path) == content
+    store.fetch(path, tmp_path / "deep" / "copy")
+    assert (tmp_path / "deep" / "copy").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        store.fetch(f"{path}-missing", tmp_path / "nothing")
+
+
+def test_a_snapshot_answers_for_many_artifacts_and_takes_old_facts_for_what_they_are(store: Store) -> None:
+    artifacts = [store.artifact("records", "r", Spec(number)) for number in range(3)]
+    for number, artifact in enumerate(artifacts[:2]):
+        for part in range(2):
+            store.write(f"{artifact.path}/part-{part:05d}.parquet", b"rows")
+        store.finish(artifact, Spec(number), {"parts": 2, "seconds": number})
+    first = store.snapshot(artifacts, keep=True)
+    assert [first.is_complete(artifact.relative) for artifact in artifacts] == [True, True, False]
+    assert first.shards(artifacts[0].relative) == ["part-00000.parquet", "part-00001.parquet"]
+    assert store.exists(f"{store.root}/facts/records.json")
+
+    store.filesystem.rm_file(f"{artifacts[0].path}/part-00001.parquet")
+    store.finish(artifacts[1], Spec(1), {"parts": 2, "seconds": 77})
+    later = store.snapshot(artifacts)
+    assert [later.is_complete(artifact.relative) for artifact in artifacts] == [False, True, False]
+    assert (later.lost(artifacts[0].relative), later.is_finished(artifacts[0].relative)) == (1, True)
+    assert later.facts(artifacts[1].relative)["seconds"] == 77, "of the marker that was there before"
+    store.write(f"{store.root}/facts/records.json", b"torn")
+    assert store.snapshot(artifacts).facts(artifacts[1].relative)["seconds"] == 77

@@ -4,14 +4,15 @@ A new benchmark is one source function in :data:`SOURCES` and one spec in :data:
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
-from rllava.data.files import read_file
+from rllava.data.files import read_file, seen_image
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.published import (
     Entry,
@@ -23,7 +24,7 @@ from rllava.data.published import (
     vqav2_questions,
 )
 from rllava.data.sampling import check_unique, sample_list
-from rllava.data.shards import write_shards
+from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
 from rllava.errors import UserError
 from rllava.filesystem import write_whole
 from rllava.metrics.metric import METRICS, Metric, MetricState, metric_from_json, metric_to_json
@@ -137,7 +138,13 @@ SOURCES: Registry[Source] = Registry("benchmark source")
 BENCHMARKS: Registry[BenchmarkSpec] = Registry("benchmark")
 
 
-def build_benchmark(spec: BenchmarkSpec, filesystem: Any, folder: str) -> list[str]:
+def build_benchmark(
+    spec: BenchmarkSpec,
+    filesystem: Any,
+    folder: str,
+    tasks: Tasks = in_this_process,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[str]:
     """Writes a benchmark's shards and, as ``metric.json``, its metric's frozen state.
 
     A re-run writes the same bytes under the same names. A damaged or missing image and an empty list of references
@@ -147,6 +154,8 @@ def build_benchmark(spec: BenchmarkSpec, filesystem: Any, folder: str) -> list[s
         spec: the benchmark.
         filesystem: fsspec file system.
         folder: path in it.
+        tasks: how shards are written.
+        progress: told how many are done, of how many.
 
     Returns:
         Paths of the shards, in order.
@@ -156,11 +165,33 @@ def build_benchmark(spec: BenchmarkSpec, filesystem: Any, folder: str) -> list[s
             metric cannot be prepared from so few references.
     """
     metric = METRICS.get(spec.metric)
-    chosen = list_samples(spec)
-    state = metric.prepare([sample.references for sample in chosen])
-    paths = write_shards(_rows(spec, chosen), filesystem, folder, spec.rows_per_shard, BENCHMARK_SCHEMA)
+    listing = list_benchmark(spec)
+    state = metric.prepare([sample.references for sample in listing.entries])
     write_whole(filesystem, f"{folder}/metric.json", metric_to_json(metric, state).encode())
-    return paths
+    return build_shards(listing, filesystem, folder, tasks, progress)
+
+
+def list_benchmark(spec: BenchmarkSpec) -> Listing:
+    """What a benchmark consists of, without its images.
+
+    Args:
+        spec: the benchmark.
+
+    Returns:
+        Its samples as rows.
+
+    Raises:
+        UserError: see :func:`list_samples`.
+    """
+    samples = list_samples(spec)
+    return Listing(
+        samples,
+        make_row=functools.partial(_row, spec.prompt),
+        identity=_identity,
+        schema=BENCHMARK_SCHEMA,
+        rows_per_shard=spec.rows_per_shard,
+        witness=seen_image(sample.load_image for sample in samples),
+    )
 
 
 def list_samples(spec: BenchmarkSpec) -> list[Sample]:
@@ -202,15 +233,18 @@ def read_metric(filesystem: Any, folder: str) -> tuple[Metric, MetricState]:
         raise UserError(f"'{path}' is damaged ({error}); build the benchmark again") from error
 
 
-def _rows(spec: BenchmarkSpec, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
-    for row, sample in enumerate(samples):
-        yield {
-            "row": row,
-            "sample_id": sample.sample_id,
-            "image": read_image(sample.load_image),
-            "prompt": spec.prompt.replace("{question}", sample.question),
-            "references": list(sample.references),
-        }
+def _row(prompt: str, row: int, sample: Sample) -> dict[str, Any]:
+    return {
+        "row": row,
+        "sample_id": sample.sample_id,
+        "image": read_image(sample.load_image),
+        "prompt": prompt.replace("{question}", sample.question),
+        "references": list(sample.references),
+    }
+
+
+def _identity(sample: Sample) -> str:
+    return json.dumps([sample.sample_id, sample.question, sample.references])
 
 
 def read_image(load_image: Callable[[], bytes]) -> bytes:

@@ -26,9 +26,11 @@ Names ending in "/" are folders of images. Files are named as their publishers n
 RobustVLM's ``bash/llava_eval.sh``, the training data's as in LLaVA's ``playground/data``. ``docs/data.md`` says more.
 """
 
+import functools
+import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,16 @@ def read_file(path: str) -> bytes:
         Its bytes.
     """
     return Path(path).read_bytes()
+
+
+def seen_image(loaders: Iterable[Callable[[], bytes] | None]) -> str | None:
+    """An image file of a data set that is there, by which another machine can tell whether it sees the data set at all.
+
+    Args:
+        loaders: what reads the images; None where there is none.
+
+    Returns:
+        Path of the first of the first hundred that is there; None if none is, or images are no files.
+    """
+    files = (loader.args[0] for loader in loaders if isinstance(loader, functools.partial) and loader.func is read_file)
+    return next((path for path in itertools.islice(files, _PROBED) if os.path.isfile(path)), None)

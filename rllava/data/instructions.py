@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT, read_image
 from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
-from rllava.data.files import data_path, read_file
+from rllava.data.files import data_path, read_file, seen_image
 from rllava.data.llava_json import MARKER, read_conversations
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.sampling import check_unique, sample_list
-from rllava.data.shards import write_shards
+from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
 from rllava.errors import UserError
 from rllava.registry import Registry
 
@@ -28,9 +28,14 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
 
 INSTRUCTION_SCHEMA = pa.schema(
     [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
-    metadata={"rllava.schema": "instructions-v1"},
+    metadata={"rllava.schema": "instructions-v2"},
 )
-"""Arrow schema of instruction data; shard after shard, rows follow the global shuffle."""
+"""Arrow schema of instruction data; shard after shard, rows follow the global shuffle.
+
+Columns are those of v1, whose shards had a single row group: they can be read as well."""
+
+ROWS_PER_GROUP = 4
+"""Rows that a training worker fetches at least. Its rows come in runs of a micro-batch, usually a multiple of this."""
 
 _DESCRIBE = (
     "<image>\nDescribe the image concisely.",
@@ -84,13 +89,21 @@ INSTRUCTION_SOURCES: Registry[InstructionSource] = Registry("instruction source"
 INSTRUCTIONS: Registry[InstructionSpec] = Registry("instruction data")
 
 
-def build_instructions(spec: InstructionSpec, filesystem: Any, folder: str) -> list[str]:
+def build_instructions(
+    spec: InstructionSpec,
+    filesystem: Any,
+    folder: str,
+    tasks: Tasks = in_this_process,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[str]:
     """Writes instruction data as shards; a re-run writes the same bytes under the same names.
 
     Args:
         spec: the data.
         filesystem: fsspec file system.
         folder: path in it.
+        tasks: how shards are written.
+        progress: told how many are done, of how many.
 
     Returns:
         Paths of the shards, in order.
@@ -98,8 +111,31 @@ def build_instructions(spec: InstructionSpec, filesystem: Any, folder: str) -> l
     Raises:
         UserError: if the source is unknown, has fewer rows than asked for, or has doubled sample ids.
     """
-    rows = _rows(list_instructions(spec))
-    return write_shards(rows, filesystem, folder, spec.rows_per_shard, INSTRUCTION_SCHEMA)
+    return build_shards(list_data(spec), filesystem, folder, tasks, progress)
+
+
+def list_data(spec: InstructionSpec) -> Listing:
+    """What instruction data consists of, without its images.
+
+    Args:
+        spec: the data.
+
+    Returns:
+        Its conversations as rows.
+
+    Raises:
+        UserError: see :func:`list_instructions`.
+    """
+    instructions = list_instructions(spec)
+    return Listing(
+        instructions,
+        make_row=_row,
+        identity=_identity,
+        schema=INSTRUCTION_SCHEMA,
+        rows_per_shard=spec.rows_per_shard,
+        rows_per_group=ROWS_PER_GROUP,
+        witness=seen_image(instruction.load_image for instruction in instructions),
+    )
 
 
 def list_instructions(spec: InstructionSpec) -> list[Instruction]:
@@ -135,17 +171,24 @@ def _check_markers(source: Sequence[Instruction], name: str) -> None:
             )
 
 
-def _rows(instructions: Sequence[Instruction]) -> Iterator[dict[str, Any]]:
-    for row, instruction in enumerate(instructions):
-        turns = []
-        for human, gpt in instruction.turns:
-            turns += [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
-        yield {
-            "row": row,
-            "sample_id": instruction.sample_id,
-            "image": None if instruction.load_image is None else read_image(instruction.load_image),
-            "conversations": json.dumps(turns, ensure_ascii=False),
-        }
+def _row(row: int, instruction: Instruction) -> dict[str, Any]:
+    return {
+        "row": row,
+        "sample_id": instruction.sample_id,
+        "image": None if instruction.load_image is None else read_image(instruction.load_image),
+        "conversations": _conversation(instruction),
+    }
+
+
+def _conversation(instruction: Instruction) -> str:
+    turns = []
+    for human, gpt in instruction.turns:
+        turns += [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+    return json.dumps(turns, ensure_ascii=False)
+
+
+def _identity(instruction: Instruction) -> str:
+    return f"{instruction.sample_id} {instruction.load_image is not None} {_conversation(instruction)}"
 
 
 def easy_align_instructions() -> list[Instruction]:

@@ -1,24 +1,33 @@
-"""Instruction data as a Ray Data stream: the only file of this package that knows Ray.
+"""Instruction data as a Ray Data stream, and shards written by Ray Data: the only file of this package that knows Ray.
 
 Every training worker streams the shards in their order and keeps the rows that are its own by position, so that the
-data order depends on nothing but the spec: not on timing, not on which worker restarted. Images are decoded in Ray Data
-tasks, after the rows of other workers are gone.
+data order depends on nothing but the spec: not on timing, not on which worker restarted. Row groups without such a row
+are not fetched. Images are decoded in Ray Data tasks, after the rows of other workers are gone.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray.cloudpickle
 import ray.data
-from ray.data import ExecutionResources
+from ray.data import ExecutionResources, TaskPoolStrategy
 
-from rllava.data.shards import list_shards, read_shard
+from rllava.data.shards import ShardWork, Tasks, list_shards, read_shard, shard_number
 from rllava.data.stream import MicroBatch, Stream, keep_and_decode
+from rllava.errors import UserError
 from rllava.store import Store
 
 DECODE_TASKS = 2
 """Most tasks of one training worker that read and decode at a time: hundreds of images a second, few processes."""
+
+HELD = 256
+"""Shards whose texts are in the object store at a time: a few MB each."""
+
+_READ = ("row", "image", "conversations")
 
 
 def micro_batches(stream: Stream, first_step: int, last_step: int) -> Iterator[MicroBatch]:
@@ -64,10 +73,10 @@ def _epoch(stream: Stream, offset: int, first_row: int, stop_row: int) -> Iterat
 
 
 def read_and_decode(batch: dict[str, Any], stream: Stream, offset: int, first_row: int, stop_row: int) -> pa.Table:
-    """Reads a shard, with its checksums verified, and decodes the images of a worker's rows (in a CPU task).
+    """Reads what a worker needs of a shard, checksums verified, and decodes its images (in a CPU task).
 
     Args:
-        batch: one path.
+        batch: path of a shard.
         stream: says whose rows to keep.
         offset: positions before this epoch.
         first_row: first row of the epoch that is wanted.
@@ -76,10 +85,50 @@ def read_and_decode(batch: dict[str, Any], stream: Stream, offset: int, first_ro
     Returns:
         See :func:`rllava.data.stream.keep_and_decode`.
     """
-    table = read_shard(Store(stream.storage).filesystem, str(batch["path"][0]))
+    path = str(batch["path"][0])
+    before = (shard_number(path) or 0) * stream.rows_per_shard
+
+    def wanted(first: int, stop: int) -> bool:
+        rows = range(max(before + first, first_row), min(before + stop, stop_row))
+        return stream.owns_any(rows, offset)
+
+    table = read_shard(Store(stream.storage).filesystem, path, _READ, wanted)
     return keep_and_decode(table, stream, offset, first_row, stop_row)
 
 
 def _portion(rows: list[dict[str, Any]], image_size: int) -> MicroBatch:
     pixels = [np.frombuffer(row["pixels"], np.uint8).reshape(image_size, image_size, 3) for row in rows]
     return MicroBatch(np.stack(pixels), [row["conversations"] for row in rows], [row["damaged"] for row in rows])
+
+
+def in_ray_tasks(options: Mapping[str, Any], at_a_time: int | None = None) -> Tasks:
+    """Shards are written by Ray Data's tasks.
+
+    Args:
+        options: resources of a task, as of ``map_batches``.
+        at_a_time: most tasks at a time; None: as many as the cluster has room for.
+
+    Returns:
+        What runs them.
+    """
+    return functools.partial(_run, {**options, "compute": TaskPoolStrategy(size=at_a_time)})
+
+
+def _run(options: Mapping[str, Any], work: Iterator[ShardWork], count: int) -> Iterator[None]:
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    while items := [{"work": ray.cloudpickle.dumps(piece)} for piece in islice(work, HELD)]:
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        for row in dataset.map_batches(_write, batch_size=1, **options).iter_rows():
+            if row["mistake"] is not None:
+                raise UserError(str(row["mistake"]))
+            yield None
+
+
+def _write(batch: dict[str, Any]) -> pa.Table:
+    """Writes a shard; a user's mistake comes back as text, not as the traceback of a task."""
+    mistake = None
+    try:
+        ray.cloudpickle.loads(bytes(batch["work"][0])).run()
+    except UserError as error:
+        mistake = str(error)
+    return pa.table({"mistake": pa.array([mistake], pa.string())})

@@ -45,6 +45,18 @@ class Stream:
         """
         return (position % self.global_batch) // self.micro_batch % self.workers == self.worker
 
+    def owns_any(self, rows: range, offset: int) -> bool:
+        """Whether any of some rows of an epoch belongs to this worker.
+
+        Args:
+            rows: of the data set.
+            offset: positions before the epoch.
+
+        Returns:
+            True if this worker trains on one of them.
+        """
+        return any(self.owns(offset + row) for row in rows)
+
 
 @dataclass(frozen=True)
 class MicroBatch:

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from rllava.errors import UserError
 from rllava.model.checkpoint import PROJECTORS, CheckpointSpec
+from rllava.snapshot import MARKER
 from rllava.specs import ModelSpec
-from rllava.store import MARKER
 
 
 def trained_spec(folder: Path, what: str) -> CheckpointSpec:

@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
@@ -32,6 +32,13 @@ from rllava.training.places import DataPlace
 
 RUN_NAME = "ray-train"
 """Folder of Ray Train's own state inside an unfinished model artifact; removed when the model is complete."""
+
+COLLECTIVE_TIMEOUT_S = 4 * 3600
+"""How long a worker waits for the others in a collective: for one that reads a language model, or writes its share of a
+checkpoint, more slowly than the rest. A worker that is gone is noticed by Ray Train, not by this."""
+
+POLL_S = 2.0
+"""Seconds between two looks whether worker 0 has saved."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def train_model(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=scaling,
         run_config=RunConfig(
             name=RUN_NAME,
@@ -138,21 +146,31 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             damaged += first.damaged
             if dist.get_rank() == 0:
                 save_projectors(first.state, scratch / "stage1")
-                store.write(stage1, (scratch / "stage1" / PROJECTORS).read_bytes())
+                store.put(stage1, scratch / "stage1" / PROJECTORS)
             del first  # its language model makes room for stage 2's
             gc.collect()  # DeepSpeed's engine refers to itself, and would keep it
-            dist.barrier()
-        (scratch / "stage1").mkdir(exist_ok=True)
-        (scratch / "stage1" / PROJECTORS).write_bytes(store.filesystem.cat_file(stage1))
+            wait_for_file(store, stage1)
+        store.fetch(stage1, scratch / "stage1" / PROJECTORS)
         second = run_stage(job, 2, scratch)
         damaged += second.damaged
         if dist.get_rank() == 0:
             save_stage2(second.connector, second.state, second.tokenizer, scratch / "stage2")
             for file in sorted((scratch / "stage2").rglob("*")):
                 if file.is_file():
-                    store.write(f"{job.path}/{file.relative_to(scratch)}", file.read_bytes())
-        dist.barrier()
+                    store.put(f"{job.path}/{file.relative_to(scratch)}", file)
+        # Nobody waits for worker 0: the run is over when all workers are, and a collective would time out.
         return {"parameters": second.parameters, "damaged": damaged}
+
+
+def wait_for_file(store: Store, path: str) -> None:
+    """Waits until worker 0 has saved something, however long it takes; were it lost, Ray Train would end this worker.
+
+    Args:
+        store: results folder.
+        path: of a file that is written whole, in the storage.
+    """
+    while not store.exists(path):
+        time.sleep(POLL_S)
 
 
 def agreed(value: bool) -> bool:

@@ -26,7 +26,7 @@ from rllava.data.benchmarks import (
 from rllava.data.easy_vqa_source import easy_images
 from rllava.data.images import DamagedImage, preprocess
 from rllava.data.sampling import sample_list
-from rllava.data.shards import list_shards, read_shard
+from rllava.data.shards import LISTING, list_shards, read_shard
 from rllava.errors import UserError
 from rllava.metrics.metric import METRICS
 
@@ -74,7 +74,7 @@ def test_a_rebuild_gives_the_same_bytes(name: str, local: Any, folder: str) -> N
     first = {path.name: path.read_bytes() for path in _built(spec, local, folder)}
     second = {path.name: path.read_bytes() for path in _built(spec, local, folder)}
     assert first == second
-    assert sorted(first) == ["metric.json", *(f"part-0000{index}.parquet" for index in range(3))]
+    assert sorted(first) == [LISTING, "metric.json", *(f"part-0000{index}.parquet" for index in range(3))]
 
 
 def _built(spec: BenchmarkSpec, local: Any, folder: str) -> list[Path]:

@@ -1,14 +1,16 @@
 """Shards: whole, deterministic, never doubled; on a local disk and on S3."""
 
+import dataclasses
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from rllava.data.shards import list_shards, read_shard, write_shards
+from rllava.data.shards import LISTING, Listing, build_shards, list_shards, read_shard
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
 
@@ -17,6 +19,17 @@ SCHEMA = pa.schema([("row", pa.int64()), ("image", pa.binary()), ("references", 
 
 def rows(count: int) -> list[dict[str, Any]]:
     return [{"row": row, "image": bytes([row % 256]) * 50, "references": ["a", str(row)]} for row in range(count)]
+
+
+def take(row: int, entry: dict[str, Any]) -> dict[str, Any]:
+    assert entry.get("row", row) == row
+    return entry
+
+
+def write_shards(
+    rows: Iterable[dict[str, Any]], filesystem: Any, folder: str, rows_per_shard: int, schema: pa.Schema
+) -> list[str]:
+    return build_shards(Listing(list(rows), take, str, schema, rows_per_shard), filesystem, folder)
 
 
 def all_rows(filesystem: Any, folder: str) -> list[dict[str, Any]]:
@@ -36,7 +49,7 @@ def test_a_rebuild_gives_the_same_bytes_and_doubles_nothing(local: Any, folder: 
     first = {path: Path(path).read_bytes() for path in write_shards(rows(25), local, folder, 10, SCHEMA)}
     second = {path: Path(path).read_bytes() for path in write_shards(rows(25), local, folder, 10, SCHEMA)}
     assert first == second
-    assert sorted(os.listdir(folder)) == [f"part-0000{index}.parquet" for index in range(3)]
+    assert sorted(os.listdir(folder)) == [LISTING, *(f"part-0000{index}.parquet" for index in range(3))]
 
 
 def test_a_shorter_rebuild_leaves_no_old_part(local: Any, folder: str) -> None:
@@ -62,13 +75,12 @@ def test_shards_sort_by_number_past_99999(local: Any, folder: str) -> None:
 
 
 def test_rows_are_pulled_one_shard_at_a_time(local: Any, folder: str) -> None:
-    def watched() -> Any:
-        for row in rows(9):
-            if row["row"] == 8:
-                assert len(list_shards(local, folder)) >= 2
-            yield row
+    def watched(row: int, entry: dict[str, Any]) -> dict[str, Any]:
+        if row == 8:
+            assert len(list_shards(local, folder)) >= 2
+        return entry
 
-    assert len(write_shards(watched(), local, folder, 3, SCHEMA)) == 3
+    assert len(build_shards(Listing(rows(9), watched, str, SCHEMA, 3), local, folder)) == 3
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(
@@ -126,3 +138,69 @@ def test_s3_holds_the_same_bytes(s3_storage: str, local: Any, folder: str) -> No
     assert list_shards(remote, f"{prefix}/nothing") == []
     with pytest.raises(UserError, match="does not exist"):
         read_shard(remote, f"{prefix}/part-00009.parquet")
+
+
+def listing(count: int, **changes: Any) -> Listing:
+    return dataclasses.replace(Listing(rows(count), take, str, SCHEMA, 5), **changes)
+
+
+def test_a_build_that_was_cut_off_keeps_what_is_whole(local: Any, folder: str) -> None:
+    made: list[int] = []
+
+    def watched(row: int, entry: dict[str, Any]) -> dict[str, Any]:
+        made.append(row)
+        return entry
+
+    paths = [Path(path) for path in build_shards(listing(23), local, folder)]
+    expected = [path.read_bytes() for path in paths]
+    paths[1].write_bytes(expected[1][:-9])  # torn
+    paths[2].unlink()
+    paths[4].write_bytes(expected[0])  # whole, but of another shard: it has 5 rows, not 3
+    build_shards(listing(23, make_row=watched), local, folder)
+    assert made == [*range(5, 15), *range(20, 23)]
+    assert [path.read_bytes() for path in paths] == expected
+
+
+def test_shards_of_another_listing_are_not_kept(local: Any, folder: str) -> None:
+    build_shards(listing(23), local, folder)
+    changed = [{**row, "references": ["b"]} for row in rows(23)]
+    build_shards(listing(23, entries=changed), local, folder)
+    assert all_rows(local, folder) == changed
+    Path(folder, LISTING).unlink()  # as earlier versions left it
+    build_shards(listing(23), local, folder)
+    assert all_rows(local, folder) == rows(23)
+
+
+def test_what_a_killed_process_had_begun_is_removed_when_nobody_writes_on(local: Any, folder: str) -> None:
+    old, fresh = Path(folder, ".part-00000.parquet.aa.tmp"), Path(folder, ".part-00001.parquet.bb.tmp")
+    old.parent.mkdir(parents=True)
+    for file in (old, fresh):
+        file.write_bytes(b"PAR1")
+    os.utime(old, (0, 0))
+    build_shards(listing(5), local, folder)
+    assert not old.exists()
+    assert fresh.exists(), "somebody may still be writing it"
+
+
+def test_images_must_be_on_the_machine_that_reads_them(local: Any, folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}/1.jpg is not on .*a folder that all machines share"):
+        build_shards(listing(5, witness=f"{tmp_path}/1.jpg"), local, folder)
+
+
+def test_only_row_groups_that_are_wanted_are_read(local: Any, folder: str) -> None:
+    noise = [{**row, "image": random.Random(row["row"]).randbytes(5000)} for row in rows(20)]
+    (path,) = build_shards(listing(20, entries=noise, rows_per_shard=20, rows_per_group=4), local, folder)
+    asked: list[tuple[int, int]] = []
+
+    def wanted(first: int, stop: int) -> bool:
+        asked.append((first, stop))
+        return first in (4, 16)
+
+    assert read_shard(local, path, None, wanted).to_pylist() == [*noise[4:8], *noise[16:]]
+    assert asked == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
+    content = Path(path).read_bytes()
+    middle = content.index(noise[5]["image"][:100])
+    Path(path).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(UserError, match=r"part-00000\.parquet' is damaged .*; delete it and build the data again"):
+        read_shard(local, path, None, wanted)
+    assert read_shard(local, path, ["row", "image"], lambda first, _: first == 0).num_rows == 4

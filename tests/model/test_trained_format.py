@@ -13,8 +13,9 @@ from rllava.model.assemble import build_connector, load_llava, save_stage2
 from rllava.model.checkpoint import PROJECTORS, read_checkpoint
 from rllava.model.checkpoint_loading import load_checkpoint
 from rllava.model.export import Options, main
+from rllava.snapshot import MARKER
 from rllava.specs import ModelSpec
-from rllava.store import MARKER, Store
+from rllava.store import Store
 from rllava.weights import pin_weights
 from sweeps.presets import PRESETS, model_spec
 from tests.model.test_export import encoder
