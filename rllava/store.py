@@ -267,7 +267,7 @@ class Store:
         while not self._take(path, holder):
             if not told:
                 current = self._holder(path)
-                waiting(f"{current.host}:{current.pid}" if current else "another driver")
+                waiting(f"process {current.pid} on {current.machine}" if current else "another driver")
                 told = True
             time.sleep(0.5 if self.is_local else 2.0)
         stop = threading.Event()
@@ -354,6 +354,11 @@ class _Holder:
     started: float
     token: str
     heard: float
+
+    @property
+    def machine(self) -> str:
+        """The part of ``host`` that people know."""
+        return self.host.split("/")[0]
 
     @classmethod
     def here(cls) -> "_Holder":
