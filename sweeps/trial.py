@@ -5,6 +5,7 @@ the plan, what it leaves is in storage, so that it can be killed and started aga
 """
 
 import contextlib
+import re
 import time
 from typing import Any
 
@@ -54,9 +55,9 @@ def users_mistake(error: BaseException) -> str | None:
         error: as caught.
 
     Returns:
-        The message of the first :class:`UserError` in it; None if there is none.
+        The message of the first :class:`UserError` in it, or in the text of a traceback; None if there is none.
     """
-    waiting, seen = [error], set()
+    waiting, seen, texts = [error], set(), list[str]()
     while waiting:
         found = waiting.pop(0)
         if id(found) in seen:
@@ -68,7 +69,10 @@ def users_mistake(error: BaseException) -> str | None:
         if isinstance(found, UserError) and not isinstance(getattr(found, "cause", None), UserError):
             return str(found)
         waiting += [inner for inner in within if isinstance(inner, BaseException)]
-    return None
+        texts.append(str(found))
+    # Of an error in one of its tasks, Ray Data keeps the traceback's text alone.
+    told = re.findall(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", "\n".join(texts), re.MULTILINE)
+    return told[0] if told else None
 
 
 def find_or_train(
