@@ -101,7 +101,9 @@ def _ensure_together(steps: Sequence[Step], workshop: Workshop) -> None:
         return
     before = [task_of(step, store) for task in pending for step in task.step.after]
     if late := lacking(before, store):
-        raise RuntimeError(f"{pending[0].artifact.relative} comes after {late[0].artifact.relative}, which is not there")
+        raise RuntimeError(
+            f"{pending[0].artifact.relative} comes after {late[0].artifact.relative}, which is not there"
+        )
     with contextlib.ExitStack() as leases:
         # Always in the same order, so that two drivers cannot hold what the other waits for.
         for task in sorted(pending, key=lambda task: task.artifact.path):

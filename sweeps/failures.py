@@ -1,5 +1,6 @@
 """What Ray's errors come down to: a user's mistake, or a few words about what was lost."""
 
+import re
 from collections.abc import Iterator
 
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
@@ -38,13 +39,16 @@ def users_mistake(error: BaseException) -> str | None:
         error: as caught.
 
     Returns:
-        The message of the first :class:`UserError` in it; None if there is none.
+        The message of the first :class:`UserError` in it, or in the text of a traceback; None if there is none.
     """
     for found in causes(error):
         # Ray's own stand-in is of the same class, but its text is a traceback: what it stands for comes first.
         if isinstance(found, UserError) and not isinstance(getattr(found, "cause", None), UserError):
             return str(found)
-    return None
+    # Of an error in one of its tasks, Ray Data keeps the traceback's text alone.
+    texts = "\n".join(map(str, causes(error)))
+    told = re.search(rf"^{UserError.__module__}\.{UserError.__name__}: (.+)$", texts, re.MULTILINE)
+    return None if told is None else told.group(1)
 
 
 def in_few_words(error: BaseException | None) -> str:

@@ -1,7 +1,10 @@
 """What a trial makes of errors in Ray's workers."""
 
+import pytest
+import ray.data
 from ray.exceptions import RayTaskError
 
+from cluster.connect import ClusterInfo
 from rllava.errors import UserError
 from sweeps.failures import users_mistake
 
@@ -35,3 +38,15 @@ def test_a_programs_mistake_stays_one() -> None:
     failed.__cause__ = failed
     assert users_mistake(failed) is None
     assert users_mistake(TrainingFailedError({0: in_a_task(ValueError("broken"))})) is None
+
+
+def test_a_users_mistake_in_a_task_of_ray_data_is_found(local_ray: ClusterInfo) -> None:
+    assert local_ray.is_local
+    with pytest.raises(Exception, match="shard 'x' is damaged") as caught:
+        list(ray.data.from_items([{"path": "x"}]).map(fail).iter_rows())
+    assert users_mistake(caught.value) == "shard 'x' is damaged (bad page); delete it"
+    assert users_mistake(TrainingFailedError({0: caught.value})) == "shard 'x' is damaged (bad page); delete it"
+
+
+def fail(row: dict[str, str]) -> dict[str, str]:
+    raise UserError(f"shard '{row['path']}' is damaged (bad page); delete it")
