@@ -47,7 +47,7 @@ class Snapshot:
         Returns:
             True if its marker is there, and as many shards as the marker says.
         """
-        return self.is_finished(relative) and self.lost(relative) <= 0
+        return self.is_finished(relative) and self.lost(relative) == 0
 
     def is_finished(self, relative: str) -> bool:
         """Whether an artifact's marker is there; shards may have been removed since.

@@ -4,33 +4,50 @@ A step is a spec, the folder its result belongs to, and the steps whose results 
 type of its spec. :func:`ensure` makes what is missing: complete? - lease - complete? - run - finish.
 
 **What a step needs comes first**, before it takes its own lease: whoever waits for another driver holds nothing that
-others want. What it starts from of *other* steps of its kind (:attr:`Step.after`), the images that attacks on all
-candidates found for example, is no wait inside it but a level of the whole sweep (:func:`levels`).
+others want. What other trials have to make before it, the images that attacks on all candidates found for example, is
+no wait inside it but a level of the whole sweep (:func:`levels`).
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from rllava.fingerprint import fingerprint
 from rllava.store import Artifact, Kind, Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
-    """Something to make.
+    """Something to make; the same one if kind and fingerprint are the same.
 
     Attributes:
         kind: folder of the storage that it goes to.
         spec: a named spec; with its inputs' specs in it, it decides the result and its place.
         needs: steps that are ensured before it.
+        alongside: steps of the same batch that are made before it, where they are asked for too.
         after: steps that a level before it has made.
+        batch: steps of one batch, whose needs are there, are made together; None: it is made alone.
     """
 
     kind: Kind
     spec: Any
     needs: tuple["Step", ...] = ()
+    alongside: tuple["Step", ...] = ()
     after: tuple["Step", ...] = ()
+    batch: str | None = None
+
+    @cached_property
+    def key(self) -> tuple[str, str]:
+        """What is the same for two descriptions of one step."""
+        return self.kind, fingerprint(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Step) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 @dataclass(frozen=True)
@@ -54,8 +71,8 @@ class Task:
 Facts = Mapping[str, Any]
 
 Runner = Callable[[Sequence[Task]], Iterator[tuple[Task, Facts]]]
-"""Makes tasks of one type of specs, whose leases are held: yields each when all its files are there, with the facts of its
-marker, which is written before the next one is asked for; whatever it does after the last is cleaning up."""
+"""Makes tasks of one type of specs, whose leases are held. Yields each when all its files are there, with the facts of
+its marker, which is written before the runner goes on: what it does then is cleaning up."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +83,24 @@ class Workshop:
         store: results folder.
         runners: by the type of specs.
         found: told of the kind of what was complete already.
-        waiting: told who works on the same.
+        waiting: told what somebody else is making, and who.
     """
 
     store: Store
     runners: Mapping[type, Runner]
     found: Callable[[Kind], None] = lambda kind: None
-    waiting: Callable[[str], None] = lambda holder: None
+    waiting: Callable[[Task, str], None] = lambda task, holder: None
 
 
 def ensure(steps: Iterable[Step], workshop: Workshop) -> None:
     """Makes what is missing of some steps, after all that they need.
-
-    Steps of one type of specs that need nothing of one another are made together, by one call of their runner.
 
     Args:
         steps: any.
         workshop: where they are made.
 
     Raises:
-        KeyError: if a type of specs has no runner.
+        KeyError: if a type of specs that is missing has no runner.
         RuntimeError: if a step comes after one that is not complete: levels were not kept.
     """
     for together in _in_order(steps):
@@ -94,20 +109,16 @@ def ensure(steps: Iterable[Step], workshop: Workshop) -> None:
 
 def _ensure_together(steps: Sequence[Step], workshop: Workshop) -> None:
     kind, store = steps[0].kind, workshop.store
-    tasks = [task_of(step, store) for step in steps]
-    pending = lacking(tasks, store)
+    pending = lacking([task_of(step, store) for step in steps], store)
     if not pending:
         workshop.found(kind)
         return
-    before = [task_of(step, store) for task in pending for step in task.step.after]
-    if late := lacking(before, store):
-        raise RuntimeError(
-            f"{pending[0].artifact.relative} comes after {late[0].artifact.relative}, which is not there"
-        )
+    if late := lacking([task_of(step, store) for task in pending for step in task.step.after], store):
+        raise RuntimeError(f"{pending[0].artifact.relative} comes after {late[0].artifact.relative}, which is missing")
     with contextlib.ExitStack() as leases:
         # Always in the same order, so that two drivers cannot hold what the other waits for.
         for task in sorted(pending, key=lambda task: task.artifact.path):
-            leases.enter_context(store.lease(task.artifact, workshop.waiting))
+            leases.enter_context(store.lease(task.artifact, lambda holder, task=task: workshop.waiting(task, holder)))  # type: ignore[misc]
         pending = lacking(pending, store)
         if not pending:
             workshop.found(kind)
@@ -182,12 +193,15 @@ def _in_order(steps: Iterable[Step]) -> list[list[Step]]:
 
     def height(step: Step) -> int:
         if step not in heights:
-            heights[step] = 1 + max(map(height, step.needs), default=-1)
+            needed = 1 + max(map(height, step.needs), default=-1)
+            heights[step] = max(needed, *(height(other) for other in step.alongside if other in asked), 0)
         return heights[step]
 
-    for step in steps:
+    asked = dict.fromkeys(steps)
+    for step in asked:
         height(step)
-    groups: dict[tuple[int, type], list[Step]] = {}
+    groups: dict[tuple[int, object], list[Step]] = {}
     for step, number in heights.items():
-        groups.setdefault((number, type(step.spec)), []).append(step)
+        alone = step if step.batch is None else step.batch
+        groups.setdefault((number, alone), []).append(step)
     return [groups[key] for key in sorted(groups, key=lambda key: key[0])]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,16 +16,19 @@ from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
 from rllava.faults import explain
 from rllava.filesystem import check_answers
+from rllava.graph import step_of
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
+from rllava.steps import Facts, Step, Task, Workshop, ensure, levels, task_of
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
 from rllava.weights import Weighted, has_weights, missing_weights, pin_weights
 from sweeps.presets import Candidate, Preset, model_spec
 
 Spec = InstructionSpec | BenchmarkSpec
+DATA = (InstructionSpec, BenchmarkSpec)
 
 LINE_EVERY_S = 5.0
 """Data that is being built makes at most one line in so many seconds."""
@@ -67,7 +70,7 @@ class Plan:
 
     @cached_property
     def first(self) -> "tuple[Plan, ...]":
-        """What has to be run before this plan: the protocols that its own starts from."""
+        """The grids of the protocols that its own starts from."""
         return tuple(dataclasses.replace(self, protocol=protocol) for protocol in self.protocol.after)
 
     def candidate(self, name: str) -> Candidate:
@@ -196,26 +199,31 @@ class Plan:
         return places[0], places[1]
 
     def artifacts(self) -> list[Artifact]:
-        """All that the sweep makes or finds: data, models, records, and those of the plans that are run before it."""
+        """All that the sweep makes or finds: data, models, and records, those that it only starts from as well."""
         made = [self.data(spec) for spec in self.data_specs()]
-        for candidate in self.candidates:
-            made.append(self.model(candidate)[1])
-            made += [artifact for plan in (*self.first, self) for _, artifact in plan.evaluations(candidate)]
-        return made
+        return made + [self.task(step).artifact for level in self.levels for steps in level.values() for step in steps]
 
-    def pending(self, candidate: Candidate, found: Snapshot | None = None) -> list[tuple[EvalSpec, Artifact]]:
-        """A candidate's cells that are not complete.
+    def task(self, step: Step) -> Task:
+        """A step with the place of its result."""
+        return task_of(step, self.store)
 
-        Args:
-            candidate: which.
-            found: what is in storage; None: look now.
-
-        Returns:
-            Specs with their artifacts.
-        """
-        cells = self.evaluations(candidate)
-        found = found or self.store.snapshot(artifact for _, artifact in cells)
-        return [(spec, artifact) for spec, artifact in cells if not found.is_complete(artifact.relative)]
+    @cached_property
+    def levels(self) -> list[dict[str, list[Step]]]:
+        """What each candidate's trial makes, by candidate; all trials of a level end before the next level begins."""
+        owners: dict[Step, str] = {}
+        for candidate in self.in_training_order():
+            model, _ = self.model(candidate)
+            if isinstance(model, ModelSpec):
+                owners.setdefault(step_of(model), candidate.name)
+            for plan in (*self.first, self):
+                owners.update({step_of(spec): candidate.name for spec, _ in plan.evaluations(candidate)})
+        found = []
+        for level in levels(owners):
+            by_candidate: dict[str, list[Step]] = {}
+            for step in level:
+                by_candidate.setdefault(owners[step], []).append(step)
+            found.append(by_candidate)
+        return found
 
     def in_training_order(self) -> list[Candidate]:
         """Candidates such that those which only plug into another's LLaVA come last."""
@@ -330,27 +338,30 @@ def missing_shards(plan: Plan, found: Snapshot, specs: Iterable[Spec] | None = N
     Returns:
         Specs of what has to be built, or completed.
     """
-    places = {spec: plan.data(spec).relative for spec in (plan.data_specs() if specs is None else specs)}
-    return [spec for spec, place in places.items() if not found.is_finished(place) or found.lost(place)]
+    wanted = plan.data_specs() if specs is None else specs
+    return [spec for spec in wanted if not found.is_complete(plan.data(spec).relative)]
 
 
-def prepare_data(
-    plan: Plan, say: Callable[[str], None], found: Snapshot | None = None, tasks: Tasks = in_this_process
-) -> None:
+def prepare_data(plan: Plan, say: Callable[[str], None], tasks: Tasks = in_this_process) -> None:
     """Builds the shards of data that are missing.
 
     Args:
         plan: of the sweep.
         say: told what happens.
-        found: what is in storage; None: look now.
         tasks: how shards are written.
 
     Raises:
         UserError: if a data set cannot be built.
     """
-    found = found or plan.store.snapshot(map(plan.data, plan.data_specs()))
-    for spec in missing_shards(plan, found):
-        _build(plan, spec, say, tasks)
+
+    def build(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+        for task in missing:
+            yield task, _build(plan.store, task.artifact, task.spec, say, tasks)
+
+    def waiting(task: Task, holder: str) -> None:
+        say(f"{task.spec.name}: waiting for {holder}, which is preparing it")
+
+    ensure(map(step_of, plan.data_specs()), Workshop(plan.store, dict.fromkeys(DATA, build), waiting=waiting))
 
 
 def check_sources(plan: Plan, found: Snapshot) -> int:
@@ -373,32 +384,28 @@ def _listing(spec: Spec) -> Listing:
     return list_data(spec) if isinstance(spec, InstructionSpec) else list_benchmark(spec)
 
 
-def _build(plan: Plan, spec: Spec, say: Callable[[str], None], tasks: Tasks) -> None:
-    store, artifact = plan.store, plan.data(spec)
-    with store.lease(artifact, lambda holder: say(f"{spec.name}: waiting for {holder}, which is preparing it")):
-        found = store.snapshot([artifact])
-        if not missing_shards(plan, found, [spec]):
-            return
-        if found.is_finished(artifact.relative):
-            _refuse_another_source(store, artifact, spec)
-            lost = found.lost(artifact.relative)
-            say(f"{spec.name}: {abs(lost)} shards {'are missing' if lost > 0 else 'too many'}; preparing them again")
-        else:
-            say(f"{spec.name}: preparing shards")
-        told = time.monotonic()
+def _build(store: Store, artifact: Artifact, spec: Spec, say: Callable[[str], None], tasks: Tasks) -> Facts:
+    found = store.snapshot([artifact])
+    if found.is_finished(artifact.relative):
+        _refuse_another_source(store, artifact, spec)
+        lost = found.lost(artifact.relative)
+        say(f"{spec.name}: {abs(lost)} shards {'are missing' if lost > 0 else 'too many'}; preparing them again")
+    else:
+        say(f"{spec.name}: preparing shards")
+    told = time.monotonic()
 
-        def progress(done: int, of: int) -> None:
-            nonlocal told
-            if time.monotonic() - told > LINE_EVERY_S:
-                told = time.monotonic()
-                say(f"{spec.name}: {done} of {of} shards")
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > LINE_EVERY_S:
+            told = time.monotonic()
+            say(f"{spec.name}: {done} of {of} shards")
 
-        if isinstance(spec, InstructionSpec):
-            shards = build_instructions(spec, store.filesystem, artifact.path, tasks, progress)
-        else:
-            shards = build_benchmark(spec, store.filesystem, artifact.path, tasks, progress)
-        description = read_description(store.filesystem, artifact.path) or {}
-        store.finish(artifact, spec, {"rows": description["rows"], "shards": len(shards)})
+    if isinstance(spec, InstructionSpec):
+        shards = build_instructions(spec, store.filesystem, artifact.path, tasks, progress)
+    else:
+        shards = build_benchmark(spec, store.filesystem, artifact.path, tasks, progress)
+    description = read_description(store.filesystem, artifact.path) or {}
+    return {"rows": description["rows"], "shards": len(shards)}
 
 
 def _refuse_another_source(store: Store, artifact: Artifact, spec: Spec) -> None:
@@ -409,21 +416,3 @@ def _refuse_another_source(store: Store, artifact: Artifact, spec: Spec) -> None
             f"data {artifact.path}: shards are missing, and source '{spec.source}' has other rows than when they were "
             "written; bring its files back, or give the data another version"
         )
-
-
-def note_checkpoints(plan: Plan, found: Snapshot) -> bool:
-    """Leaves in storage which LLaVAs from elsewhere were evaluated, as if a training had ended.
-
-    Args:
-        plan: of the sweep.
-        found: what is in storage.
-
-    Returns:
-        Whether anything was written.
-    """
-    models = {plan.model(candidate)[1]: plan.model(candidate)[0] for candidate in plan.candidates}
-    new = [(artifact, spec) for artifact, spec in models.items() if not found.is_complete(artifact.relative)]
-    noted = [(artifact, spec) for artifact, spec in new if isinstance(spec, CheckpointSpec)]
-    for artifact, spec in noted:
-        plan.store.finish(artifact, spec, {"checkpoint": list(spec.weights)})
-    return bool(noted)

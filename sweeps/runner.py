@@ -8,6 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +30,12 @@ from rllava.filesystem import remove_folder
 from rllava.fingerprint import to_json
 from rllava.snapshot import Snapshot
 from rllava.specs import ModelSpec
+from rllava.store import Artifact
 from rllava.training.extension_lock import operator_is_built
 from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
-from sweeps.plan import Plan, check_sources, note_checkpoints, prepare_data
+from sweeps.plan import Plan, check_sources, prepare_data
 from sweeps.presets import Candidate
 from sweeps.trial import Work, run_trial
 from sweeps.work import work_on
@@ -100,17 +102,13 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
         after_failure=share_ray_data,
     )
     found = plan.store.snapshot(plan.artifacts(), keep=True)
-    if note_checkpoints(plan, found):
-        found = plan.store.snapshot(plan.artifacts(), keep=True)
     before = completed(plan, found)
-    # What a protocol starts from has to be there for all candidates before the first one goes on.
-    stages = [(stage, len(unfinished(stage, found))) for stage in (*plan.first, plan)]
+    levels = [unfinished(plan, level, found) for level in range(len(plan.levels))]
+    busy = len({name for names in levels for name in names})
     board.say(plan.protocol.describe())
-    board.say(
-        f"{plan.sweep}: {len(plan.candidates)} candidates, {stages[-1][1]} with something to do; storage {plan.storage}"
-    )
+    board.say(f"{plan.sweep}: {len(plan.candidates)} candidates, {busy} with something to do; storage {plan.storage}")
     machine: dict[str, Any] = {}
-    most = max(missing for _, missing in stages)
+    most = max(map(len, levels))
     rows = check_sources(plan, found)
     tasks: Tasks = in_this_process
     if most or rows > FEW_ROWS:
@@ -123,12 +121,11 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
             # On a laptop, logical CPUs are many: as many tasks at a time as there are cores.
             tasks = in_ray_tasks(placement.data_args(), usable_cores() if info.is_local else None)
     if rows:
-        prepare_data(plan, board.say, found, tasks)
-    if most:
-        for stage, missing in stages:
-            if missing:
-                with board:
-                    tune_over(stage, placement, min(trials, missing), board)
+        prepare_data(plan, board.say, tasks)
+    for level, names in enumerate(levels):
+        if names:
+            with board:
+                tune_over(plan, level, names, placement, min(trials, len(names)), board)
     if most or rows:
         found = plan.store.snapshot(plan.artifacts(), keep=True)
     manifest = write_manifest(plan, found, before, machine, started)
@@ -151,8 +148,8 @@ def kept(plan: Plan, candidate: Candidate) -> str:
         In words.
     """
     filesystem = plan.store.filesystem
-    model = plan.model(candidate)[1]
-    if not plan.store.is_complete(model):
+    spec, model = plan.model(candidate)
+    if isinstance(spec, ModelSpec) and not plan.store.is_complete(model):
         saved = filesystem.glob(f"{glob.escape(model.path)}/{RUN_NAME}/checkpoint*")
         return "its training up to the last checkpoint" if saved else "nothing of its training yet"
     evaluations = plan.evaluations(candidate)
@@ -161,20 +158,21 @@ def kept(plan: Plan, candidate: Candidate) -> str:
     return f"its LLaVA and {parts} of {of} parts of its records"
 
 
-def unfinished(plan: Plan, found: Snapshot) -> list[str]:
+def unfinished(plan: Plan, level: int, found: Snapshot) -> list[str]:
     """Candidates with something to do.
 
     Args:
         plan: of the sweep.
+        level: of it.
         found: what is in storage.
 
     Returns:
-        Their names.
+        Their names, such that those which only plug into another's LLaVA come last.
     """
     return [
-        candidate.name
-        for candidate in plan.candidates
-        if plan.pending(candidate, found) or not found.is_complete(plan.model(candidate)[1].relative)
+        name
+        for name, steps in plan.levels[level].items()
+        if not all(found.is_complete(plan.task(step).artifact.relative) for step in steps)
     ]
 
 
@@ -310,11 +308,15 @@ def concurrent_trials(missing: int, placement: Placement, info: ClusterInfo) -> 
     return max(1, room)
 
 
-def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> None:
+def tune_over(
+    plan: Plan, level: int, candidates: Sequence[str], placement: Placement, trials: int, board: Board
+) -> None:
     """One trial per candidate; Tune's own state is thrown away.
 
     Args:
         plan: of the sweep.
+        level: of it.
+        candidates: with something to do.
         placement: resources.
         trials: at a time.
         board: shows progress.
@@ -336,12 +338,12 @@ def tune_over(plan: Plan, placement: Placement, trials: int, board: Board) -> No
     name = f"{plan.sweep}-{os.path.basename(scratch)}"
     report_every = max(1, plan.preset.stage2.steps // 12)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every)),
+        tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every, level)),
         placement.trial_resources(),
     )
     tuner = tune.Tuner(
         trainable,
-        param_space={"candidate": tune.grid_search([candidate.name for candidate in plan.in_training_order()])},
+        param_space={"candidate": tune.grid_search(list(candidates))},
         tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=False),
         run_config=tune.RunConfig(
             name=name,
@@ -418,6 +420,10 @@ def write_manifest(
     path = f"{plan.store.root}/reports/{plan.sweep}/sweep.json"
     models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.candidates}
     finished = time.time()
+
+    def facts(artifact: Artifact) -> dict[str, Any]:
+        return found.facts(artifact.relative) if found.is_finished(artifact.relative) else {}  # none of a checkpoint
+
     manifest = {
         "sweep": plan.sweep,
         "preset": plan.preset.name,
@@ -432,7 +438,7 @@ def write_manifest(
                 "candidate": candidate.name,
                 "benchmark": spec.benchmark.name,
                 "epsilon": spec.epsilon,
-                "seconds": found.facts(artifact.relative).get("seconds"),
+                "seconds": facts(artifact).get("seconds"),
                 "reused": artifact.relative in before,
             }
             for candidate in plan.candidates
@@ -442,8 +448,8 @@ def write_manifest(
             {
                 "name": spec.name,
                 "path": artifact.relative,
-                "seconds": found.facts(artifact.relative).get("seconds"),
-                "parameters": found.facts(artifact.relative).get("parameters"),
+                "seconds": facts(artifact).get("seconds"),
+                "parameters": facts(artifact).get("parameters"),
                 "reused": artifact.relative in before,
                 "spec": to_json(spec),
             }

@@ -4,25 +4,26 @@ Training runs in Ray Train workers, attacks in a Ray Data pool. What it needs to
 leaves is in storage, so that it can be killed and started again at any moment.
 """
 
-import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from cluster.placement import Placement
 from rllava.data.shards import list_shards, read_shard
-from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, units
-from rllava.model.checkpoint import CheckpointSpec
+from rllava.errors import UserError
+from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, facts_of, units
+from rllava.filesystem import remove_folder
 from rllava.specs import EvalSpec, ModelSpec
-from rllava.store import Artifact
-from rllava.training.ray_trainer import TrainJob, train_model
+from rllava.steps import Facts, Step, Task, Workshop, ensure
+from rllava.store import Kind
+from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
 from sweeps.events import Attacking, Done, Found, Refused, Starting, Waiting
 from sweeps.failures import users_mistake
-from sweeps.plan import Plan
-from sweeps.presets import Candidate
+from sweeps.plan import DATA, Plan
 from sweeps.telling import Tell, TellTraining
 
 
-def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_every: int) -> None:
+def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_every: int, level: int) -> None:
     """All of a trial's work.
 
     Args:
@@ -31,129 +32,133 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
         plan: of the sweep.
         placement: resources of workers.
         report_every: optimiser steps between progress reports.
+        level: of the plan.
     """
-    candidate = plan.candidate(name)
+    steps = plan.levels[level][name]
+
+    def train(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+        return train_models(tell, plan, missing, placement, report_every)
+
+    def attack(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+        return make_records(tell, plan, missing, placement)
+
+    def found(kind: Kind) -> None:
+        if kind in ("models", "records"):
+            tell(Found("model" if kind == "models" else "records"))
+
+    runners = {ModelSpec: train, EvalSpec: attack, **dict.fromkeys(DATA, refuse_lost_data)}
     try:
-        model, artifact = plan.model(candidate)
-        find_or_train(tell, plan, model, artifact, placement, report_every)
-        find_or_attack(tell, plan, candidate, artifact, placement)
+        ensure(steps, Workshop(plan.store, runners, found, lambda _, holder: tell(Waiting(holder))))
     except Exception as error:
         mistake = users_mistake(error)
         if mistake is None:
             raise
         tell(Refused(mistake))
         return
-    tell(scores(plan, candidate))
+    tell(scores(plan, steps))
 
 
-def find_or_train(
-    tell: Tell,
-    plan: Plan,
-    spec: ModelSpec | CheckpointSpec,
-    artifact: Artifact,
-    placement: Placement,
-    report_every: int,
-) -> None:
-    """Trains a LLaVA unless it is there, or waits while another driver or trial does.
+def refuse_lost_data(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    """Data is there before the first trial; what has gone since is built by the sweep's own process.
+
+    Args:
+        missing: data.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        f"{missing[0].artifact.path}: shards were removed while the sweep ran; the same command builds them"
+    )
+    yield
+
+
+def train_models(
+    tell: Tell, plan: Plan, missing: Sequence[Task], placement: Placement, report_every: int
+) -> Iterator[tuple[Task, Facts]]:
+    """Trains LLaVAs.
 
     Args:
         tell: told what happens.
         plan: of the sweep.
-        spec: of the model.
-        artifact: where it belongs.
+        missing: LLaVAs.
         placement: resources.
         report_every: optimiser steps between progress reports.
+
+    Yields:
+        Each with its facts.
     """
-    if plan.store.is_complete(artifact):
-        tell(Found("model"))
-        return
-    with plan.store.lease(artifact, lambda holder: tell(Waiting(holder))):
-        if plan.store.is_complete(artifact):
-            tell(Found("model"))
-            return
-        assert isinstance(spec, ModelSpec)  # a checkpoint from elsewhere is complete from the start
+    for task in missing:
         tell(Starting())
         job = TrainJob(
             storage=plan.storage,
-            path=artifact.path,
-            spec=spec,
+            path=task.artifact.path,
+            spec=task.spec,
             data=plan.data_places(),
             checkpoint_every=plan.preset.checkpoint_every,
             report_every=report_every,
         )
-        train_model(job, artifact, placement.scaling_config(), callbacks=[TellTraining(tell)])
+        yield task, train_model(job, task.artifact, placement.scaling_config(), callbacks=[TellTraining(tell)])
+        remove_folder(plan.store.filesystem, f"{task.artifact.path}/{RUN_NAME}")
 
 
-def find_or_attack(tell: Tell, plan: Plan, candidate: Candidate, model: Artifact, placement: Placement) -> None:
-    """Makes the candidate's records that are missing.
-
-    Args:
-        tell: told what happens.
-        plan: of the sweep.
-        candidate: which.
-        model: its trained LLaVA.
-        placement: resources.
-    """
-    if not plan.pending(candidate):
-        tell(Found("records"))
-        return
-    with contextlib.ExitStack() as leases:
-        # Always in the same order, so that two drivers cannot hold what the other waits for.
-        for _, artifact in sorted(plan.pending(candidate), key=lambda pair: pair[1].path):
-            leases.enter_context(plan.store.lease(artifact, lambda holder: tell(Waiting(holder))))
-        pending = plan.pending(candidate)
-        if not pending:
-            tell(Found("records"))
-            return
-        attack(tell, plan, model, pending, placement)
-
-
-def attack(
-    tell: Tell, plan: Plan, model: Artifact, pending: list[tuple[EvalSpec, Artifact]], placement: Placement
-) -> None:
-    """Runs the pipeline and tells of every part.
+def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Placement) -> Iterator[tuple[Task, Facts]]:
+    """Makes the records of evaluations of one LLaVA with the same encoders, in one pool that loads it once.
 
     Args:
         tell: told what happens.
         plan: of the sweep.
-        model: trained LLaVA.
-        pending: evaluations with their artifacts; leases are held.
+        missing: evaluations.
         placement: resources.
+
+    Yields:
+        Each with its facts.
     """
-    names = {spec.benchmark.name for spec, _ in pending}
+    store = plan.store
+    # Budgets rising: an attack may start from what the smaller one found.
+    tasks = sorted(missing, key=lambda task: task.spec.epsilon)
+    model = tasks[0].spec.model
+    data = {spec.name: plan.data(spec).path for spec in dict.fromkeys(task.spec.benchmark for task in tasks)}
     job = EvalJob(
         storage=plan.storage,
-        model_path=model.path,
-        specs=tuple(spec for spec, _ in pending),
-        paths=tuple(artifact.path for _, artifact in pending),
-        data={spec.name: plan.benchmark_folder(spec) for spec in plan.benchmarks if spec.name in names},
+        model_path=store.artifact("models", model.name, model).path,
+        specs=tuple(task.spec for task in tasks),
+        paths=tuple(task.artifact.path for task in tasks),
+        data=data,
         save_every_s=plan.save_every_s,
     )
-    budgets = {name: sum(spec.benchmark.name == name for spec in job.specs) for name in names}
-    total = sum(budgets[unit["benchmark"]] for unit in units(job))
+    total = sum(sum(spec.benchmark.name == unit["benchmark"] for spec in job.specs) for unit in units(job))
     tell(Attacking(0, total))
     pool = PoolArguments(attack=placement.attack_args(), data=placement.data_args())
+    seconds = [0.0] * len(tasks)
     for done, part in enumerate(evaluate(job, pool), start=1):
-        tell(Attacking(done, total, part.benchmark, part.epsilon, part.mean))
+        spec = job.specs[part.place]
+        seconds[part.place] += part.seconds
+        tell(Attacking(done, total, spec.benchmark.name, spec.epsilon, part.mean))
+    for task, took in zip(tasks, seconds, strict=True):
+        yield task, facts_of(store, task.artifact, data[task.spec.benchmark.name], took)
 
 
-def scores(plan: Plan, candidate: Candidate) -> Done:
-    """Clean and robust score of a candidate: means over benchmarks at the smallest and largest budget.
+def scores(plan: Plan, steps: Sequence[Step]) -> Done:
+    """Clean and robust score of what a trial has made: means over benchmarks at the smallest and largest budget.
 
     Args:
         plan: of the sweep.
-        candidate: complete.
+        steps: complete.
 
     Returns:
         The scores.
     """
     means: dict[float, list[float]] = {}
-    for spec, artifact in plan.evaluations(candidate):
+    for task in (plan.task(step) for step in steps if step.kind == "records"):
         values = [
             score
-            for part in list_shards(plan.store.filesystem, artifact.path)
+            for part in list_shards(plan.store.filesystem, task.artifact.path)
             for score in read_shard(plan.store.filesystem, part, ["score"]).column("score").to_pylist()
             if score is not None
         ]
-        means.setdefault(spec.epsilon, []).append(float(np.mean(values)) if values else float("nan"))
+        means.setdefault(task.spec.epsilon, []).append(float(np.mean(values)) if values else float("nan"))
     return Done(clean=float(np.mean(means[min(means)])), robust=float(np.mean(means[max(means)])))

@@ -22,9 +22,9 @@ from rllava.data.shards import list_shards, parquet_bytes
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight, Keeping
-from rllava.evaluation.samples import load_unit, unpack
+from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, run_as
+from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, rounds_of, run_as
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.checkpoint_loading import load_checkpoint
@@ -80,19 +80,17 @@ class PoolArguments:
 
 @dataclass(frozen=True)
 class PartDone:
-    """One part was written, or found.
+    """One part was written.
 
     Attributes:
-        benchmark: its name.
-        epsilon: budget in 1/255.
+        place: of its evaluation in the job.
         shard: number.
         rows: records in it.
         mean: of their scores; NaN if none has one.
         seconds: it took (the first part of a shard includes the clean answers).
     """
 
-    benchmark: str
-    epsilon: float
+    place: int
     shard: int
     rows: int
     mean: float
@@ -100,7 +98,7 @@ class PartDone:
 
 
 def units(job: EvalJob) -> list[dict[str, Any]]:
-    """The shards that some budget still lacks.
+    """The shards that some evaluation still lacks.
 
     Args:
         job: what to do.
@@ -120,7 +118,7 @@ def units(job: EvalJob) -> list[dict[str, Any]]:
 
 
 def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
-    """Attacks what is missing and completes the records artifacts.
+    """Attacks what is missing.
 
     Args:
         job: what to do; the leases of its artifacts are held by the caller.
@@ -130,49 +128,41 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
         Each part as it is written.
     """
     work = units(job)
-    seconds: dict[tuple[str, float], float] = {}
-    if work:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        dataset = ray.data.from_items(work, override_num_blocks=len(work))
-        image_size = input_size(job.specs[0].encoders)
-        dataset = dataset.map(load_unit, fn_kwargs={"storage": job.storage, "image_size": image_size}, **pool.data)
-        dataset = dataset.map_batches(
-            ShardAttacker,
-            fn_constructor_kwargs={"job": job},
-            batch_size=1,
-            **{"compute": ray.data.ActorPoolStrategy(size=1), **pool.attack},
+    if not work:
+        return
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = ray.data.from_items(work, override_num_blocks=len(work))
+    image_size = input_size(job.specs[0].encoders)
+    dataset = dataset.map(load_unit, fn_kwargs={"storage": job.storage, "image_size": image_size}, **pool.data)
+    dataset = dataset.map_batches(
+        ShardAttacker,
+        fn_constructor_kwargs={"job": job},
+        batch_size=1,
+        **{"compute": ray.data.ActorPoolStrategy(size=1), **pool.attack},
+    )
+    for row in dataset.iter_rows():
+        yield PartDone(
+            place=int(row["place"]),
+            shard=int(row["shard"]),
+            rows=int(row["rows"]),
+            mean=float(row["mean"]),
+            seconds=float(row["seconds"]),
         )
-        for row in dataset.iter_rows():
-            done = PartDone(
-                benchmark=str(row["benchmark"]),
-                epsilon=float(row["epsilon"]),
-                shard=int(row["shard"]),
-                rows=int(row["rows"]),
-                mean=float(row["mean"]),
-                seconds=float(row["seconds"]),
-            )
-            key = (done.benchmark, done.epsilon)
-            seconds[key] = seconds.get(key, 0.0) + done.seconds
-            yield done
-    store = Store(job.storage)
-    for place, spec in enumerate(job.specs):
-        artifact = store.artifact("records", spec.name, spec)
-        assert artifact.path == job.paths[place]
-        took = seconds.get((spec.benchmark.name, spec.epsilon), 0.0)
-        complete(store, artifact, spec, job.data[spec.benchmark.name], took)
 
 
-def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str, seconds: float) -> None:
-    """Marks a records artifact as complete, after a last look that every part is there.
+def facts_of(store: Store, artifact: Artifact, data_folder: str, seconds: float) -> dict[str, Any]:
+    """What a records artifact's marker says, after a last look that every part is there.
 
     Its facts say how the parts were computed, of which several runs may have made some.
 
     Args:
         store: results folder.
         artifact: of the records.
-        spec: of the evaluation.
         data_folder: shards of the benchmark.
         seconds: spent on its parts since the last start.
+
+    Returns:
+        The facts.
     """
     shards, parts = list_shards(store.filesystem, data_folder), list_shards(store.filesystem, artifact.path)
     assert len(parts) == len(shards), f"{artifact.relative}: {len(parts)} of {len(shards)} parts"
@@ -180,7 +170,7 @@ def complete(store: Store, artifact: Artifact, spec: EvalSpec, data_folder: str,
         if path.rsplit("/", 1)[-1].startswith("state-"):  # of a worker that was killed after its part was written
             store.filesystem.rm_file(path)
     run = list({json.dumps(how): how for part in parts if (how := how_made(store, part))}.values())
-    store.finish(artifact, spec, {"parts": len(parts), "seconds": round(seconds, 2), "run_as": run})
+    return {"parts": len(parts), "seconds": round(seconds, 2), "run_as": run}
 
 
 def how_made(store: Store, part: str) -> dict[str, Any]:
@@ -206,7 +196,7 @@ def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
     Returns:
         float32, or the one half precision that is used.
     """
-    used = {entry.precision for spec in specs for entry in spec.protocol.rounds(spec.benchmark.task)}
+    used = {entry.precision for spec in specs for entry in rounds_of(spec)}
     return HALF[used.pop()] if len(used) == 1 and "float32" not in used else torch.float32
 
 
@@ -233,24 +223,24 @@ class ShardAttacker:
         self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
 
-    def bank(self, spec: EvalSpec) -> tuple[str, ...]:
-        """Answers to other samples, if the protocol aims at such; read once per benchmark.
+    def bank(self, specs: Sequence[EvalSpec]) -> tuple[str, ...]:
+        """Answers to other samples, if a protocol aims at such; read once per benchmark.
 
         Args:
-            spec: of an evaluation.
+            specs: evaluations of one benchmark.
 
         Returns:
             Texts.
         """
-        name = spec.benchmark.name
-        if not any(entry.decoy is not None for entry in spec.protocol.rounds(spec.benchmark.task)):
+        name = specs[0].benchmark.name
+        if not any(entry.decoy is not None for spec in specs for entry in rounds_of(spec)):
             return ()
         if name not in self.banks:
             self.banks[name] = answer_bank(self.store.filesystem, self.job.data[name])
         return self.banks[name]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Attacks one shard at every budget that lacks it.
+        """Makes what the evaluations of a job lack of one shard.
 
         Args:
             batch: one unit as :func:`load_unit` returned it.
@@ -266,9 +256,17 @@ class ShardAttacker:
         ]
         if not places:
             return
-        metric, state = read_metric(self.store.filesystem, self.job.data[name])
-        specs = [self.job.specs[place] for place in places]
+        # One clean pass for all whose clean images are answered in the same precision.
+        passes: dict[str, list[int]] = {}
+        for place in places:
+            passes.setdefault(rounds_of(self.job.specs[place])[0].precision, []).append(place)
         samples = unpack(bytes(batch["samples"][0]))
+        for together in passes.values():
+            yield from self._make(together, shard, samples)
+
+    def _make(self, places: Sequence[int], shard: int, samples: list[Sample]) -> Iterator[dict[str, Any]]:
+        specs = [self.job.specs[place] for place in places]
+        metric, state = read_metric(self.store.filesystem, self.job.data[specs[0].benchmark.name])
         states = InFlight(
             self.store, {spec: self.job.paths[place] for spec, place in zip(specs, places, strict=True)}, shard, samples
         )
@@ -279,7 +277,7 @@ class ShardAttacker:
             specs,
             metric,
             state,
-            bank=self.bank(specs[0]),
+            bank=self.bank(specs),
             keeping=Keeping(states, self.job.save_every_s),
             others=lambda spec, wanted: images_of_others(self.store, spec, shard, wanted),
         )
@@ -288,8 +286,7 @@ class ShardAttacker:
             states.remove(spec)
             scores = [score for score in table.column("score").to_pylist() if score is not None]
             yield {
-                "benchmark": [name],
-                "epsilon": [spec.epsilon],
+                "place": [place],
                 "shard": [shard],
                 "rows": [table.num_rows],
                 "mean": [float(np.mean(scores)) if scores else float("nan")],

@@ -20,6 +20,7 @@ from rllava.attacks.common import PIXEL, loss_and_gradient
 from rllava.attacks.engine import AnswerLoss, Engine, Task, Victims
 from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_that_fit
 from rllava.attacks.outcome import Outcome, round_to_8_bits
+from rllava.attacks.protocols import Round
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import encode_png
 from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
@@ -351,7 +352,7 @@ class AttackWorker:
             others=others,
         )
         return Engine(
-            spec.protocol.rounds(spec.benchmark.task),
+            rounds_of(spec),
             victims,
             epsilon=spec.epsilon,
             answer_loss=self._answer_loss(samples),
@@ -387,7 +388,7 @@ class AttackWorker:
             shard.pixels_BCHW,
             shard.predictions,
             epsilon=spec.epsilon,
-            clean_precision=spec.protocol.rounds(spec.benchmark.task)[0].precision,
+            clean_precision=rounds_of(spec)[0].precision,
             seeds=shard.seeds,
             dropped=dropped_by(spec),
             answer_loss=self._answer_loss(shard.samples),
@@ -397,6 +398,18 @@ class AttackWorker:
             known=flight.known,
             save=flight.found,
         )
+
+
+def rounds_of(spec: EvalSpec) -> tuple[Round, ...]:
+    """The rounds of an evaluation.
+
+    Args:
+        spec: protocol and benchmark.
+
+    Returns:
+        In order.
+    """
+    return spec.protocol.rounds(spec.benchmark.task)
 
 
 def dropped_by(spec: EvalSpec) -> Callable[[float], bool]:
@@ -421,12 +434,12 @@ def evaluate_shard(
     *, bank: Sequence[str] = (), keeping: Keeping | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[str, Tensor]] | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
-    """Records of a shard at every budget, one clean pass for all of them.
+    """Records of a shard in several evaluations, one clean pass for all of them.
 
     Args:
         worker: with the candidate's model.
         samples: of the shard.
-        specs: evaluations of this benchmark that still lack this shard.
+        specs: evaluations of this benchmark that still lack this shard; their first rounds have one precision.
         metric: of the benchmark.
         state: of the metric.
         bank: answers to other samples of the benchmark, for protocols that aim at wrong ones.
@@ -441,9 +454,8 @@ def evaluate_shard(
     first = specs[0]
     scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
     whole = [sample for sample in samples if sample.error is None]
-    rounds = first.protocol.rounds(first.benchmark.task)
-    precision = rounds[0].precision
-    for entry in rounds:
+    precision = rounds_of(first)[0].precision
+    for entry in (entry for spec in specs for entry in rounds_of(spec)):
         worker.model(entry.precision)  # before any memory is measured or shared out
     shard: Answered | None = None
     if whole:

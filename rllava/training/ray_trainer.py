@@ -21,7 +21,6 @@ from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
 from rllava.encoders import build_encoder, input_size
 from rllava.errors import UserError
-from rllava.filesystem import remove_folder
 from rllava.model.assemble import build_connector, load_projectors, save_projectors, save_stage2
 from rllava.model.checkpoint import PROJECTORS
 from rllava.model.llava import Connector, check_ensemble
@@ -31,7 +30,7 @@ from rllava.training.loop import Progress, checkpoint_workers, train_stage
 from rllava.training.places import DataPlace
 
 RUN_NAME = "ray-train"
-"""Folder of Ray Train's own state inside an unfinished model artifact; removed when the model is complete."""
+"""Folder of Ray Train's own state inside an unfinished model artifact."""
 
 COLLECTIVE_TIMEOUT_S = 4 * 3600
 """How long a worker waits for the others in a collective: for one that reads a language model, or writes its share of a
@@ -89,7 +88,9 @@ def train_model(
     callbacks: Sequence[Any] = (),
     max_failures: int = 3,
 ) -> dict[str, Any]:
-    """Trains both stages and completes the artifact. A run that was cut off goes on from its last checkpoint.
+    """Trains both stages. A run that was cut off goes on from its last checkpoint.
+
+    Ray Train's own state stays in the folder :data:`RUN_NAME` of the artifact, of no use once the artifact is complete.
 
     Args:
         job: what to do.
@@ -99,7 +100,7 @@ def train_model(
         max_failures: how often a lost worker group is restarted.
 
     Returns:
-        The facts noted in the artifact's marker.
+        Facts for the artifact's marker.
     """
     store = Store(job.storage)
     trainer = TorchTrainer(
@@ -118,10 +119,7 @@ def train_model(
     )
     started = time.time()
     result = trainer.fit()
-    facts = {"workers": scaling.num_workers, "seconds": round(time.time() - started, 1), **(result.return_value or {})}
-    store.finish(artifact, job.spec, facts)
-    remove_folder(store.filesystem, f"{artifact.path}/{RUN_NAME}")
-    return facts
+    return {"workers": scaling.num_workers, "seconds": round(time.time() - started, 1), **(result.return_value or {})}
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:

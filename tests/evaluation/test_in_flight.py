@@ -11,7 +11,7 @@ import torch
 from rllava.data.shards import parquet_bytes
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight
-from rllava.evaluation.pipeline import complete
+from rllava.evaluation.pipeline import facts_of
 from rllava.evaluation.samples import Sample, decode_shard
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.worker import AttackWorker, evaluate_shard
@@ -111,6 +111,6 @@ def test_complete_records_say_in_what_portions_they_were_computed(tmp_path: Path
         ((_, part),) = evaluate_shard(worker, decode_shard(rows, 64), [how], metric, None)
         store.write(f"{artifact.path}/part-{number:05d}.parquet", parquet_bytes(part))
         store.write(f"{tmp_path}/data/part-{number:05d}.parquet", parquet_bytes(rows))
-    complete(store, artifact, spec, f"{tmp_path}/data", 1.5)
     run = [{"batch_size": size, "compiled": False} for size in (3, 2)]
-    assert store.facts(artifact) == {"parts": 4, "seconds": 1.5, "run_as": run}
+    expected = {"parts": 4, "seconds": 1.5, "run_as": run}
+    assert facts_of(store, artifact, f"{tmp_path}/data", 1.5) == expected

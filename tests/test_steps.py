@@ -1,0 +1,163 @@
+"""What is missing is made once, in order, and by one driver."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rllava.steps import Facts, Step, Task, Workshop, ensure, lacking, levels, task_of
+from rllava.store import Kind, Store
+
+
+@dataclass(frozen=True)
+class Data:
+    """A toy input."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A toy result."""
+
+    name: str
+    of: Data
+    smaller: "Result | None" = None
+
+
+class Notes:
+    """Runners that note what they make."""
+
+    def __init__(self, store: Store, fails_at: str = "") -> None:
+        self.store, self.fails_at = store, fails_at
+        self.made: list[list[str]] = []
+        self.kinds: list[Kind] = []
+        self.waited: list[tuple[str, str]] = []
+
+    def run(self, missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+        self.made.append([task.spec.name for task in missing])
+        for task in missing:
+            if task.spec.name == self.fails_at:
+                raise OSError(task.spec.name)
+            self.store.write(f"{task.artifact.path}/part-00000.parquet", b"rows")
+            yield task, {"parts": 1, "name": task.spec.name}
+            assert self.store.is_complete(task.artifact), "cleaning up before the marker was written"
+
+    @property
+    def workshop(self) -> Workshop:
+        return Workshop(
+            self.store,
+            {Data: self.run, Result: self.run},
+            self.kinds.append,
+            lambda task, holder: self.waited.append((task.spec.name, holder)),
+        )
+
+
+def data(name: str) -> Step:
+    return Step("data", Data(name))
+
+
+def result(name: str, of: str = "d", batch: str | None = "batch", smaller: Step | None = None) -> Step:
+    spec = Result(name, Data(of), None if smaller is None else smaller.spec)
+    return Step("records", spec, needs=(data(of),), alongside=() if smaller is None else (smaller,), batch=batch)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(str(tmp_path / "results"))
+    found.prepare()
+    return found
+
+
+def test_needs_come_first_a_batch_is_made_together_and_nothing_twice(store: Store) -> None:
+    steps = [result("a"), result("b"), result("c", of="e", batch="another"), result("alone", batch=None)]
+    notes = Notes(store)
+    ensure(steps, notes.workshop)
+    assert sorted(notes.made[:2]) == [["d"], ["e"]]
+    assert sorted(notes.made[2:]) == [["a", "b"], ["alone"], ["c"]]
+    assert store.facts(task_of(steps[0], store).artifact) == {"parts": 1, "name": "a"}
+    assert notes.kinds == []
+    again = Notes(store)
+    ensure(steps, again.workshop)
+    assert (again.made, set(again.kinds)) == ([], {"data", "records"})
+    assert not store.exists(f"{store.root}/leases") or list(Path(store.root, "leases").iterdir()) == []
+
+
+def test_what_was_made_before_a_fault_is_kept(store: Store) -> None:
+    steps = [result("a"), result("b"), result("c")]
+    with pytest.raises(OSError, match="b"):
+        ensure(steps, Notes(store, fails_at="b").workshop)
+    notes = Notes(store)
+    ensure(steps, notes.workshop)
+    assert notes.made == [["b", "c"]]
+
+
+def test_a_lost_part_is_made_again(store: Store) -> None:
+    ensure([result("a")], Notes(store).workshop)
+    store.filesystem.rm_file(f"{task_of(result('a'), store).artifact.path}/part-00000.parquet")
+    notes = Notes(store)
+    ensure([result("a")], notes.workshop)
+    assert notes.made == [["a"]]
+
+
+def test_who_waits_for_a_need_holds_nothing_and_what_another_driver_made_is_taken(store: Store) -> None:
+    """The other driver is another lease in this process; it makes both the need and the result."""
+    need, wanted = task_of(data("d"), store), task_of(result("a"), store)
+    waits = threading.Event()
+    held: list[str] = []
+    notes = Notes(store)
+
+    def waiting(task: Task, holder: str) -> None:
+        held.extend(path.name for path in Path(store.root, "leases").iterdir())
+        waits.set()
+
+    def other_driver(has: threading.Event) -> None:
+        with store.lease(need.artifact):
+            has.set()
+            assert waits.wait(60)
+            for task in (need, wanted):
+                store.finish(task.artifact, task.spec, {})
+
+    has = threading.Event()
+    other = threading.Thread(target=other_driver, args=(has,))
+    other.start()
+    assert has.wait(60)
+    ensure([wanted.step], Workshop(store, notes.workshop.runners, notes.kinds.append, waiting))
+    other.join()
+    assert held == [f"data-d-{need.artifact.fingerprint}.json"]
+    assert (notes.made, notes.kinds) == ([], ["data", "records"])
+
+
+def test_a_smaller_budget_is_of_the_same_batch_where_it_is_asked_for(store: Store) -> None:
+    small = result("small")
+    large = result("large", smaller=small)
+    notes = Notes(store)
+    ensure([large], notes.workshop)
+    assert notes.made == [["d"], ["large"]], "what was not asked for was made"
+    ensure([result("huge", smaller=large), small], notes.workshop)
+    assert notes.made[2:] == [["huge", "small"]]
+
+
+def test_levels_hold_what_everybody_must_have_made_before() -> None:
+    first = [result(name) for name in ("a", "b")]
+    second = Step("records", Result("c", Data("d")), needs=(data("d"),), after=tuple(first))
+    third = Step("records", Result("e", Data("d")), needs=(second,))
+    assert levels([second, data("d")]) == [[*first, data("d")], [second]]
+    assert levels([third, second]) == [first, [third, second]]
+    assert levels([]) == []
+
+
+def test_a_step_out_of_its_level_is_a_mistake_of_the_program(store: Store) -> None:
+    early = Step("records", Result("c", Data("d")), needs=(data("d"),), after=(result("a"),))
+    with pytest.raises(RuntimeError, match=r"records/c-.* comes after records/a-.*, which is missing"):
+        ensure([early], Notes(store).workshop)
+    ensure([result("a")], Notes(store).workshop)
+    ensure([early], Notes(store).workshop)
+    assert lacking([task_of(early, store)], store) == []
+
+
+def test_a_kind_of_spec_without_a_runner_is_named(store: Store) -> None:
+    with pytest.raises(KeyError, match="Data"):
+        ensure([data("d")], Workshop(store, {}))
