@@ -1,8 +1,8 @@
 """How scripts meet people: options from a dataclass, one line for a mistake, Ctrl-C without a traceback.
 
 While :func:`log_of` is active, the terminal (or what stands in for it: a file, a job's output) shows what :func:`say`,
-:func:`note` and :func:`warn` are given and what this project's own loggers warn of, and nothing else. Whatever a library,
-Ray's workers or a child process write to standard output and standard error goes to a log file.
+:func:`note` and :func:`warn` are given and what this project's own loggers warn of, and nothing else. Whatever a
+library, Ray's workers or a child process write to standard output and standard error goes to a log file.
 """
 
 import contextlib
