@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,6 +110,20 @@ def _replacing(path: str) -> Iterator[IO[bytes]]:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def read_files(filesystem: Any, paths: Sequence[str]) -> dict[str, bytes]:
+    """Reads small files, at once where the file system can. fsspec's own ``cat`` takes ``[ ] * ?`` for patterns.
+
+    Args:
+        filesystem: fsspec file system.
+        paths: in it.
+
+    Returns:
+        Contents by path, without the files that cannot be read.
+    """
+    read = filesystem.cat_ranges(list(paths), None, None, on_error="return")
+    return {path: content for path, content in zip(paths, read, strict=True) if isinstance(content, bytes)}
 
 
 def copy_folder(filesystem: Any, path: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rllava.filesystem import is_local, write_whole
+from rllava.filesystem import is_local, read_files, write_whole
 
 MARKER = "COMPLETE"
 """File that is written last into an artifact's folder; a folder without it is in flight."""
@@ -115,8 +115,8 @@ class Snapshot:
             missing = {f"{self.root}/{relative}/{MARKER}": relative for relative in own if relative not in known}
             if not missing:
                 continue
-            # At once, where the file system can; a marker that has gone since is asked for again when it is needed.
-            read = self.filesystem.cat(list(missing), on_error="omit")
+            # A marker that has gone since is asked for again when it is needed.
+            read = read_files(self.filesystem, list(missing))
             self._facts.update({missing[path]: _parsed(content) for path, content in read.items()})
             if write:
                 kept = {**known, **{relative: self._facts[relative] for relative in own if relative in self._facts}}

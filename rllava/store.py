@@ -278,9 +278,9 @@ class Store:
         finally:
             stop.set()
             beat.join()
-            current = self._holder(path)
-            if current is not None and current.token == holder.token:
-                with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(Exception):  # the work is done: a lease that stays is void in a minute
+                current = self._holder(path)
+                if current is not None and current.token == holder.token:
                     self.filesystem.rm_file(path)
 
     def _take(self, path: str, holder: "_Holder") -> bool:
@@ -323,17 +323,17 @@ class Store:
             return _Holder.of_json(self.filesystem.cat_file(path))
         except FileNotFoundError:
             return None
-        except ValueError:
-            # Being written at this moment, or torn by a crash: void once it is old.
+        except (ValueError, TypeError):
+            # Being written at this moment, torn by a crash, or of other fields: void once it is old.
             age = time.time() - self.filesystem.modified(path).timestamp() if self.exists(path) else 0.0
             return _Holder("unknown", 0, 0.0, "", time.time() - age)
 
     def _beat(self, path: str, holder: "_Holder", stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):
-            current = self._holder(path)
-            if current is None or current.token != holder.token:
-                return
-            with contextlib.suppress(Exception):  # a missed beat is no reason to lose the work
+            with contextlib.suppress(Exception):  # a missed beat is no reason to lose the work, nor to beat no more
+                current = self._holder(path)
+                if current is None or current.token != holder.token:
+                    return
                 self.write(path, holder.to_json())
 
 

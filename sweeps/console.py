@@ -1,11 +1,12 @@
 """How scripts meet people: options from a dataclass, one line for a mistake, Ctrl-C without a traceback.
 
-While :func:`log_of` is active, the terminal (or what stands in for it: a file, a job's output) shows what :func:`say`
-and :func:`note` are given, and nothing else. Whatever a library, Ray's workers or a child process write to standard
-output and standard error goes to a log file.
+While :func:`log_of` is active, the terminal (or what stands in for it: a file, a job's output) shows what :func:`say`,
+:func:`note` and :func:`warn` are given and what this project's own loggers warn of, and nothing else. Whatever a
+library, Ray's workers or a child process write to standard output and standard error goes to a log file.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -24,6 +25,9 @@ from rllava.errors import SweepError, UserError
 from rllava.faults import explain, first_line, known_fault
 
 Options = TypeVar("Options")
+
+_PACKAGES = ("rllava", "cluster", "analysis", "sweeps")
+"""Whose warnings are meant for whoever runs a sweep."""
 
 
 class Log:
@@ -130,9 +134,23 @@ def current_log() -> Log | None:
     return _SHOWN.log
 
 
+class _Warnings(logging.Handler):
+    """Shows a person what this project's modules warn of, each thing once: what they look at is looked at again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.told:
+            self.told.add(text)
+            warn(text)
+
+
 @contextlib.contextmanager
 def log_of(name: str) -> Iterator[Log]:
-    """Sends everything but :func:`say` and :func:`note` to a log file while the block runs.
+    """Sends all but :func:`say`, :func:`note`, :func:`warn` and this project's own warnings to a log file meanwhile.
 
     An error of the program is written there with its traceback, and raised again as one line.
 
@@ -154,6 +172,9 @@ def log_of(name: str) -> Iterator[Log]:
     _SHOWN.out, _SHOWN.err, _SHOWN.log = *shown, log
     log.take_descriptors()
     sys.stdout = sys.stderr = log.file
+    warnings = _Warnings()
+    for package in _PACKAGES:
+        logging.getLogger(package).addHandler(warnings)
     try:
         yield log
     except (UserError, SweepError, KeyboardInterrupt):
@@ -167,6 +188,8 @@ def log_of(name: str) -> Iterator[Log]:
             raise UserError(meaning) from error
         raise SweepError(f"{type(error).__name__}: {first_line(error)}; the traceback is in {log.path}") from error
     finally:
+        for package in _PACKAGES:
+            logging.getLogger(package).removeHandler(warnings)
         _SHOWN.out = _SHOWN.err = _SHOWN.log = None
         sys.stdout, sys.stderr = streams
         for stream in shown:

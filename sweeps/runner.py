@@ -1,5 +1,6 @@
 """Runs a plan: Ray Tune over candidates, then manifest, statistics and report."""
 
+import contextlib
 import datetime
 import glob
 import json
@@ -90,8 +91,9 @@ def run(plan: Plan, machines: Machines) -> str:
         return _run(plan, machines, log, started)
     finally:
         if log is not None and not plan.store.is_local:
-            log.file.flush()
-            plan.store.write(f"{plan.store.root}/{LOGS}/{log.path.name}", log.path.read_bytes())
+            with contextlib.suppress(Exception):  # it lies on this machine too, and must not hide why a run ended
+                log.file.flush()
+                plan.store.put(f"{plan.store.root}/{LOGS}/{log.path.name}", log.path)
 
 
 def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str:

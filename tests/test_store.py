@@ -26,10 +26,11 @@ class Spec:
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.processes)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """With brackets, which are patterns to some of fsspec's methods."""
     if request.param == "local":
-        made = Store(str(tmp_path / "results"))
+        made = Store(str(tmp_path / "results[1]"))
     else:
-        made = Store(f"{request.getfixturevalue('s3_storage')}/{tmp_path.name}")
+        made = Store(f"{request.getfixturevalue('s3_storage')}/{tmp_path.name}[1]")
     made.prepare()
     return made
 
@@ -121,7 +122,42 @@ def test_the_lease_of_a_silent_host_runs_out(store: Store, monkeypatch: pytest.M
 
     with store.lease(artifact, waiting):
         assert time.time() - float(str(holder["heard"])) >= 2.0
-    assert heard == ["elsewhere/1:1"]
+    assert heard == ["process 1 on elsewhere"]
+
+
+@pytest.mark.parametrize("store", ["local"], indirect=True)
+def test_a_storage_that_fails_for_a_moment_costs_neither_the_lease_nor_the_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "HEARTBEAT_S", 0.02)
+    artifact = store.artifact("models", "m", Spec(1))
+    path = f"{store.root}/leases/{artifact.kind}-{artifact.name}-{artifact.fingerprint}.json"
+    whole, failed = store.filesystem.cat_file, []
+
+    def fails(name: str, *args: object, **kwargs: object) -> bytes:
+        failed.append(name)
+        raise OSError("no answer")
+
+    def beaten_after(moment: float) -> bool:
+        return bool(json.loads(whole(path))["heard"] > moment)
+
+    with store.lease(artifact):
+        with monkeypatch.context() as out:
+            out.setattr(store.filesystem, "cat_file", fails)
+            wait_for(lambda: path in failed, 10, "a missed beat", 0.02)
+        again = time.time()
+        wait_for(lambda: beaten_after(again), 10, "the next beat", 0.02)
+        monkeypatch.setattr(store.filesystem, "cat_file", fails)
+    assert store.exists(path), "it could not be seen whose it is"
+
+
+def test_a_lease_of_other_fields_is_void_when_it_is_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = store.artifact("models", "m", Spec(1))
+    path = f"{store.root}/leases/{artifact.kind}-{artifact.name}-{artifact.fingerprint}.json"
+    store.write(path, json.dumps({"machine": "elsewhere"}).encode())
+    monkeypatch.setattr(store_module, "LEASE_TTL_S", 0.0)
+    with store.lease(artifact):
+        assert store._holder(path) is not None
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -190,6 +190,9 @@ def build_shards(
     description = {"digest": listing.digest(), "layout": _LAYOUT, "rows": len(listing.entries)}
     keep = read_description(filesystem, folder) == description
     if not keep:
+        # Before the listing says otherwise: were this build cut off too, the next one would take them for its own.
+        for path in list_shards(filesystem, folder):
+            filesystem.rm_file(path)
         write_whole(filesystem, f"{folder}/{LISTING}", json.dumps(description).encode())
     run = in_this_process if len(listing.entries) <= FEW_ROWS else tasks
     for done, _ in enumerate(run(listing.work(filesystem, folder, keep=keep), count), start=1):

@@ -171,6 +171,22 @@ def test_shards_of_another_listing_are_not_kept(local: Any, folder: str) -> None
     assert all_rows(local, folder) == rows(23)
 
 
+def test_shards_of_another_listing_are_not_kept_by_the_build_after_one_that_was_cut_off(
+    local: Any, folder: str
+) -> None:
+    def cut_off(row: int, entry: dict[str, Any]) -> dict[str, Any]:
+        if row == 10:
+            raise KeyboardInterrupt
+        return entry
+
+    build_shards(listing(23), local, folder)
+    changed = [{**row, "references": ["b"]} for row in rows(23)]
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(listing(23, entries=changed, make_row=cut_off), local, folder)
+    build_shards(listing(23, entries=changed), local, folder)
+    assert all_rows(local, folder) == changed
+
+
 def test_what_a_killed_process_had_begun_is_removed_when_nobody_writes_on(local: Any, folder: str) -> None:
     old, fresh = Path(folder, ".part-00000.parquet.aa.tmp"), Path(folder, ".part-00001.parquet.bb.tmp")
     old.parent.mkdir(parents=True)

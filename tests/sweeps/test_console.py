@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import os, subprocess, sys, warnings
+import logging, os, subprocess, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from rllava.errors import UserError
@@ -25,6 +25,8 @@ def main(options):
     if options.how == "silent":
         return
     print("a library prints")
+    for name in ("rllava.data.llava_json", "rllava.data.llava_json", "transformers.tokenization"):
+        logging.getLogger(name).warning("%s: of %d rows, 3 have no <image>", name, 5)
     if options.folder:
         current_log().move(Path(options.folder))
     warnings.warn("a library warns")
@@ -40,6 +42,7 @@ if __name__ == "__main__":
     print("afterwards")
 """
 SHOWN = ("a result with an ε\n", "note: something to know\n")
+WARNED = "warning: rllava.data.llava_json: of 5 rows, 3 have no <image>\n"
 
 
 def run(tmp_path: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
@@ -58,10 +61,10 @@ def run(tmp_path: Path, *options: str) -> tuple[subprocess.CompletedProcess[str]
 
 def test_a_person_sees_what_is_said_and_the_log_takes_the_rest(tmp_path: Path) -> None:
     done, (log,) = run(tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, SHOWN[0] + "afterwards\n", SHOWN[1])
+    assert (done.returncode, done.stdout, done.stderr) == (0, SHOWN[0] + "afterwards\n", SHOWN[1] + WARNED)
     assert re.fullmatch(r"script-\d{8}-\d{6}-\d+\.log", log.name)
     text = log.read_text()
-    for source in ("a library prints", "a library warns", "a core library writes", "a child prints"):
+    for source in ("a library prints", "a library warns", "a core library writes", "a child prints", "transformers"):
         assert source in text
 
 
@@ -84,7 +87,7 @@ def test_a_log_that_moves_keeps_what_it_has(tmp_path: Path) -> None:
 def test_an_error_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path, how: str, status: int, line: str) -> None:
     done, (log,) = run(tmp_path, "--how", how)
     assert (done.returncode, done.stdout) == (status, SHOWN[0])
-    told = re.fullmatch(re.escape(SHOWN[1]) + line + "\n", done.stderr)
+    told = re.fullmatch(re.escape(SHOWN[1] + WARNED) + line + "\n", done.stderr)
     assert told, done.stderr
     assert "Traceback" in log.read_text()
     if how == "broken":

@@ -8,6 +8,7 @@ import pytest
 from cluster.connect import AUTOSCALING_LABEL, ClusterInfo, NodeInfo
 from rllava.errors import UserError
 from sweeps import runner
+from sweeps.console import log_of
 from sweeps.encoder_ablation import Options, make_plan
 from sweeps.plan import Plan
 from sweeps.presets import PRESETS
@@ -59,8 +60,8 @@ def test_hidden_gpus_are_named(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> N
 def test_gpus_that_may_come_are_asked_for(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpus_per_worker(plan, None, GROWS) == 1.0
     assert (
-        capsys.readouterr().out
-        == "no GPU is there yet: workers ask for one each, and wait until the cluster brings them\n"
+        capsys.readouterr().err
+        == "note: no GPU is there yet: workers ask for one each, and wait until the cluster brings them\n"
     )
     assert gpus_per_worker(plan, None, GPUS) is None
 
@@ -91,3 +92,25 @@ def test_a_cluster_is_shared_by_its_trials(
     assert (running, placement.attack_workers) == (trials, attack_workers)
     told = capsys.readouterr().out
     assert told == ("" if info.is_local else f"{info.summary()}\n")
+
+
+def test_a_storage_that_takes_no_log_does_not_hide_why_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = make_plan(Options(preset="smoke", encoders=("tiny-clip",), storage=f"memory://{tmp_path.name}"))
+    machines = Machines(address=None, workers=0, attack_workers=None, trials=None, gpus=None, memory_gib=0.0)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("the credentials have expired")
+
+    with log_of("script"):
+        with pytest.raises(UserError, match="--workers 0"):
+            runner.run(made, machines)
+        (kept,) = made.store.filesystem.find(f"{made.store.root}/{runner.LOGS}")
+        assert kept.endswith(".log")
+        monkeypatch.setattr(made.store.filesystem, "put_file", refuses)
+        monkeypatch.setattr(made.store.filesystem, "pipe_file", refuses)
+        monkeypatch.setattr(made.store, "prepare", lambda: None)
+        with pytest.raises(UserError, match="--workers 0"):
+            runner.run(made, machines)
