@@ -29,16 +29,20 @@ PATIENCE_S = 60.0
 """How long a cluster may take to notice that a node is gone, and its actors with it."""
 
 
-def share_ray_data() -> None:
+def share_ray_data(*, in_use: bool = False) -> None:
     """Makes Ray Data's shared actors from this process; those that finished jobs left on other nodes are replaced.
 
     To be called by a sweep's own process before its first trial: what is there when a trial starts is used by it.
 
+    Args:
+        in_use: whether trials of this process run, which use what lives on any node: only what is on lost ones is
+            made again.
+
     Raises:
         RayError: if the cluster runs no pipeline within a minute.
     """
-    if not _others_run():
-        for actor in _elsewhere():
+    if in_use or not _others_run():
+        for actor in _elsewhere(lost=in_use):
             ray.kill(actor, no_restart=True)
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -82,15 +86,17 @@ def _others_run() -> bool:
     )
 
 
-def _elsewhere() -> list[Any]:
-    """Shared actors that live on other nodes than this process's, or nowhere."""
-    here = ray.get_runtime_context().get_node_id()
+def _elsewhere(*, lost: bool = False) -> list[Any]:
+    """Shared actors that live on other nodes than this process's (lost: than those that are up), or nowhere."""
+    kept = {ray.get_runtime_context().get_node_id()}
+    if lost:
+        kept |= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     found = []
     for named in ray.util.list_named_actors(all_namespaces=True):
         if named["namespace"] not in NAMESPACES:
             continue
         with contextlib.suppress(ValueError):  # gone in the meantime
             actor = ray.get_actor(named["name"], named["namespace"])
-            if ray._private.state.actors(actor._actor_id.hex()).get("Address", {}).get("NodeID") != here:
+            if ray._private.state.actors(actor._actor_id.hex()).get("Address", {}).get("NodeID") not in kept:
                 found.append(actor)
     return found

@@ -37,6 +37,9 @@ _MEANINGS = {
     "503": "the store asks to slow down, also after several attempts; try again later",
     "ServiceUnavailable": "the store does not serve now, also after several attempts; try again later",
 }
+_ABSENT = frozenset({"NoSuchKey", "404"})
+"""An object is not there: no fault of the store, and often how another error's story began."""
+
 _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "403"})
 _OF_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 
@@ -170,20 +173,23 @@ def explain(error: BaseException, url: str) -> str | None:
 
     Args:
         error: as s3fs raises it.
-        url: of the storage.
+        url: of the storage; empty where it is not known.
 
     Returns:
-        The line, without the storage's name; None if the error is not one of S3.
+        The line, without the storage's name; None if the error is not one of S3, or says that an object is not there.
     """
     causes = list(_causes(error))
     code = error_code(error)
     if code in _MEANINGS:
         return _MEANINGS[code]
+    if code in _ABSENT or isinstance(error, FileNotFoundError):
+        return None
     if code in _DENIED:
         client = next(cause for cause in causes if isinstance(cause, ClientError))
+        below = f"{url.rstrip('/')}/" if url else "it"
         return (
             f"the key may not do {client.operation_name} there; it needs s3:ListBucket for the prefix, and "
-            f"s3:GetObject, s3:PutObject and s3:DeleteObject for what is below {url.rstrip('/')}/"
+            f"s3:GetObject, s3:PutObject and s3:DeleteObject for what is below {below}"
         )
     if code is not None:
         client = next(cause for cause in causes if isinstance(cause, ClientError))
@@ -209,7 +215,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +106,24 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         name, reason = str(trial.config["candidate"]), in_few_words(_error_of(trial))
         row = self.rows[name]
         row.text, row.last = f"started again: {reason}", None
-        self.say(f"{name:<{self.width}}  started again ({reason}); kept: {self.kept(name)}")
-        self.after_failure()
+        self.say(f"{name:<{self.width}}  started again ({reason}); kept: {self._kept(name)}")
+        try:
+            self.after_failure()
+        except Exception:  # what is raised here would end all trials
+            traceback.print_exc()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune when a trial failed for good."""
         name = str(trial.config["candidate"])
         self.failures[name] = in_few_words(_error_of(trial))
         self.rows[name].text = f"failed: {self.failures[name]}"
-        self.say(f"{name:<{self.width}}  {self.rows[name].text}; kept: {self.kept(name)}")
+        self.say(f"{name:<{self.width}}  {self.rows[name].text}; kept: {self._kept(name)}")
+
+    def _kept(self, name: str) -> str:
+        try:
+            return self.kept(name)
+        except Exception:  # a storage that does not answer now is no reason to end all trials
+            return "what is in storage"
 
     def update(self, name: str, event: Event) -> None:
         """Notes what a trial told, and shows it.

@@ -101,7 +101,7 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
     board = Board(
         {candidate.name: candidate.trains for candidate in plan.candidates},
         kept=lambda name: kept(plan, plan.candidate(name)),
-        after_failure=share_ray_data,
+        after_failure=lambda: share_ray_data(in_use=True),
     )
     found = plan.store.snapshot(plan.artifacts(), keep=True)
     before = completed(plan, found)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
+from botocore.exceptions import ClientError
 
 from analysis.loading import load_sweep
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
 from rllava.filesystem import copy_folder, open_filesystem, remove_folder
 from rllava.model.assemble import build_connector, load_llava, save_stage2
-from rllava.s3 import S3
+from rllava.s3 import S3, explain
 from rllava.store import Store
 from rllava.weights import pin_weights
 from sweeps.presets import PRESETS, model_spec
@@ -105,6 +106,32 @@ def test_missing_credentials_are_named(s3_storage: str, tmp_path: Path) -> None:
 def test_a_profile_that_is_not_there_is_named(s3_storage: str) -> None:
     with environment(AWS_PROFILE="nobody"):
         assert "(The config profile (nobody) could not be found)" in refusal(f"{s3_storage}/x")
+
+
+def raised(error: Exception, meanwhile: Exception, cause: Exception | None = None) -> BaseException:
+    """An error that was raised while another one was handled."""
+    try:
+        try:
+            raise meanwhile
+        except Exception:
+            raise error from cause
+    except Exception as found:
+        return found
+
+
+def test_an_object_that_is_not_there_is_no_fault_of_the_store() -> None:
+    """It is how another error's story often begins, which must not be told as the store's."""
+    absent, denied = (
+        ClientError({"Error": {"Code": code, "Message": "said"}}, "GetObject") for code in ("NoSuchKey", "AccessDenied")
+    )
+    mistake = KeyError("a mistake of ours")
+    assert explain(raised(mistake, absent, absent), "") is None
+    assert explain(raised(mistake, denied, denied), "") is not None
+    assert explain(raised(KeyError("ours"), denied), "") is None  # from None
+    assert explain(raised(KeyError("ours"), denied, ValueError("something else")), "") is None
+    told = raised(FileNotFoundError("x"), denied, denied)  # as a key that may do little is told that it is not there
+    assert explain(told, "s3://bucket/x") is None
+    assert str(explain(denied, "")).endswith("for what is below it")
 
 
 # Keys that may do little
