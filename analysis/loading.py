@@ -191,7 +191,9 @@ def _require_results(filesystem: Any, storage: str, root: str) -> None:
             "name the storage that a sweep wrote to"
         )
     if _STORAGE_MARKER in names:
-        _require_format(storage, filesystem.cat_file(f"{root}/{_STORAGE_MARKER}"))
+        with _reachable(storage):
+            marker = filesystem.cat_file(f"{root}/{_STORAGE_MARKER}")
+        _require_format(storage, marker)
 
 
 def _require_format(storage: str, marker: bytes) -> None:
