@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.cells import require_one_evaluation
 from analysis.scores import Scores, is_error
 from rllava.check_list import CHECKS, LAST_RISE_LIMIT, ZERO_GRADIENT_LIMIT
 
@@ -57,7 +58,11 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         samples of the attack checks, and a
         column ``check_NAME`` per check with the share of them that raised it; ``rising``, the share of samples that
         score higher than at some smaller positive budget, which a perfect attack would never leave.
+
+    Raises:
+        UserError: if the records mix evaluations (see ``cells``).
     """
+    require_one_evaluation(records)
     valid = records[~is_error(records)]
     rows = []
     for candidate in scores.candidates:

@@ -12,11 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.manifest import Manifest, parse_manifest
+from analysis.cells import require_one_evaluation
+from analysis.manifest import Manifest
 from rllava.errors import UserError
 from rllava.faults import known_fault
 from rllava.filesystem import check_answers, open_filesystem, write_whole
-from rllava.records import KEY, RECORD_SCHEMA
+from rllava.fingerprint import FORMAT
+from rllava.records import KEY, RECORD_SCHEMA, RECORD_VERSION
 from rllava.snapshot import Snapshot, take_snapshot
 
 GATHERED = "records.parquet"
@@ -25,14 +27,16 @@ GATHERED = "records.parquet"
 _SIGNATURE = b"rllava.gathered"
 """Metadata of that file: which parts, in which state, it was gathered from."""
 
+_STORAGE_MARKER = "rllava-storage.json"
+
 _READERS = 16
 """Parts that are read at a time."""
 
 IMAGE_COLUMNS = ("clean_png", "adversarial_png", "adversarial_rest")
 """Columns that are left in storage until :func:`fetch_images` asks for them."""
 
-RecordKey = tuple[str, str, str, str, float]
-"""The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, protocol, epsilon."""
+RecordKey = tuple[str, str, str, str, float, int | None, int, str]
+"""The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, condition, epsilon, seed, draw, evaluation."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class SweepResults:
         storage: path or URL the results were loaded from.
         manifest: what was run.
         records: one row per record: the columns of RECORD_SCHEMA (images left out unless asked for) and ``part``, the
-            Parquet file that holds the row, relative to the storage.
+            Parquet file that holds the row, relative to the storage. A seed is an integer or ``pandas.NA``.
         signature: of the parts that the records come from; another one means other records.
     """
 
@@ -81,8 +85,8 @@ def load_sweep(
         The manifest and one row per record.
 
     Raises:
-        UserError: if the folder is no results folder, the sweep or one of its artifacts is missing or in flight, a file
-            is damaged, or two records have the same key.
+        UserError: if the folder is no results folder or of another format, the sweep or one of its artifacts is missing
+            or in flight, a file is damaged, or two records have the same key or are of two evaluations of one cell.
     """
     filesystem, root = open_filesystem(storage)
     manifest = _load_manifest(filesystem, storage, root, sweep)
@@ -95,8 +99,9 @@ def load_sweep(
     read = table is None
     if table is None:
         table = _load_folders(filesystem, storage, root, found, folders, images)
-    records = table.to_pandas()
+    records = _to_pandas(table)
     _require_unique(storage, records)
+    require_one_evaluation(records, f"run the sweep again, which writes reports/{sweep}/sweep.json anew")
     if gather and read and not images:
         _gather(filesystem, root, sweep, table, signature)
     return SweepResults(storage, manifest, records, signature)
@@ -104,6 +109,9 @@ def load_sweep(
 
 def load_records(storage: str, images: bool = False) -> pd.DataFrame:
     """Loads the records of all complete artifacts in a storage, whichever sweep wrote them.
+
+    They may be of several trainings of one candidate's name, or of several evaluations of one cell: the columns
+    ``model`` and ``evaluation`` tell them apart. What groups or pairs records refuses both at once.
 
     Args:
         storage: path or ``s3://`` URL of the results folder.
@@ -113,13 +121,14 @@ def load_records(storage: str, images: bool = False) -> pd.DataFrame:
         One row per record, as ``SweepResults.records``.
 
     Raises:
-        UserError: if the folder is no results folder, a file is damaged, or two records have the same key.
+        UserError: if the folder is no results folder or of another format, a file is damaged, or two records have the
+            same key.
     """
     filesystem, root = open_filesystem(storage)
     _require_results(filesystem, storage, root)
     found = _listed(filesystem, storage, root, None)
     complete = [folder for folder in sorted(found.files) if found.is_complete(folder)]
-    records: pd.DataFrame = _load_folders(filesystem, storage, root, found, complete, images).to_pandas()
+    records = _to_pandas(_load_folders(filesystem, storage, root, found, complete, images))
     _require_unique(storage, records)
     return records
 
@@ -150,7 +159,14 @@ def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImag
 
 def record_keys(rows: pd.DataFrame) -> list[RecordKey]:
     """Lists the keys of some records, in their order."""
-    return list(rows[list(KEY)].itertuples(index=False, name=None))
+    values = [[None if value is pd.NA or value != value else value for value in rows[name]] for name in KEY]
+    return list(zip(*values, strict=True))
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """As data frame, in which an integer that may be missing (a seed) stays an integer."""
+    frame: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return frame
 
 
 def _load_manifest(filesystem: Any, storage: str, root: str, sweep: str) -> Manifest:
@@ -162,16 +178,37 @@ def _load_manifest(filesystem: Any, storage: str, root: str, sweep: str) -> Mani
             "name another sweep or run this one"
         )
     text = filesystem.cat_file(f"{root}/reports/{sweep}/sweep.json").decode("utf-8", errors="replace")
-    return parse_manifest(text, f"{storage}/reports/{sweep}/sweep.json")
+    return Manifest.from_json(text, f"{storage}/reports/{sweep}/sweep.json")
 
 
 def _require_results(filesystem: Any, storage: str, root: str) -> None:
     with _reachable(storage):
         check_answers(storage)
-    if not {"records", "reports"} & set(_list(filesystem, storage, root)):
+    names = set(_list(filesystem, storage, root))
+    if not {"records", "reports"} & names:
         raise UserError(
             f"{storage}: no results folder, it holds neither records/ nor reports/; "
             "name the storage that a sweep wrote to"
+        )
+    if _STORAGE_MARKER in names:
+        with _reachable(storage):
+            marker = filesystem.cat_file(f"{root}/{_STORAGE_MARKER}")
+        _require_format(storage, marker)
+
+
+def _require_format(storage: str, marker: bytes) -> None:
+    try:
+        found = int(json.loads(marker)["format"])
+    except (ValueError, KeyError, TypeError):
+        return  # torn: the files themselves say what they are
+    if found < FORMAT:
+        raise UserError(
+            f"{storage}: holds results of format {found}, and this version of rllava reads format {FORMAT}; analyse "
+            "them with the version that wrote them, or run the sweep again with another --storage"
+        )
+    if found > FORMAT:
+        raise UserError(
+            f"{storage}: holds results of format {found}, which a later version of rllava wrote; update rllava"
         )
 
 
@@ -254,9 +291,7 @@ def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Seq
             parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
             if missing:
-                raise UserError(
-                    f"{where}: no records, column '{missing[0]}' is missing; evaluate again with this version of rllava"
-                )
+                raise UserError(f"{where}: {_why_missing(missing[0], parquet.schema_arrow)}")
             return parquet.read(columns=list(columns)).select(list(columns)).cast(schema)
     except FileNotFoundError as error:
         raise UserError(f"{where}: file not found; run the sweep again to compute it") from error
@@ -270,11 +305,24 @@ def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Seq
         ) from error
 
 
+def _why_missing(column: str, schema: pa.Schema) -> str:
+    written = (schema.metadata or {}).get(b"rllava.schema", b"").decode().removeprefix("record-v")
+    if written.isdecimal() and int(written) < RECORD_VERSION:
+        return (
+            f"records of schema record-v{written}, and this version of rllava reads record-v{RECORD_VERSION} (column "
+            f"'{column}' is missing); read them with the version that wrote them, or delete the storage's records/ and "
+            "run the sweep again, which keeps data and models"
+        )
+    if written.isdecimal() and int(written) > RECORD_VERSION:
+        return f"records of schema record-v{written}, which a later version of rllava wrote; update rllava"
+    return f"no records, column '{column}' is missing; evaluate again with this version of rllava"
+
+
 def _require_unique(storage: str, records: pd.DataFrame) -> None:
     repeated = records.duplicated(subset=list(KEY), keep=False)
     if repeated.any():
         first = records[repeated].iloc[0]
-        same = records[(records[list(KEY)] == first[list(KEY)]).all(axis=1)]
+        same = records[[key == record_keys(first.to_frame().T)[0] for key in record_keys(records)]]
         key = ", ".join(f"{name}={first[name]}" for name in KEY)
         raise UserError(
             f"{storage}: {len(same)} records have the same key ({key}) in {', '.join(dict.fromkeys(same['part']))}; "

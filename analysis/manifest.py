@@ -1,11 +1,15 @@
-"""The sweep's manifest (``reports/<sweep>/sweep.json``): what was run, written by the sweep, read by the analysis."""
+"""The sweep's manifest (``reports/<sweep>/sweep.json``): what was run. The sweep writes it, the analysis reads it."""
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rllava.errors import UserError
+
+MANIFEST_FORMAT = 2
+"""Raised when what the file holds means something else. A file of before the second one does not say its format."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +29,51 @@ class RecordsEntry:
     candidate: str
     benchmark: str
     epsilon: float
-    seconds: float
-    reused: bool
+    seconds: float = math.nan
+    reused: bool = False
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One trained LLaVA of a sweep; ``seconds`` is its training's wall-clock time (NaN: unknown)."""
+    """One trained LLaVA of a sweep.
+
+    Attributes:
+        name: of its spec.
+        path: folder, relative to the storage.
+        seconds: wall-clock time of its training; NaN where unknown.
+        reused: whether an earlier run had trained it.
+        parameters: how many it has; None where unknown.
+        spec: every field, as JSON values.
+    """
 
     name: str
     path: str
-    seconds: float
-    reused: bool
-    parameters: int | None
-    spec: Mapping[str, Any]
+    seconds: float = math.nan
+    reused: bool = False
+    parameters: int | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sweep ran: the grid (candidates, benchmarks, budgets in 1/255), its artifacts, versions and times."""
+    """What a sweep ran.
+
+    Attributes:
+        sweep: name of its folder below ``reports/``.
+        candidates: rows of the grid, in their order.
+        benchmarks: of the grid, in their order.
+        budgets: in 1/255, increasing.
+        protocol: name and version.
+        samples: per benchmark.
+        records: artifacts, one per cell of the grid.
+        preset: name of the recipe.
+        models: LLaVAs that the candidates are made of.
+        versions: of packages.
+        machine: that it ran on; numbers and names.
+        started: ISO 8601 with time zone; empty where unknown. So for ``finished``.
+        finished: see ``started``.
+        wall_seconds: from start to end.
+    """
 
     sweep: str
     candidates: tuple[str, ...]
@@ -51,51 +81,73 @@ class Manifest:
     budgets: tuple[float, ...]
     protocol: str
     samples: int
-    preset: str
     records: tuple[RecordsEntry, ...]
-    models: tuple[ModelEntry, ...]
-    versions: Mapping[str, str]
-    machine: Mapping[str, Any]
-    started: str
-    finished: str
-    wall_seconds: float
+    preset: str = ""
+    models: tuple[ModelEntry, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
+    wall_seconds: float = 0.0
 
+    def to_json(self) -> str:
+        """As text, in which null stands for a time that is not known.
 
-def parse_manifest(text: str, where: str) -> Manifest:
-    """Parses a manifest. The grid and the artifacts are required; versions, machine and times may be missing.
+        Returns:
+            What :meth:`from_json` reads.
+        """
+        content = asdict(self)
+        for entry in (*content["records"], *content["models"]):
+            entry["seconds"] = None if math.isnan(entry["seconds"]) else entry["seconds"]
+        return json.dumps({"format": MANIFEST_FORMAT, **content}, indent=1)
 
-    Args:
-        text: the JSON text.
-        where: the file's path or URL, for the error message.
+    @staticmethod
+    def from_json(text: str, where: str) -> "Manifest":
+        """Parses a manifest.
 
-    Returns:
-        The manifest; budgets are floats in 1/255, in increasing order.
+        The grid and the artifacts are required; versions, machine and times may be missing. Keys that are not known,
+        as of a later version, are passed over.
 
-    Raises:
-        UserError: if the text is no JSON, or a required key is missing or of the wrong kind.
-    """
-    try:
-        raw = json.loads(text)
-        return Manifest(
-            sweep=str(raw["sweep"]),
-            candidates=_names(raw, "candidates"),
-            benchmarks=_names(raw, "benchmarks"),
-            budgets=tuple(sorted(float(budget) for budget in raw["budgets"])),
-            protocol=str(raw["protocol"]),
-            samples=int(raw["samples"]),
-            preset=str(raw.get("preset", "")),
-            records=tuple(_records_entry(entry) for entry in raw["records"]),
-            models=tuple(_model_entry(entry) for entry in raw.get("models", ())),
-            versions={str(name): str(version) for name, version in raw.get("versions", {}).items()},
-            machine=dict(raw.get("machine", {})),
-            started=str(raw.get("started") or ""),
-            finished=str(raw.get("finished") or ""),
-            wall_seconds=float(raw.get("wall_seconds") or 0.0),
-        )
-    except KeyError as error:
-        raise UserError(f"{where}: no sweep manifest, key {error} is missing; run the sweep again") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: no sweep manifest ({error}); run the sweep again") from error
+        Args:
+            text: the JSON text.
+            where: the file's path or URL, for the error message.
+
+        Returns:
+            The manifest; budgets in increasing order.
+
+        Raises:
+            UserError: if the text is no JSON, a required key is missing or of the wrong kind, or an earlier version
+                wrote it.
+        """
+        try:
+            raw = json.loads(text)
+            found = Manifest(
+                sweep=str(raw["sweep"]),
+                candidates=_names(raw, "candidates"),
+                benchmarks=_names(raw, "benchmarks"),
+                budgets=tuple(sorted(float(budget) for budget in raw["budgets"])),
+                protocol=str(raw["protocol"]),
+                samples=int(raw["samples"]),
+                records=tuple(_records_entry(entry) for entry in raw["records"]),
+                preset=str(raw.get("preset", "")),
+                models=tuple(_model_entry(entry) for entry in raw.get("models", ())),
+                versions={str(name): str(version) for name, version in raw.get("versions", {}).items()},
+                machine=dict(raw.get("machine", {})),
+                started=str(raw.get("started") or ""),
+                finished=str(raw.get("finished") or ""),
+                wall_seconds=float(raw.get("wall_seconds") or 0.0),
+            )
+            written = int(raw.get("format", 1))
+        except KeyError as error:
+            raise UserError(f"{where}: no sweep manifest, key {error} is missing; run the sweep again") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where}: no sweep manifest ({error}); run the sweep again") from error
+        if written < MANIFEST_FORMAT:
+            raise UserError(
+                f"{where}: an earlier version of rllava wrote this manifest; read it with that version, or run the "
+                "sweep again with this one"
+            )
+        return found
 
 
 def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -107,7 +159,7 @@ def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _seconds(raw: Mapping[str, Any]) -> float:
     seconds = raw.get("seconds")
-    return float("nan") if seconds is None else float(seconds)
+    return math.nan if seconds is None else float(seconds)
 
 
 def _records_entry(raw: Mapping[str, Any]) -> RecordsEntry:

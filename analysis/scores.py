@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.cells import require_one_evaluation
 from analysis.loading import SweepResults
 from rllava.errors import UserError
 
@@ -86,12 +87,12 @@ def arrange_scores(
         The scores; a record with an error, or without a score, counts as an error and is NaN.
 
     Raises:
-        UserError: if a sample was scored twice at one budget, under two protocols.
+        UserError: if the records mix evaluations (see ``cells``), e.g. those of two protocols or trainings.
     """
     all_candidates = _ordered(candidates, records["candidate"])
     all_benchmarks = _ordered(benchmarks, records["benchmark"])
     all_epsilons = tuple(sorted({*map(float, epsilons), *records["epsilon"].astype(float)}))
-    _require_one_protocol(records)
+    require_one_evaluation(records)
     samples: dict[str, tuple[str, ...]] = {}
     values: dict[str, FloatArray] = {}
     errors: dict[str, IntArray] = {}
@@ -121,14 +122,3 @@ def default_epsilon(epsilons: Sequence[float]) -> float:
 
 def _ordered(first: Sequence[str], found: "pd.Series[Any]") -> tuple[str, ...]:
     return (*first, *sorted(set(found) - set(first)))
-
-
-def _require_one_protocol(records: pd.DataFrame) -> None:
-    cell = ["candidate", "benchmark", "sample_id", "epsilon"]
-    repeated = records[records.duplicated(subset=cell, keep=False)]
-    if len(repeated):
-        protocols = ", ".join(sorted(set(repeated["protocol"])))
-        raise UserError(
-            f"records: samples of '{repeated['candidate'].iloc[0]}' were scored under several protocols ({protocols}); "
-            "keep the rows of one of them"
-        )

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from analysis.cells import CELL, require_one_evaluation
 from analysis.scores import is_error
 
 TARGET_PREFIX = "target-"
@@ -22,7 +23,11 @@ def targeted_success(records: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per candidate, benchmark, budget and target: ``attacked`` samples, ``successes``, ``rate`` in [0, 1],
         and ``score``, the mean over the answers of these rounds (not the worst case over rounds).
+
+    Raises:
+        UserError: if the records mix evaluations (see ``cells``).
     """
+    require_one_evaluation(records)
     rows = []
     valid = records[~is_error(records) & (records["epsilon"] > 0)]
     for record in valid.to_dict("records"):
@@ -30,9 +35,9 @@ def targeted_success(records: pd.DataFrame) -> pd.DataFrame:
         for name, answer, score in rounds:
             if name.startswith(TARGET_PREFIX) and answer is not None:
                 target = name.removeprefix(TARGET_PREFIX)
-                key = {column: record[column] for column in ("candidate", "benchmark", "epsilon")}
+                key = {column: record[column] for column in CELL}
                 rows.append({**key, "target": target, "success": contains(answer, target), "score": score})
-    columns = ["candidate", "benchmark", "epsilon", "target"]
+    columns = [*CELL, "target"]
     if not rows:
         return pd.DataFrame(columns=[*columns, "attacked", "successes", "rate", "score"])
     grouped = pd.DataFrame(rows).groupby(columns, sort=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.cells import require_one_evaluation, require_one_model
 from analysis.loading import load_records
 from analysis.scores import is_error
 from benchmarks.common import write_sheet
@@ -21,6 +22,8 @@ from sweeps.console import run_script
 KEY = ["candidate", "benchmark", "epsilon", "sample_id"]
 TOLERANCE = 1e-6
 """Scores closer than this are equal."""
+
+REMEDY = "leave the others out with --leave-out FINGERPRINT"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,15 @@ class Options:
         protocol: name and version of the one that is judged.
         reference: name and version of the other.
         output: Markdown file to write.
+        leave_out: fingerprints of models or evaluations whose records are not read, where the storage holds several
+            under one name.
     """
 
     storage: str = "results"
     protocol: str = "fast_float32-v1"
     reference: str = "paper_ensemble_float32-v1"
     output: Path = Path("benchmarks/sheets/compare_protocols.md")
+    leave_out: tuple[str, ...] = ()
 
 
 def paired(records: pd.DataFrame, protocol: str, reference: str) -> pd.DataFrame:
@@ -53,7 +59,8 @@ def paired(records: pd.DataFrame, protocol: str, reference: str) -> pd.DataFrame
         ``_reference``.
 
     Raises:
-        UserError: if one of them has no records, or they share none.
+        UserError: if one of them has no records or several evaluations of one cell, if a candidate's name stands for
+            several models, or if they share no sample.
     """
     valid = records[~is_error(records) & (records["epsilon"] > 0)]
     sides = []
@@ -62,6 +69,8 @@ def paired(records: pd.DataFrame, protocol: str, reference: str) -> pd.DataFrame
         if sides[-1].empty:
             known = ", ".join(sorted(valid["protocol"].unique())) or "none"
             raise UserError(f"no records of protocol {name} here (there are: {known}); run the sweep with --protocol")
+        require_one_evaluation(sides[-1], REMEDY)
+    require_one_model(pd.concat(sides), REMEDY)  # else two trainings would be compared, not two protocols
     joined = sides[0].merge(sides[1], on=KEY, suffixes=("", "_reference"))
     if joined.empty:
         raise UserError(f"{protocol} and {reference} have no sample in common; run both on the same grid")
@@ -94,7 +103,9 @@ def main(options: Options) -> None:
     Args:
         options: see :class:`Options`.
     """
-    joined = paired(load_records(options.storage), options.protocol, options.reference).assign(everything="all")
+    records = load_records(options.storage)
+    left_out = records["model"].isin(options.leave_out) | records["evaluation"].isin(options.leave_out)
+    joined = paired(records[~left_out], options.protocol, options.reference).assign(everything="all")
     rows = []
     for by in (["benchmark", "epsilon"], ["benchmark"], ["everything"]):
         for row in compare(joined, by).to_dict("records"):

@@ -25,6 +25,8 @@ from benchmarks.storage_requests import Requests, counted_on_disk, counted_on_s3
 from rllava.data.easy_vqa_source import easy_images
 from rllava.data.shards import parquet_bytes
 from rllava.errors import UserError
+from rllava.evaluation.rows import record_head
+from rllava.evaluation.samples import Sample
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
 from rllava.store import Store
@@ -39,6 +41,7 @@ TINY = ("tiny-clip", "tiny-tecoa4", "tiny-fare4", "tiny-advxl")
 CANDIDATES = (*TINY, *(f"{used}@{trained}" for trained in TINY for used in TINY if used != trained))
 BENCHMARKS = ("easy_vqa", "easy_captions")
 BUDGETS = ("0", "2", "4", "8", "16")
+QUESTION = "<image>\nwhat color is the shape?"
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,7 @@ def write_part(store: Store, path: str, spec: EvalSpec, shard: int) -> None:
     images = easy_images("test")
     rows = [
         {
-            "candidate": spec.candidate,
-            "benchmark": spec.benchmark.name,
-            "sample_id": f"test-{25 * shard + row:04d}",
-            "protocol": spec.protocol.label,
-            "epsilon": spec.epsilon,
-            "prompt": "<image>\nwhat color is the shape?",
-            "references": ["red"] * 10,
+            **record_head(spec, Sample(f"test-{25 * shard + row:04d}", QUESTION, ("red",) * 10, None, None)),
             "clean_prediction": "red",
             "prediction": "red",
             "clean_score": 100.0,

@@ -1,18 +1,32 @@
 """The record: one row of results, the contract between evaluation (which writes it) and analysis (which reads it).
 
-A record is one (candidate, benchmark, sample, protocol, epsilon). The clean answers are the records of epsilon 0.
+A record is one answer of one evaluation: what a candidate said to a sample under a condition, at a budget. The clean
+answers are the records of epsilon 0. Names are for people, and a storage may hold two recipes that share them all; the
+fingerprints (``model``, ``evaluation``) tell those apart.
+
 Scores are in the units of the paper's tables: VQA accuracy in percent, CIDEr times 100. Budgets and norms are in units
 of 1/255. This module needs pyarrow alone, so that a notebook can open results without the GPU stack.
 """
 
 import pyarrow as pa
 
+CLEAN = "clean"
+"""Condition of the records of epsilon 0."""
+
+RECORD_VERSION = 3
+"""Raised when a column joins, leaves or means something else."""
+
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("candidate", pa.string(), "a: end-to-end on encoder a; a+b: ensemble; b@a: b plugged into the LLaVA of a"),
     ("benchmark", pa.string(), "data set + prompt + metric"),
     ("sample_id", pa.string(), "unique within the benchmark"),
-    ("protocol", pa.string(), "name and version of the protocol, e.g. paper_ensemble-v1"),
+    ("condition", pa.string(), "what the model was shown: 'clean' at epsilon 0, else the label of its protocol"),
+    ("protocol", pa.string(), "name and version, e.g. paper_ensemble-v1; of clean answers too, which it asked for"),
     ("epsilon", pa.float64(), "budget, L-inf, in 1/255"),
+    ("seed", pa.int64(), "training seed of the candidate's LLaVA; null for a checkpoint from elsewhere"),
+    ("draw", pa.int32(), "number of a drawn answer; 0: the greedy one"),
+    ("model", pa.string(), "fingerprint of the candidate: its LLaVA as trained, the encoders it is judged with"),
+    ("evaluation", pa.string(), "fingerprint of the evaluation, which decides all else; ends its artifact's name"),
     ("prompt", pa.string(), "the user's turn, image marker included"),
     ("references", pa.list_(pa.string()), "reference captions or annotators' answers"),
     ("clean_prediction", pa.string(), "answer to the clean image"),
@@ -41,9 +55,9 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
 
 RECORD_SCHEMA = pa.schema(
     [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
-    metadata={"rllava.schema": "record-v2"},
+    metadata={"rllava.schema": f"record-v{RECORD_VERSION}"},
 )
 """Arrow schema of a records part; the description of each column is in its field's metadata."""
 
-KEY = ("candidate", "benchmark", "sample_id", "protocol", "epsilon")
+KEY = ("candidate", "benchmark", "sample_id", "condition", "epsilon", "seed", "draw", "evaluation")
 """Columns that identify a record: no two records of a storage agree in all of them."""

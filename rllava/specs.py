@@ -19,6 +19,7 @@ from rllava.fingerprint import OnlyRounds
 from rllava.model.checkpoint import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.model.language import LanguageModelSpec
+from rllava.records import CLEAN
 
 if TYPE_CHECKING:
     from rllava.model.describe import Description
@@ -121,6 +122,19 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class WholeModel:
+    """What a candidate is, whatever its name.
+
+    Attributes:
+        llava: as trained, here or elsewhere.
+        encoders: that it is judged with.
+    """
+
+    llava: ModelSpec | CheckpointSpec
+    encoders: tuple[EncoderSpec, ...]
+
+
+@dataclass(frozen=True)
 class EvalSpec:
     """One cell of the grid: a candidate on a benchmark at a budget under a protocol.
 
@@ -153,6 +167,21 @@ class EvalSpec:
     def name(self) -> str:
         """Readable name of the records artifact."""
         return f"{self.candidate}-{self.benchmark.name}-eps{self.epsilon:g}"
+
+    @property
+    def condition(self) -> str:
+        """What the model is shown, as a label."""
+        return self.protocol.label if self.epsilon > 0 else CLEAN
+
+    @property
+    def seed(self) -> int | None:
+        """Training seed; None for a checkpoint from elsewhere."""
+        return self.model.seed if isinstance(self.model, ModelSpec) else None
+
+    @property
+    def whole_model(self) -> WholeModel:
+        """The candidate without its name."""
+        return WholeModel(self.model, self.encoders)
 
     def versions(self) -> Mapping[str, int]:
         """Of what is done to images before and after an attack, and of the bank of wrong answers if any is aimed at."""

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import glob
-import json
+import math
 import os
 import platform
 import shutil
@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from analysis.manifest import Manifest, ModelEntry, RecordsEntry
 from analysis.report import refresh_report
 from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
@@ -133,7 +134,7 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
     manifest = write_manifest(plan, found, before, machine, started)
     paths, records = refresh_report(plan.storage, plan.sweep)
     say(format_table(records))
-    minutes, seconds = divmod(int(manifest["wall_seconds"]), 60)
+    minutes, seconds = divmod(int(manifest.wall_seconds), 60)
     say(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
     say(f"report:  {paths.index}")
     return str(paths.index)
@@ -404,9 +405,7 @@ def describe_machine(info: ClusterInfo) -> dict[str, Any]:
     }
 
 
-def write_manifest(
-    plan: Plan, found: Snapshot, before: set[str], machine: dict[str, Any], started: float
-) -> dict[str, Any]:
+def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[str, Any], started: float) -> Manifest:
     """Writes what a sweep consists of: the analysis reads this and the records, nothing else.
 
     Args:
@@ -419,51 +418,54 @@ def write_manifest(
     Returns:
         The manifest.
     """
-    path = f"{plan.store.root}/reports/{plan.sweep}/sweep.json"
-    models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.candidates}
-    finished = time.time()
 
     def facts(artifact: Artifact) -> dict[str, Any]:
         return found.facts(artifact.relative) if found.is_finished(artifact.relative) else {}  # none of a checkpoint
 
-    manifest = {
-        "sweep": plan.sweep,
-        "preset": plan.preset.name,
-        "candidates": [candidate.name for candidate in plan.candidates],
-        "benchmarks": [benchmark.name for benchmark in plan.benchmarks],
-        "budgets": list(plan.budgets),
-        "protocol": plan.protocol.label,
-        "samples": plan.preset.samples,
-        "records": [
-            {
-                "path": artifact.relative,
-                "candidate": candidate.name,
-                "benchmark": spec.benchmark.name,
-                "epsilon": spec.epsilon,
-                "seconds": facts(artifact).get("seconds"),
-                "reused": artifact.relative in before,
-            }
+    def seconds(artifact: Artifact) -> float:
+        known = facts(artifact).get("seconds")
+        return math.nan if known is None else float(known)
+
+    models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.candidates}
+    finished = time.time()
+    manifest = Manifest(
+        sweep=plan.sweep,
+        preset=plan.preset.name,
+        candidates=tuple(candidate.name for candidate in plan.candidates),
+        benchmarks=tuple(benchmark.name for benchmark in plan.benchmarks),
+        budgets=tuple(sorted(map(float, plan.budgets))),
+        protocol=plan.protocol.label,
+        samples=plan.preset.samples,
+        records=tuple(
+            RecordsEntry(
+                path=artifact.relative,
+                candidate=candidate.name,
+                benchmark=spec.benchmark.name,
+                epsilon=float(spec.epsilon),
+                seconds=seconds(artifact),
+                reused=artifact.relative in before,
+            )
             for candidate in plan.candidates
             for spec, artifact in plan.evaluations(candidate)
-        ],
-        "models": [
-            {
-                "name": spec.name,
-                "path": artifact.relative,
-                "seconds": facts(artifact).get("seconds"),
-                "parameters": facts(artifact).get("parameters"),
-                "reused": artifact.relative in before,
-                "spec": to_json(spec),
-            }
+        ),
+        models=tuple(
+            ModelEntry(
+                name=spec.name,
+                path=artifact.relative,
+                seconds=seconds(artifact),
+                parameters=facts(artifact).get("parameters"),
+                reused=artifact.relative in before,
+                spec=to_json(spec),
+            )
             for spec, artifact in models.values()
-        ],
-        "versions": {package: version(package) for package in PACKAGES},
-        "machine": machine or {"cpus": usable_cores(), "gpus": 0, "memory_gib": None},
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-        "finished": datetime.datetime.fromtimestamp(finished, datetime.UTC).isoformat(timespec="seconds"),
-        "wall_seconds": round(finished - started, 1),
-    }
-    plan.store.write(path, json.dumps(manifest, indent=1).encode())
+        ),
+        versions={package: version(package) for package in PACKAGES},
+        machine=machine or {"cpus": usable_cores(), "gpus": 0, "memory_gib": None},
+        started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        finished=datetime.datetime.fromtimestamp(finished, datetime.UTC).isoformat(timespec="seconds"),
+        wall_seconds=round(finished - started, 1),
+    )
+    plan.store.write(f"{plan.store.root}/reports/{plan.sweep}/sweep.json", manifest.to_json().encode())
     return manifest
 
 

@@ -19,6 +19,7 @@ ADAPTERS = ("rllava.data.ray_dataset", "rllava.training.ray_trainer", "rllava.ev
 
 LIGHT = (
     "rllava.records",
+    "rllava.fingerprint",
     "rllava.check_list",
     "rllava.filesystem",
     "rllava.snapshot",

@@ -10,6 +10,7 @@ from rllava.attacks.common import PIXEL
 from rllava.attacks.outcome import GRID, Outcome, pack_images
 from rllava.data.images import encode_png
 from rllava.evaluation.samples import Sample
+from rllava.fingerprint import fingerprint
 from rllava.specs import EvalSpec
 
 
@@ -27,8 +28,13 @@ def record_head(spec: EvalSpec, sample: Sample) -> dict[str, Any]:
         "candidate": spec.candidate,
         "benchmark": spec.benchmark.name,
         "sample_id": sample.sample_id,
+        "condition": spec.condition,
         "protocol": spec.protocol.label,
         "epsilon": spec.epsilon,
+        "seed": spec.seed,
+        "draw": 0,  # decoding is greedy
+        "model": fingerprint(spec.whole_model),
+        "evaluation": fingerprint(spec),
         "prompt": sample.prompt,
         "references": list(sample.references),
         "error": sample.error,

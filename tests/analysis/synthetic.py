@@ -1,5 +1,6 @@
 """Synthetic results in the real schema: records, artifacts and a manifest whose true means the tests know."""
 
+import hashlib
 import io
 import json
 import zlib
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from analysis.manifest import Manifest, ModelEntry, RecordsEntry
 from rllava.filesystem import open_filesystem
-from rllava.records import RECORD_SCHEMA
+from rllava.records import CLEAN, RECORD_SCHEMA
 
 PROTOCOL = "paper_ensemble_short-v1"
 COLOURS = ("red", "blue", "green", "teal", "brown", "black", "gray", "yellow")
@@ -64,12 +66,18 @@ def make_record(
     attacked = epsilon > 0 and clean_score > 0
     broken = score is not None and score < clean_score
     seed = zlib.crc32(sample_id.encode())
+    protocol = str(others.get("protocol", PROTOCOL))
     record = {
         "candidate": candidate,
         "benchmark": benchmark,
         "sample_id": sample_id,
-        "protocol": PROTOCOL,
+        "condition": protocol if epsilon > 0 else CLEAN,
+        "protocol": protocol,
         "epsilon": epsilon,
+        "seed": 0,
+        "draw": 0,
+        "model": fake_fingerprint(candidate),
+        "evaluation": fake_fingerprint(candidate, benchmark, epsilon, protocol),
         "prompt": "<image>\nWhat is the colour of the shape?",
         "references": [answer] * 9 + [f"dark {answer}"],
         "clean_prediction": answer if clean_score > 0 else "unsure",
@@ -98,6 +106,11 @@ def make_record(
     return {**record, **others}
 
 
+def fake_fingerprint(*identity: object) -> str:
+    """Sixteen hexadecimal digits that stand for what a name or a cell of the grid is made from."""
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+
+
 def make_png(seed: int, side: int, colour: str, epsilon: int) -> bytes:
     """Draws a coloured disc on white, changed by at most epsilon/255 per pixel."""
     image = Image.new("RGB", (side, side), (235, 232, 226))
@@ -121,38 +134,44 @@ def write_artifact(storage: str, folder: str, rows: Sequence[Mapping[str, Any]],
 
 
 def write_sweep(storage: str, sweep: SyntheticSweep = SyntheticSweep()) -> dict[str, Any]:
-    """Writes the artifacts and the manifest of a synthetic sweep, and returns the manifest."""
+    """Writes the artifacts and the manifest of a synthetic sweep, and returns the manifest as JSON."""
     entries = []
     for candidate in sweep.clean:
         for benchmark in sweep.benchmarks:
             for epsilon in sweep.budgets:
                 folder = f"records/{candidate}-{benchmark}-{epsilon:g}-0123abcd"
                 write_artifact(storage, folder, make_rows(sweep, candidate, benchmark, epsilon), sweep.part_rows)
-                entry = {"path": folder, "candidate": candidate, "benchmark": benchmark, "epsilon": epsilon}
-                entries.append({**entry, "seconds": 12.3, "reused": epsilon == 0})
-    models = [name for name in sweep.clean if "@" not in name]
-    manifest = {
-        "sweep": sweep.sweep,
-        "candidates": list(sweep.clean),
-        "benchmarks": list(sweep.benchmarks),
-        "budgets": list(sweep.budgets),
-        "protocol": PROTOCOL,
-        "samples": sweep.samples,
-        "preset": "tiny",
-        "records": entries,
-        "models": [
-            {"name": name, "path": f"models/{name}-4567", "seconds": 40.1, "reused": False, "parameters": 700_000,
-             "spec": {"encoder": {"name": name, "image_size": 32}, "stages": [{"steps": 300}, {"steps": 300}]}}
-            for name in models
-        ],
-        "versions": {"rllava": "0.1.0", "ray": "2.60.0"},
-        "machine": {"cpus": 2, "gpus": 0, "memory_gib": 24},
-        "started": "2025-01-01T10:00:00+00:00",
-        "finished": "2025-01-01T10:05:01+00:00",
-        "wall_seconds": 301.2,
-    }  # fmt: skip
+                entries.append(RecordsEntry(folder, candidate, benchmark, epsilon, 12.3, reused=epsilon == 0))
+    manifest: dict[str, Any] = json.loads(manifest_of(sweep, entries).to_json())
     write_manifest(storage, manifest)
     return manifest
+
+
+def manifest_of(sweep: SyntheticSweep, records: Sequence[RecordsEntry]) -> Manifest:
+    """Makes up the manifest of a sweep."""
+    return Manifest(
+        sweep=sweep.sweep,
+        candidates=tuple(sweep.clean),
+        benchmarks=sweep.benchmarks,
+        budgets=sweep.budgets,
+        protocol=PROTOCOL,
+        samples=sweep.samples,
+        preset="tiny",
+        records=tuple(records),
+        models=tuple(
+            ModelEntry(
+                name, f"models/{name}-4567", 40.1, parameters=700_000,
+                spec={"encoder": {"name": name, "image_size": 32}, "stages": [{"steps": 300}, {"steps": 300}]},
+            )
+            for name in sweep.clean
+            if "@" not in name
+        ),
+        versions={"rllava": "0.1.0", "ray": "2.60.0"},
+        machine={"cpus": 2, "gpus": 0, "memory_gib": 24},
+        started="2025-01-01T10:00:00+00:00",
+        finished="2025-01-01T10:05:01+00:00",
+        wall_seconds=301.2,
+    )  # fmt: skip
 
 
 def write_manifest(storage: str, manifest: Mapping[str, Any]) -> None:

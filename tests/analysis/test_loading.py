@@ -12,6 +12,7 @@ import pytest
 from analysis.gallery import perturbation_png
 from analysis.loading import IMAGE_COLUMNS, fetch_images, load_records, load_sweep, record_keys
 from rllava.errors import UserError
+from rllava.fingerprint import FORMAT
 from rllava.records import RECORD_SCHEMA
 from tests.analysis.conftest import SWEEP
 from tests.analysis.synthetic import SyntheticSweep, make_record, make_rows, write_artifact, write_manifest, write_sweep
@@ -127,6 +128,65 @@ def test_a_damaged_file_is_named(small: Path, damage: str) -> None:
 def test_a_file_of_another_schema_is_named(small: Path) -> None:
     pq.write_table(pa.table({"candidate": ["a"]}), part(small))
     with pytest.raises(UserError, match="column 'benchmark' is missing"):
+        load_sweep(str(small))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (2, r"records of schema record-v2, and this version of rllava reads record-v3 \(column 'condition' is "
+            r"missing\); read them with the version that wrote them, or delete the storage's records/ and run "
+            "the sweep again"),
+        (99, "records of schema record-v99, which a later version of rllava wrote; update rllava"),
+    ],
+)  # fmt: skip
+def test_records_of_another_version_are_told_with_the_remedy(small: Path, written: int, message: str) -> None:
+    table = pq.read_table(part(small))
+    new = [name for name in ("condition", "seed", "draw", "model", "evaluation") if name in table.column_names]
+    metadata = {**table.schema.metadata, b"rllava.schema": f"record-v{written}".encode()}
+    pq.write_table(table.drop_columns(new).replace_schema_metadata(metadata), part(small))
+    for load in (load_sweep, load_records):
+        with pytest.raises(UserError, match=message) as caught:
+            load(str(small))
+        assert "\n" not in str(caught.value)
+        assert "records/a-easy_vqa-8-0123abcd/part-00000.parquet" in str(caught.value)
+
+
+def test_columns_of_a_later_version_are_passed_over(small: Path) -> None:
+    table = pq.read_table(part(small))
+    metadata = {**table.schema.metadata, b"rllava.schema": b"record-v99"}
+    wider = table.append_column("severity", pa.array([0] * len(table))).replace_schema_metadata(metadata)
+    pq.write_table(wider, part(small))
+    assert len(load_sweep(str(small)).records) == 10
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (1, "holds results of format 1, and this version of rllava reads format 2; analyse them with the version that "
+            "wrote them, or run the sweep again with another --storage$"),
+        (99, "holds results of format 99, which a later version of rllava wrote; update rllava$"),
+    ],
+)  # fmt: skip
+def test_a_storage_of_another_format_is_told_with_the_remedy(small: Path, written: int, message: str) -> None:
+    (small / "rllava-storage.json").write_text(json.dumps({"format": written}))
+    for load in (load_sweep, load_records):
+        with pytest.raises(UserError, match=message):
+            load(str(small))
+
+
+@pytest.mark.parametrize("marker", [json.dumps({"format": FORMAT}), "", "[]"])
+def test_a_storage_of_this_format_or_with_a_torn_marker_is_read(small: Path, marker: str) -> None:
+    (small / "rllava-storage.json").write_text(marker)
+    assert len(load_sweep(str(small)).records) == 10
+
+
+def test_a_manifest_of_before_is_told_with_the_remedy(small: Path) -> None:
+    path = small / "reports/encoder_ablation/sweep.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("format", None)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"sweep.json: an earlier version of rllava wrote this manifest; .*sweep again"):
         load_sweep(str(small))
 
 

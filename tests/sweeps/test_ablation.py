@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.loading import load_sweep
 from rllava.records import KEY, RECORD_SCHEMA
 from tests.analysis.notebook_runner import execute_notebook
 from tests.fixtures.processes import Tracked, processes_called
@@ -37,6 +38,22 @@ def test_records_are_complete_unique_and_within_the_budget(unbroken: Run) -> Non
             assert row["rounds"]
             assert 0 <= row["zero_gradient_share"] < 0.5
     assert all(table.schema.equals(RECORD_SCHEMA) for table in records(unbroken.storage).values())
+
+
+def test_records_say_which_evaluation_and_which_model_they_are_of(unbroken: Run) -> None:
+    results = load_sweep(unbroken.storage)
+    columns = ["condition", "protocol", "seed", "draw", "model", "evaluation"]
+    models = {}
+    for entry in results.manifest.records:
+        rows = results.records[results.records["part"].str.startswith(f"{entry.path}/")]
+        (said,) = rows[columns].drop_duplicates().to_dict("records")
+        assert entry.path.endswith(f"-{said['evaluation']}")
+        assert said["condition"] == (said["protocol"] if entry.epsilon else "clean")
+        assert said["protocol"] == results.manifest.protocol
+        assert (said["seed"], said["draw"]) == (0, 0)
+        models.setdefault(entry.candidate, set()).add(said["model"])
+    assert [len(found) for found in models.values()] == [1, 1]
+    assert models[CANDIDATES[0]] != models[CANDIDATES[1]], "an encoder that was plugged in is another model"
 
 
 def test_the_same_samples_are_scored_for_every_candidate_and_budget(unbroken: Run) -> None:

@@ -1,0 +1,80 @@
+"""Which records may stand in one table.
+
+A candidate's name, a benchmark and a budget make a cell of it. Names are for people: one storage may hold two trainings
+under one of them, or two evaluations that differ in the sample list or the protocol. A mean or a pairing over both
+would be a number about nothing, so whoever groups records asks here first.
+"""
+
+import pandas as pd
+
+from rllava.errors import UserError
+
+CELL = ("candidate", "benchmark", "epsilon")
+
+KEEP_ONE = "keep the rows of one of them"
+
+_NAMED = 3
+"""Fingerprints that an error names at most."""
+
+
+def require_one_model(records: pd.DataFrame, remedy: str = KEEP_ONE) -> None:
+    """Refuses records in which one candidate's name stands for several models.
+
+    Args:
+        records: rows of RECORD_SCHEMA.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: if there are such.
+    """
+    found = _several(records, ("candidate",), "model")
+    if found is not None:
+        raise UserError(
+            f"records: candidate '{found['candidate'].iloc[0]}' stands for {found['model'].nunique()} models, of other "
+            f"training or weights (column model: {_named(found, 'model')}); {remedy}"
+        )
+
+
+def require_one_evaluation(records: pd.DataFrame, remedy: str = KEEP_ONE) -> None:
+    """Refuses records that mix evaluations: several in one cell, or of several models under one candidate's name.
+
+    Args:
+        records: rows of RECORD_SCHEMA.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: if they do.
+    """
+    require_one_model(records, remedy)
+    found = _several(records, CELL, "evaluation")
+    if found is None:
+        return
+    candidate, benchmark, epsilon = found[list(CELL)].iloc[0]
+    if found["protocol"].nunique() > 1:
+        protocols = ", ".join(sorted(set(found["protocol"])))
+        raise UserError(
+            f"records: samples of '{candidate}' were scored under several protocols ({protocols}), on {benchmark} at "
+            f"ε = {epsilon:g}/255; {remedy}"
+        )
+    raise UserError(
+        f"records: '{candidate}' on {benchmark} at ε = {epsilon:g}/255 comes from {found['evaluation'].nunique()} "
+        f"evaluations (column evaluation: {_named(found, 'evaluation')}); {remedy}"
+    )
+
+
+def _several(records: pd.DataFrame, within: tuple[str, ...], column: str) -> pd.DataFrame | None:
+    """The rows of the first group that has several values of a column."""
+    pairs = records[[*within, column]].drop_duplicates()
+    repeated = pairs[pairs.duplicated(subset=list(within))]
+    if repeated.empty:
+        return None
+    first = repeated.iloc[0]
+    return records[(records[list(within)] == first[list(within)]).all(axis=1)]
+
+
+def _named(records: pd.DataFrame, column: str) -> str:
+    """Fingerprints, each with an artifact whose ``spec.json`` says what it is."""
+    first = records.drop_duplicates(subset=[column])
+    places = [f" in {part.rpartition('/')[0]}" for part in first["part"]] if "part" in records else [""] * len(first)
+    named = [f"{value}{place}" for value, place in zip(first[column], places, strict=True)]
+    return ", ".join([*named[:_NAMED], *(["…"] if len(named) > _NAMED else [])])

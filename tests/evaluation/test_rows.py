@@ -1,0 +1,68 @@
+"""What a record says of where it comes from."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from rllava.attacks.protocols import PROTOCOLS
+from rllava.data.benchmarks import BENCHMARKS
+from rllava.encoders import encoder_spec
+from rllava.evaluation.rows import record_head
+from rllava.evaluation.samples import Sample
+from rllava.fingerprint import fingerprint
+from rllava.model.checkpoint import CheckpointSpec
+from rllava.specs import EvalSpec
+from rllava.weights import pin_weights
+from sweeps.presets import PRESETS, model_spec
+
+CLIP, ROBUST = (pin_weights(encoder_spec(name)) for name in ("tiny-clip", "tiny-fare4"))
+SAMPLE = Sample("s0", "what?", ("red",), None, None)
+MODEL = model_spec(PRESETS.get("smoke"), (CLIP,))
+SPEC = EvalSpec("a", MODEL, (CLIP,), BENCHMARKS.get("easy_vqa"), PROTOCOLS.get("fast"), 8.0, 4)
+
+
+def head(**changes: Any) -> dict[str, Any]:
+    return record_head(dataclasses.replace(SPEC, **changes), SAMPLE)
+
+
+def test_the_condition_is_clean_or_the_protocols_label() -> None:
+    assert (head()["condition"], head()["protocol"]) == (SPEC.protocol.label, SPEC.protocol.label)
+    assert (head(epsilon=0.0)["condition"], head(epsilon=0.0)["protocol"]) == ("clean", SPEC.protocol.label)
+
+
+def test_the_seed_is_the_trainings_and_a_checkpoint_from_elsewhere_has_none() -> None:
+    assert head(model=dataclasses.replace(MODEL, seed=7))["seed"] == 7
+    checkpoint = CheckpointSpec(
+        "c", "original", ("folder",), "0" * 64, (CLIP,), ("projector",), MODEL.projector, "vicuna_v1"
+    )
+    found = head(model=checkpoint)
+    assert (found["seed"], found["draw"]) == (None, 0)
+    assert len(found["model"]) == 16
+
+
+def test_the_evaluation_is_its_specs_fingerprint() -> None:
+    assert head()["evaluation"] == fingerprint(SPEC)
+    assert head(epsilon=4.0)["evaluation"] != head()["evaluation"]
+
+
+LONGER = dataclasses.replace(MODEL, stage2=dataclasses.replace(MODEL.stage2, steps=MODEL.stage2.steps + 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"candidate": "another name"}, True),
+        ({"epsilon": 0.0}, True),
+        ({"benchmark": BENCHMARKS.get("easy_captions")}, True),
+        ({"protocol": PROTOCOLS.get("strong")}, True),
+        ({"batch_size": 1}, True),
+        ({"model": LONGER}, False),
+        ({"model": dataclasses.replace(MODEL, seed=1)}, False),
+        ({"encoders": (ROBUST,)}, False),
+    ],
+)
+def test_the_model_is_what_is_judged_whatever_its_name_and_whatever_it_is_asked(
+    changes: dict[str, Any], same: bool
+) -> None:
+    assert (head(**changes)["model"] == head()["model"]) == same
