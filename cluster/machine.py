@@ -108,8 +108,8 @@ def _check_temporary_folder(folder: Path) -> None:
             f"{variable} {folder}: too long by {longest - _SOCKET_PATH} characters for Ray's sockets in it; "
             "set RAY_TMPDIR to a short path, e.g. RAY_TMPDIR=/tmp"
         )
-    for where in dict.fromkeys((folder, Path(tempfile.gettempdir()))):
-        _check_writable(where, f"temporary folder {where}", f"set {variable} to a folder that can be written")
+    for name, where in ((variable, folder), ("TMPDIR", Path(tempfile.gettempdir()))):
+        _check_writable(where, f"temporary folder {where}", f"set {name} to a folder that can be written")
     free = shutil.disk_usage(folder).free
     if free < _LEAST_DISK:
         raise UserError(
@@ -157,14 +157,21 @@ def _check_loopback() -> None:
 
 
 def _check_limits() -> None:
-    for limit, least, good, option in (
-        (resource.RLIMIT_NOFILE, _LEAST_FILES, _GOOD_FILES, "open files; raise it: ulimit -n 65536"),
-        (resource.RLIMIT_NPROC, _LEAST_PROCESSES, _GOOD_FILES, "processes and threads; raise it: ulimit -u unlimited"),
-        (resource.RLIMIT_AS, _LEAST_ADDRESS_SPACE, None, "bytes of address space; raise it: ulimit -v unlimited"),
+    for limit, least, good, unit, option in (
+        (resource.RLIMIT_NOFILE, _LEAST_FILES, _GOOD_FILES, 1, "open files; raise it: ulimit -n 65536"),
+        (
+            resource.RLIMIT_NPROC,
+            _LEAST_PROCESSES,
+            _GOOD_FILES,
+            1,
+            "processes, threads; raise it: ulimit -u unlimited",
+        ),
+        (resource.RLIMIT_AS, _LEAST_ADDRESS_SPACE, None, _GIB, "GiB of address space; raise it: ulimit -v unlimited"),
     ):
         soft = _raised(limit, good)
         if soft < least and not (limit == resource.RLIMIT_NPROC and os.geteuid() == 0):  # which does not bind root
-            raise UserError(f"a limit of this shell is too low for Ray: {soft:g}, not {least:g} {option}")
+            too_low = f"{soft / unit:.3g}, not {least / unit:.6g} {option}"
+            raise UserError(f"a limit of this shell is too low for Ray: {too_low}")
     memory = memory_limit(Path("/sys/fs/cgroup"))
     if memory < _LEAST_MEMORY:
         raise UserError(

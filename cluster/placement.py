@@ -159,6 +159,8 @@ def attack_share(placement: Placement, trials: int, info: ClusterInfo) -> int:
     there = info.most
     room = float(_MOST_ATTACK_WORKERS * trials)
     for resource, amount in placement.attack_worker.items():
+        if info.autoscaling and resource == "memory" and resource not in there:
+            continue  # not known
         taken = trials * (placement.trial.get(resource, 0.0) + placement.data_task.get(resource, 0.0))
         room = min(room, (there.get(resource, 0.0) - taken) // amount)
     return max(1, int(room // trials))
@@ -201,6 +203,8 @@ def check_fits(placement: Placement, request: Request, info: ClusterInfo) -> Non
     for what, needed in _peaks(placement, request).items():
         for resource in sorted(needed, key=_scarcity):
             amount = needed[resource]
+            if info.autoscaling and resource == "memory" and resource not in there:
+                continue  # node types of a launcher's file need not say how much memory they have
             if amount > there.get(resource, 0.0) + 1e-6:
                 raise UserError(
                     f"{what} need {_amount(resource, amount)}, "

@@ -36,11 +36,15 @@ class Log:
     Args:
         name: of the script.
 
+    Attributes:
+        in_use: whether anything has begun that it would tell of.
+
     Raises:
         UserError: if there is no folder for temporary files.
     """
 
     def __init__(self, name: str) -> None:
+        self.in_use = False
         started = time.strftime("%Y%m%d-%H%M%S")
         try:
             self.path = Path(tempfile.mkdtemp(prefix="rllava-log-")) / f"{name}-{started}-{os.getpid()}.log"
@@ -60,6 +64,7 @@ class Log:
             folder: made if need be.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        self.in_use = True
         self.file.flush()
         before, self.path = self.path, folder / self.path.name
         shutil.copyfile(before, self.path)
@@ -178,8 +183,10 @@ def log_of(name: str) -> Iterator[Log]:
     try:
         yield log
     except (UserError, SweepError, KeyboardInterrupt):
-        with contextlib.suppress(OSError):
-            log.file.write(traceback.format_exc())
+        # A mistake that is told before the work begins has no more to say, and leaves no file.
+        if log.in_use:
+            with contextlib.suppress(OSError):
+                log.file.write(traceback.format_exc())
         raise
     except Exception as error:
         with contextlib.suppress(OSError):  # the fault may be that nothing can be written

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import glob
 import math
 import os
 import platform
@@ -86,8 +85,10 @@ def run(plan: Plan, machines: Machines) -> str:
     started = time.time()
     plan.store.prepare()
     log = current_log()
-    if log is not None and plan.store.is_local:
-        log.move(Path(plan.store.root) / LOGS)
+    if log is not None:
+        log.in_use = True
+        if plan.store.is_local:
+            log.move(Path(plan.store.root) / LOGS)
     try:
         return _run(plan, machines, log, started)
     finally:
@@ -153,8 +154,9 @@ def kept(plan: Plan, candidate: Candidate) -> str:
     filesystem = plan.store.filesystem
     spec, model = plan.model(candidate)
     if isinstance(spec, ModelSpec) and not plan.store.is_complete(model):
-        saved = filesystem.glob(f"{glob.escape(model.path)}/{RUN_NAME}/checkpoint*")
-        return "its training up to the last checkpoint" if saved else "nothing of its training yet"
+        saved = filesystem.find(f"{model.path}/{RUN_NAME}")
+        found = any("/checkpoint" in path.removeprefix(model.path) for path in saved)
+        return "its training up to the last checkpoint" if found else "nothing of its training yet"
     evaluations = plan.evaluations(candidate)
     parts = sum(len(list_shards(filesystem, artifact.path)) for _, artifact in evaluations)
     of = sum(len(list_shards(filesystem, plan.benchmark_folder(spec.benchmark))) for spec, _ in evaluations)

@@ -281,7 +281,7 @@ def files_below(folder: Path) -> list[Path]:
 AWKWARD = "odd [a-z] *?#%~&=,'é"
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.processes)])
 def test_folders_of_awkward_names_are_copied_and_removed_exactly(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -6,6 +6,7 @@ are not fetched. Images are decoded in Ray Data tasks, after the rows of other w
 """
 
 import functools
+import socket
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -19,6 +20,7 @@ from ray.data import ExecutionResources, TaskPoolStrategy
 from rllava.data.shards import ShardWork, Tasks, list_shards, read_shard, shard_number
 from rllava.data.stream import MicroBatch, Stream, keep_and_decode
 from rllava.errors import UserError
+from rllava.faults import known_fault
 from rllava.store import Store
 
 DECODE_TASKS = 2
@@ -125,10 +127,15 @@ def _run(options: Mapping[str, Any], work: Iterator[ShardWork], count: int) -> I
 
 
 def _write(batch: dict[str, Any]) -> pa.Table:
-    """Writes a shard; a user's mistake comes back as text, not as the traceback of a task."""
+    """Writes a shard; what a user can mend comes back as text, not as the traceback of a task."""
     mistake = None
     try:
         ray.cloudpickle.loads(bytes(batch["work"][0])).run()
     except UserError as error:
         mistake = str(error)
+    except Exception as error:
+        meaning = known_fault(error)
+        if meaning is None:
+            raise
+        mistake = f"on {socket.gethostname()}: {meaning}"
     return pa.table({"mistake": pa.array([mistake], pa.string())})

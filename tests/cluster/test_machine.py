@@ -41,7 +41,7 @@ def test_a_good_machine_is_let_through() -> None:
     ("before", "says"),
     [
         ("ulimit -n 500", "a limit of this shell is too low for Ray: 500, not 1024 open files; raise it: ulimit -n"),
-        ("ulimit -v 8000000", "bytes of address space; raise it: ulimit -v unlimited"),
+        ("ulimit -v 8000000", "7.63, not 16 GiB of address space; raise it: ulimit -v unlimited"),
     ],
 )
 def test_limits_that_cannot_be_raised_are_named(before: str, says: str) -> None:

@@ -11,6 +11,7 @@ from analysis.loading import load_sweep
 from benchmarks.start_of_sweep import lay_out, start
 from benchmarks.storage_requests import counted_on_s3
 from rllava.errors import UserError
+from rllava.steps import lacking
 from sweeps import runner
 from sweeps.plan import Plan, prepare_data
 
@@ -64,11 +65,14 @@ def test_a_start_finds_the_table_that_the_parts_say(copy: Plan) -> None:
 
 def test_a_lost_part_is_computed_again(copy: Plan) -> None:
     (candidate,) = copy.candidates
-    assert copy.pending(candidate) == []
-    lost = copy.evaluations(candidate)[2]
-    Path(lost[1].path, "part-00001.parquet").unlink()
-    assert copy.pending(candidate) == [lost]
-    assert runner.unfinished(copy, copy.store.snapshot(copy.artifacts())) == [candidate.name]
+    (level,) = copy.levels
+    tasks = [copy.task(step) for step in level[candidate.name]]
+    assert lacking(tasks, copy.store) == []
+    assert runner.unfinished(copy, 0, copy.store.snapshot(copy.artifacts())) == []
+    lost = next(task for task in tasks if task.artifact == copy.evaluations(candidate)[2][1])
+    Path(lost.artifact.path, "part-00001.parquet").unlink()
+    assert lacking(tasks, copy.store) == [lost]
+    assert runner.unfinished(copy, 0, copy.store.snapshot(copy.artifacts())) == [candidate.name]
 
 
 def test_lost_shards_of_data_are_built_again(copy: Plan) -> None:
