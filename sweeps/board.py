@@ -90,10 +90,11 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         Args:
             text: one line.
         """
+        line = f"{time.strftime('%H:%M:%S')} {text}"
         if self.live is not None:
-            self.live.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.live.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            say(f"{time.strftime('%H:%M:%S')} {text}")
+            say(line)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -139,7 +140,8 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         row.text, row.share = self._describe(row, event)
         if self.live is not None:
             return  # it draws itself
-        always = row.last is not before or isinstance(event, Found | Interrupted)
+        ended = isinstance(event, Training) and event.step == event.steps
+        always = row.last is not before or ended or isinstance(event, Found | Interrupted)
         if always or time.time() - row.line_at > LINE_EVERY_S:
             row.line_at = time.time()
             left = self.time_left()

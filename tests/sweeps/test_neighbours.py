@@ -28,9 +28,9 @@ def test_a_trial_that_ends_and_one_that_is_killed_leave_the_others_alone(
     for folder in folders(storage, LONG):
         shutil.rmtree(folder)
     driver = start(str(storage), tracked, "--encoders", SHORT, LONG, OTHER, "--trials", "3", "--save-every", "0")
-    wait_for(lambda: (attacked / "COMPLETE").exists(), 240, "the end of the short trial")
-    wait_for(lambda: list(storage.glob("records/*/state-*")), 120, "another trial in the middle of its attack")
-    trials = wait_for(lambda: found if len(found := processes_called(tracked, "ImplicitFunc")) == 2 else [], 60, "two")
+    wait_for(lambda: (attacked / "COMPLETE").exists(), 800, "the end of the short trial")
+    wait_for(lambda: list(storage.glob("records/*/state-*")), 800, "another trial in the middle of its attack")
+    trials = wait_for(lambda: found if len(found := processes_called(tracked, "ImplicitFunc")) == 2 else [], 300, "two")
     trials[0].kill()
     output = finish(driver)
 
