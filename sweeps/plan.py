@@ -17,7 +17,7 @@ from rllava.errors import UserError
 from rllava.faults import explain
 from rllava.filesystem import check_answers
 from rllava.missing import Missing, refuse_missing
-from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
+from rllava.model.checkpoint_spec import CheckpointSpec, pin_checkpoint
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact, Store
@@ -279,7 +279,7 @@ def _open_weights(plan: Plan) -> None:
         check_language_model_files(language_model, [stage.conversation for stage in stages])
     for candidate in plan.candidates:
         if candidate.checkpoint is not None:
-            from rllava.model.checkpoint_loading import check_checkpoint  # imports transformers
+            from rllava.model.checkpoint import check_checkpoint  # imports transformers
 
             check_checkpoint(candidate.checkpoint, candidate.used)
 

@@ -11,7 +11,7 @@ import numpy as np
 from cluster.placement import Placement
 from rllava.data.shards import list_shards, read_shard
 from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, units
-from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.store import Artifact
 from rllava.training.ray_trainer import TrainJob, train_model

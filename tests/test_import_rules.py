@@ -31,15 +31,6 @@ LIGHT = (
 GPU_STACK = ("torch", "torchvision", "ray", "transformers", "deepspeed", "timm")
 
 
-KNOWN_CIRCLES = {
-    # The spec of a checkpoint describes itself by loading, and one format is read by way of all specs.
-    frozenset(
-        {"rllava.model.checkpoint", "rllava.model.checkpoint_loading", "rllava.model.trained_format", "rllava.specs"}
-    )
-}
-"""Circles that are still there; one that is broken leaves this list, none joins it."""
-
-
 @dataclass(frozen=True)
 class Rule:
     """What the modules below some packages must not import.
@@ -159,7 +150,7 @@ def circles(root: Path) -> set[frozenset[str]]:
 
 
 def test_no_circles_not_even_through_functions() -> None:
-    assert circles(ROOT) == KNOWN_CIRCLES
+    assert circles(ROOT) == set()
 
 
 @pytest.mark.parametrize(
