@@ -56,7 +56,7 @@ def make_plan(options: Options) -> "Plan":
         UserError: naming the option and the remedy.
     """
     check_numbers(options)
-    # Recipes import torch and transformers: seconds, by which a mistake in a number is told.
+    # Recipes import torch and transformers, which takes seconds; a mistake in a number is told by now.
     from sweeps.grid import make_plan as plan_of
     from sweeps.grid import read_grid
     from sweeps.presets import PRESETS, parse_candidate

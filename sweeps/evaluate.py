@@ -61,7 +61,7 @@ def candidates_of(options: Options) -> "tuple[Candidate, ...]":
     """
     if not options.model:
         raise UserError("--model: give at least one checkpoint, a folder or ORG/NAME of the hub")
-    # Checkpoints and encoders import torch and transformers: seconds, by which a mistake in a number is told.
+    # Encoders import torch, which takes seconds; a mistake in a number is told by now.
     from rllava.encoders import encoder_spec
     from rllava.model.checkpoint import read_checkpoint
     from sweeps.presets import Candidate
