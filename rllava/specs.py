@@ -6,7 +6,7 @@ cluster (see :mod:`rllava.fingerprint`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rllava.attacks.outcome import GRID_VERSION
 from rllava.attacks.protocols import Protocol
@@ -16,13 +16,10 @@ from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
 from rllava.evaluation.answers import DECOYS_VERSION
 from rllava.fingerprint import OnlyRounds
-from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.model.language import LanguageModelSpec
 from rllava.records import CLEAN
-
-if TYPE_CHECKING:
-    from rllava.model.describe import Description
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -105,20 +102,6 @@ class ModelSpec:
     def versions(self) -> Mapping[str, int]:
         """Of what is done to its training images."""
         return {"preprocessing": PREPROCESSING_VERSION}
-
-    def describe(self, text_tokens: int = 64, answer_tokens: int = 8) -> "Description":
-        """Parameters, visual tokens, bytes and floating-point operations, without weights.
-
-        Args:
-            text_tokens: of prompt and answer, in the passes that are counted.
-            answer_tokens: labelled ones among them.
-
-        Returns:
-            What it costs; printed as a table.
-        """
-        from rllava.model.describe import describe  # imports transformers' models
-
-        return describe(self.encoders, self.language_model, self.projector, text_tokens, answer_tokens)
 
 
 @dataclass(frozen=True)

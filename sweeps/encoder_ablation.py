@@ -9,13 +9,15 @@ LLaVA trained with a).
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rllava.errors import UserError
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, read_grid, run_plan
-from sweeps.options import make_plan as plan_of
-from sweeps.plan import Plan
-from sweeps.presets import PRESETS, Preset, parse_candidate
+from sweeps.options import AttackOptions, check_numbers
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+    from sweeps.presets import Preset
 
 SWEEP = "encoder_ablation"
 
@@ -41,7 +43,7 @@ class Options(AttackOptions):
     micro_batch: int | None = None
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: Options) -> "Plan":
     """Turns options into a plan, and refuses what cannot work.
 
     Args:
@@ -53,12 +55,18 @@ def make_plan(options: Options) -> Plan:
     Raises:
         UserError: naming the option and the remedy.
     """
+    check_numbers(options)
+    # Recipes import torch and transformers, which takes seconds; a mistake in a number is told by now.
+    from sweeps.grid import make_plan as plan_of
+    from sweeps.grid import read_grid
+    from sweeps.presets import PRESETS, parse_candidate
+
     grid = read_grid(options, _in_portions(PRESETS.get(options.preset), options.micro_batch))
     candidates = tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or grid.preset.candidates))
     return plan_of(options, SWEEP, grid, candidates)
 
 
-def _in_portions(preset: Preset, micro_batch: int | None) -> Preset:
+def _in_portions(preset: "Preset", micro_batch: int | None) -> "Preset":
     if micro_batch is None:
         return preset
     for number, stage in enumerate((preset.stage1, preset.stage2), start=1):
@@ -80,7 +88,10 @@ def main(options: Options) -> None:
     Args:
         options: from the command line.
     """
-    run_plan(options, make_plan(options), options.workers)
+    plan = make_plan(options)
+    from sweeps.grid import run_plan  # imports torch and transformers
+
+    run_plan(options, plan, options.workers)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ The same command again computes only what is missing.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rllava.encoders import encoder_spec
 from rllava.errors import UserError
-from rllava.model.checkpoint import read_checkpoint
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, read_grid, run_plan
-from sweeps.options import make_plan as plan_of
-from sweeps.plan import Plan
-from sweeps.presets import PRESETS, Candidate
+from sweeps.options import AttackOptions, check_numbers
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+    from sweeps.presets import Candidate
 
 SWEEP = "evaluate"
 
@@ -48,7 +47,7 @@ class Options(AttackOptions):
     name: str = SWEEP
 
 
-def candidates_of(options: Options) -> tuple[Candidate, ...]:
+def candidates_of(options: Options) -> "tuple[Candidate, ...]":
     """Every checkpoint with its own encoders, and with each of the others plugged in.
 
     Args:
@@ -62,6 +61,11 @@ def candidates_of(options: Options) -> tuple[Candidate, ...]:
     """
     if not options.model:
         raise UserError("--model: give at least one checkpoint, a folder or ORG/NAME of the hub")
+    # Encoders import torch, which takes seconds; a mistake in a number is told by now.
+    from rllava.encoders import encoder_spec
+    from rllava.model.checkpoint import read_checkpoint
+    from sweeps.presets import Candidate
+
     found = []
     for source in dict.fromkeys(options.model):
         checkpoint = read_checkpoint(
@@ -89,7 +93,7 @@ def candidates_of(options: Options) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: Options) -> "Plan":
     """Turns options into a plan, and refuses what cannot work.
 
     Args:
@@ -101,9 +105,14 @@ def make_plan(options: Options) -> Plan:
     Raises:
         UserError: naming the option and the remedy.
     """
-    grid = read_grid(options, PRESETS.get(options.preset))
+    check_numbers(options)
     if not options.name or not options.name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--name {options.name}: expected letters, digits, - and _")
+    from sweeps.grid import make_plan as plan_of  # imports torch and transformers, as recipes do
+    from sweeps.grid import read_grid
+    from sweeps.presets import PRESETS
+
+    grid = read_grid(options, PRESETS.get(options.preset))
     return plan_of(options, options.name, grid, candidates_of(options))
 
 
@@ -113,7 +122,10 @@ def main(options: Options) -> None:
     Args:
         options: from the command line.
     """
-    run_plan(options, make_plan(options))
+    plan = make_plan(options)
+    from sweeps.grid import run_plan  # imports torch and transformers
+
+    run_plan(options, plan)
 
 
 if __name__ == "__main__":

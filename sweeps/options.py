@@ -1,17 +1,16 @@
-"""Command-line options that all sweeps which attack share, and what they mean for a preset and a plan."""
+"""Command-line options that all sweeps which attack share.
+
+Nothing here imports torch, Ray or transformers, which take seconds, nor does a script of such a sweep but within its
+functions: help and mistakes in numbers (:func:`check_numbers`) are told at once. What needs a recipe is in
+:mod:`sweeps.grid`.
+"""
 
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
-from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from sweeps.console import note
-from sweeps.plan import Plan, check_inputs
-from sweeps.presets import Candidate, Preset, benchmark_spec
 
 
 @dataclass(frozen=True)
@@ -57,106 +56,22 @@ class AttackOptions:
     address: str | None = None
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What every candidate is put through.
-
-    Attributes:
-        preset: with the options' numbers of samples.
-        benchmarks: data, prompt, metric.
-        budgets: in 1/255, rising.
-        protocol: rounds of the attack.
-    """
-
-    preset: Preset
-    benchmarks: tuple[BenchmarkSpec, ...]
-    budgets: tuple[float, ...]
-    protocol: Protocol
-
-
-def read_grid(options: AttackOptions, preset: Preset) -> Grid:
-    """Turns options into a grid, and refuses what cannot work.
+def check_numbers(options: AttackOptions) -> None:
+    """Refuses numbers that no recipe makes right.
 
     Args:
         options: from the command line.
-        preset: gives what they do not name.
-
-    Returns:
-        The grid.
 
     Raises:
-        UserError: naming the option and the remedy.
+        UserError: naming the option and what is expected.
     """
-    if options.samples is not None:
-        if options.samples < 2:
-            raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
-        preset = replace(preset, samples=options.samples)
-    if options.batch_size is not None:
-        if options.batch_size < 0:
-            raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
-        preset = replace(preset, batch_size=options.batch_size)
+    if options.samples is not None and options.samples < 2:
+        raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
+    if options.batch_size is not None and options.batch_size < 0:
+        raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
     if not options.save_every >= 0:
         raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
-    budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or preset.budgets
-    if 0.0 not in budgets:
-        raise UserError("--budgets: add 0, the clean answers that robust scores are compared with")
-    benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
-    protocol = PROTOCOLS.get(options.protocol or preset.protocol)
-    if options.attack_steps is not None:
-        protocol = with_steps(protocol, options.attack_steps)
-    if options.attack_precision is not None:
-        protocol = in_precision(protocol, options.attack_precision)
-    return Grid(preset, benchmarks, budgets, protocol)
-
-
-def make_plan(options: AttackOptions, sweep: str, grid: Grid, candidates: Sequence[Candidate]) -> Plan:
-    """The plan of a sweep.
-
-    Args:
-        options: from the command line.
-        sweep: its name.
-        grid: what every candidate is put through.
-        candidates: rows of the grid.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UserError: if two candidates have one name.
-    """
-    for name, count in Counter(candidate.name for candidate in candidates).items():
-        if count > 1:
-            raise UserError(f"{count} candidates would be called {name} in the records; rename a file or folder")
-    return Plan(
-        sweep,
-        absolute(options.storage),
-        grid.preset,
-        tuple(candidates),
-        grid.benchmarks,
-        grid.budgets,
-        grid.protocol,
-        options.save_every,
-        options.compile,
-    )
-
-
-def run_plan(options: AttackOptions, plan: Plan, workers: int = 1) -> None:
-    """Runs a plan on the machines that the options ask for, after a look at everything it reads.
-
-    Args:
-        options: from the command line.
-        plan: of the sweep.
-        workers: of each training.
-    """
-    plan = check_inputs(plan)
-    # Ray and torch take seconds to import; a mistake above is told at once.
-    from sweeps.runner import Machines, run, shut_down
-
-    machines = Machines(options.address, workers, options.attack_workers, options.trials, options.gpus, options.memory)
-    try:
-        run(plan, machines)
-    finally:
-        shut_down()
+    read_budgets(options)
 
 
 def absolute(storage: str) -> str:
@@ -174,6 +89,25 @@ def absolute(storage: str) -> str:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(storage)):
         note(f"{path} goes with this job's files; give --storage an absolute path or s3:// to keep the results")
     return path
+
+
+def read_budgets(options: AttackOptions, otherwise: tuple[float, ...] = (0.0,)) -> tuple[float, ...]:
+    """The budgets of a sweep.
+
+    Args:
+        options: from the command line.
+        otherwise: where they name none.
+
+    Returns:
+        In units of 1/255; the options' are rising.
+
+    Raises:
+        UserError: if one cannot be read, or 0 is not among them.
+    """
+    budgets = tuple(sorted({parse_budget(text) for text in options.budgets})) or otherwise
+    if 0.0 not in budgets:
+        raise UserError("--budgets: add 0, the clean answers that robust scores are compared with")
+    return budgets
 
 
 def parse_budget(text: str) -> float:

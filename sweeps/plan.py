@@ -18,7 +18,9 @@ from rllava.faults import explain
 from rllava.filesystem import check_answers
 from rllava.graph import step_of
 from rllava.missing import Missing, refuse_missing
-from rllava.model.checkpoint import CheckpointSpec, pin_checkpoint
+from rllava.model.checkpoint import check_checkpoint
+from rllava.model.checkpoint_spec import CheckpointSpec, pin_checkpoint
+from rllava.model.language import check_language_model_files
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure, levels, task_of
@@ -281,14 +283,10 @@ def _open_weights(plan: Plan) -> None:
             check_encoder(spec)
     language_model = plan.preset.language_model
     if plan.trains and not language_model.weights.startswith("asset:"):
-        from rllava.model.language import check_language_model_files  # imports transformers
-
         stages = (plan.preset.stage1, plan.preset.stage2)
         check_language_model_files(language_model, [stage.conversation for stage in stages])
     for candidate in plan.candidates:
         if candidate.checkpoint is not None:
-            from rllava.model.checkpoint_loading import check_checkpoint  # imports transformers
-
             check_checkpoint(candidate.checkpoint, candidate.used)
 
 

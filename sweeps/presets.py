@@ -7,7 +7,7 @@ from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
-from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.registry import Registry
 from rllava.specs import ModelSpec, StageSpec

@@ -32,15 +32,6 @@ LIGHT = (
 GPU_STACK = ("torch", "torchvision", "ray", "transformers", "deepspeed", "timm")
 
 
-KNOWN_CIRCLES = {
-    # The spec of a checkpoint describes itself by loading, and one format is read by way of all specs.
-    frozenset(
-        {"rllava.model.checkpoint", "rllava.model.checkpoint_loading", "rllava.model.trained_format", "rllava.specs"}
-    )
-}
-"""Circles that are still there; one that is broken leaves this list, none joins it."""
-
-
 @dataclass(frozen=True)
 class Rule:
     """What the modules below some packages must not import.
@@ -160,7 +151,7 @@ def circles(root: Path) -> set[frozenset[str]]:
 
 
 def test_no_circles_not_even_through_functions() -> None:
-    assert circles(ROOT) == KNOWN_CIRCLES
+    assert circles(ROOT) == set()
 
 
 @pytest.mark.parametrize(
@@ -257,3 +248,32 @@ def test_a_trial_that_only_waits_and_a_controller_load_no_torch() -> None:
     script = "import sweeps.trial, sweeps.telling, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+@pytest.mark.parametrize("script", ["encoder_ablation", "evaluate"])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--budgets", "x"], 2, "error: --budgets x: expected numbers"),
+        (["--budgets", "4", "8"], 2, "error: --budgets: add 0"),
+        (["--samples", "1"], 2, "error: --samples 1: expected at least 2"),
+        (["--help"], 0, ""),
+    ],
+    ids=["no number", "no clean score", "one sample", "help"],
+)
+def test_help_and_a_mistake_in_a_number_are_told_without_the_gpu_stack(
+    script: str, arguments: list[str], code: int, said: str
+) -> None:
+    program = f"""
+import runpy, sys
+sys.argv = {[f"sweeps/{script}.py", *arguments]}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print([name for name in {GPU_STACK} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == (1 if code else 0)
+    assert done.stdout.splitlines()[-1] == "[]"

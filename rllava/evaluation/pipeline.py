@@ -26,8 +26,8 @@ from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, rounds_of, run_as
 from rllava.model.assemble import load_llava
-from rllava.model.checkpoint import CheckpointSpec
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.specs import EvalSpec
 from rllava.store import Artifact, Store
 

@@ -20,7 +20,7 @@ from rllava.encoders import Encoder, EncoderSpec, build_encoder
 from rllava.errors import UserError
 from rllava.filesystem import copy_folder
 from rllava.model.causal_lm import embedding_width
-from rllava.model.checkpoint import PROJECTORS
+from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.language import LanguageModelSpec, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.specs import ModelSpec

@@ -16,8 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rllava.encoders.base import EncoderSpec, bare_encoder, encode, input_size
 from rllava.errors import UserError
 from rllava.model.causal_lm import decoder, embedding_width, logits
+from rllava.model.checkpoint.loading import bare_connector
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector, build_projector
+from rllava.specs import ModelSpec
 from rllava.weights import located
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -71,13 +74,40 @@ class Description:
 
 
 def describe(
+    spec: ModelSpec | CheckpointSpec,
+    encoders: Sequence[EncoderSpec] | None = None,
+    text_tokens: int = 64,
+    answer_tokens: int = 8,
+) -> Description:
+    """Counts parameters and floating-point operations of a LLaVA, without weights.
+
+    Args:
+        spec: of one that is to be trained, or was trained elsewhere.
+        encoders: to use; None: those it is trained with.
+        text_tokens: of prompt and answer.
+        answer_tokens: labelled ones among them; only they pass through the head.
+
+    Returns:
+        What it costs; printed as a table.
+
+    Raises:
+        UserError: if its files are not on this machine, do not fit each other or the encoders, or cannot be read.
+    """
+    used = spec.encoders if encoders is None else encoders
+    if isinstance(spec, ModelSpec):
+        return describe_parts(used, spec.language_model, spec.projector, text_tokens, answer_tokens)
+    connector, _, _ = bare_connector(spec, used)
+    return counted(used, connector.to("meta"), text_tokens, answer_tokens)
+
+
+def describe_parts(
     encoders: Sequence[EncoderSpec],
     language_model: LanguageModelSpec,
     projector: str = "mlp2x_gelu",
     text_tokens: int = 64,
     answer_tokens: int = 8,
 ) -> Description:
-    """Counts parameters and floating-point operations of a LLaVA.
+    """Counts parameters and floating-point operations of a LLaVA of parts that no spec puts together.
 
     Args:
         encoders: its encoders.

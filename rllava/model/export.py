@@ -20,8 +20,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
 from rllava.model.causal_lm import PLAIN, embedding_width
-from rllava.model.checkpoint import read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.conversation import IMAGE_MARKER
 from rllava.model.hugging_face_towers import hugging_face_tower
 from rllava.model.llava import Llava

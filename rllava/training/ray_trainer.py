@@ -22,7 +22,7 @@ from rllava.data.stream import MicroBatch, Stream
 from rllava.encoders import build_encoder, input_size
 from rllava.errors import UserError
 from rllava.model.assemble import build_connector, load_projectors, save_projectors, save_stage2
-from rllava.model.checkpoint import PROJECTORS
+from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.llava import Connector, check_ensemble
 from rllava.specs import ModelSpec, StageSpec
 from rllava.store import Artifact, Store

@@ -15,8 +15,8 @@ from rllava.data.benchmarks import BENCHMARKS
 from rllava.evaluation.samples import decode_shard
 from rllava.evaluation.worker import PRECISIONS, AttackWorker, evaluate_shard
 from rllava.metrics.metric import METRICS
-from rllava.model.checkpoint import pin_checkpoint, read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
+from rllava.model.checkpoint_spec import pin_checkpoint
 from rllava.model.language import TINY_LLAMA, load_language_model
 from rllava.specs import EvalSpec
 from tests.evaluation.test_worker import shard

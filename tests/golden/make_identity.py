@@ -24,7 +24,7 @@ from rllava.encoders import EncoderSpec, encoder_names, encoder_spec
 from rllava.evaluation.answers import BANK_SIZE, DECOYS_VERSION
 from rllava.fingerprint import FORMAT, fields_of, fingerprint, to_json, versions_of
 from rllava.metrics.metric import METRICS
-from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.weights import Weighted
 from sweeps.plan import Plan

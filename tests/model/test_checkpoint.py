@@ -15,10 +15,10 @@ import torch
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
-from rllava.model.checkpoint import pin_checkpoint, read_checkpoint
-from rllava.model.checkpoint_loading import check_checkpoint, load_checkpoint
+from rllava.model.checkpoint import check_checkpoint, load_checkpoint, read_checkpoint
+from rllava.model.checkpoint.original import PAIRS, SLOTS, slots
+from rllava.model.checkpoint_spec import pin_checkpoint
 from rllava.model.llava import Llava
-from rllava.model.original_format import PAIRS, SLOTS, slots
 from tests.model.checkpoints import (
     GIANT,
     GIANT_PROJECTOR,

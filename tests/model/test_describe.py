@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rllava.encoders import build_encoder, encode, encoder_spec
 from rllava.errors import UserError
 from rllava.model.assemble import build_connector
-from rllava.model.checkpoint import read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
-from rllava.model.describe import Description, answer_logits, describe
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
+from rllava.model.describe import Description, answer_logits, describe, describe_parts
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector
 from sweeps.presets import PRESETS, model_spec
@@ -28,7 +27,7 @@ TEXT, ANSWER = 40, 5
 def test_counts_are_those_of_the_real_model() -> None:
     specs = (encoder_spec("tiny-clip"), encoder_spec("tiny-advxl"))
     spec = model_spec(PRESETS.get("tiny"), specs)
-    described = spec.describe(TEXT, ANSWER)
+    described = describe(spec, text_tokens=TEXT, answer_tokens=ANSWER)
     encoders = [build_encoder(entry) for entry in specs]
     connector, _ = build_connector(spec)
     assert_counts(described, encoders, connector.eval().requires_grad_(False))
@@ -41,13 +40,13 @@ def test_counts_of_a_checkpoint_are_those_of_the_loaded_one(several: bool, tmp_p
     spec = read_checkpoint(str(write_checkpoint("whole", tmp_path, more=more, **flags)))
     encoders = [encoder_spec(str(write_tower(name, tmp_path))) for name in ("first", "second")[: len(spec.projectors)]]
     llava = load_checkpoint(spec, encoders)
-    assert_counts(spec.describe(encoders, TEXT, ANSWER), llava.encoders, llava.connector)
+    assert_counts(describe(spec, encoders, TEXT, ANSWER), llava.encoders, llava.connector)
     if not several:
-        assert spec.describe(text_tokens=TEXT, answer_tokens=ANSWER) == spec.describe(encoders, TEXT, ANSWER)
+        assert describe(spec, text_tokens=TEXT, answer_tokens=ANSWER) == describe(spec, encoders, TEXT, ANSWER)
         weights = next((tmp_path / "whole").glob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-10])
         with pytest.raises(UserError, match="is damaged"):
-            spec.describe()
+            describe(spec)
 
 
 def assert_counts(described: Description, encoders: Sequence[nn.Module], connector: Connector) -> None:
@@ -72,7 +71,7 @@ def assert_counts(described: Description, encoders: Sequence[nn.Module], connect
 
 def test_a_7b_llava_has_its_published_size_and_the_cost_of_its_matrix_products(tmp_path: Path) -> None:
     transformers.LlamaConfig().save_pretrained(tmp_path)  # Llama-2-7B's and Vicuna's
-    described = describe([encoder_spec("clip-l-336")], LanguageModelSpec("vicuna", str(tmp_path)), text_tokens=64)
+    described = describe_parts([encoder_spec("clip-l-336")], LanguageModelSpec("vicuna", str(tmp_path)), text_tokens=64)
     assert described.language_model_parameters == 6_738_415_616
     assert round(described.projector_parameters / 1e6, 1) == 21.0  # section 3 of the protocol
     assert described.bytes["bfloat16"] / 1e9 == pytest.approx(14.1, abs=0.01)
@@ -94,4 +93,4 @@ def test_a_language_model_that_is_not_here_says_what_to_do(tmp_path: Path, monke
     with pytest.raises(
         UserError, match=rf"{tmp_path}/vicuna do not exist; put them there; they come from the hub's lmsys"
     ):
-        describe([encoder_spec("clip-l-336")], spec)
+        describe_parts([encoder_spec("clip-l-336")], spec)

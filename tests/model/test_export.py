@@ -29,8 +29,7 @@ from rllava.encoders import Encoder, EncoderSpec, build_encoder, encoder_spec, m
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD
 from rllava.errors import UserError
 from rllava.model.causal_lm import embedding_width
-from rllava.model.checkpoint import read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.conversation import IMAGE_TOKEN
 from rllava.model.export import Options, export_hugging_face, main
 from rllava.model.llava import Connector, Llava, build_projector

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rllava.errors import UserError
-from rllava.model.checkpoint import read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.inner_tower import tower_state
 from sweeps.evaluate import Options, candidates_of
 from tests.model.checkpoints import GOLDEN, logits, weight, write_checkpoint

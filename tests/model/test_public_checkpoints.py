@@ -21,8 +21,8 @@ from rllava.errors import UserError
 from rllava.evaluation.samples import Sample, decode_shard
 from rllava.evaluation.worker import PRECISIONS, AttackWorker, evaluate_shard
 from rllava.metrics.metric import METRICS
-from rllava.model.checkpoint import pin_checkpoint, read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
+from rllava.model.checkpoint_spec import pin_checkpoint
 from rllava.model.conversation import IMAGE_MARKER, IMAGE_TOKEN, TEMPLATES, pieces, tokenize
 from rllava.model.llava import Llava
 from rllava.specs import EvalSpec

@@ -10,8 +10,9 @@ import torch
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
 from rllava.model.assemble import build_connector, load_llava, save_stage2
-from rllava.model.checkpoint import PROJECTORS, read_checkpoint
-from rllava.model.checkpoint_loading import load_checkpoint
+from rllava.model.checkpoint import load_checkpoint, read_checkpoint
+from rllava.model.checkpoint.trained import PROJECTORS
+from rllava.model.describe import describe
 from rllava.model.export import Options, main
 from rllava.snapshot import MARKER
 from rllava.specs import ModelSpec
@@ -48,7 +49,7 @@ def test_it_is_the_model_that_the_sweep_attacks(names: tuple[str, ...], tmp_path
     assert torch.equal(own.answer_loss(pixels_2CHW, tokens), read.answer_loss(pixels_2CHW, tokens))
     prompts = [own.tokens(PROMPT)] * 2
     assert own.generate(pixels_2CHW, prompts, 5) == read.generate(pixels_2CHW, prompts, 5)
-    assert checkpoint.describe().parameters == spec.describe().parameters
+    assert describe(checkpoint).parameters == describe(spec).parameters
 
 
 def test_it_is_exported_for_transformers(tmp_path: Path) -> None:

@@ -7,13 +7,18 @@ stage2/language_model/               Hugging Face folder with tokenizer
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from rllava.errors import UserError
-from rllava.model.checkpoint import PROJECTORS, CheckpointSpec
+from rllava.model.checkpoint.layout import Layout, own_language_model
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.snapshot import MARKER
 from rllava.specs import ModelSpec
+
+PROJECTORS = "projectors.safetensors"
+"""What a training stage leaves of the projectors."""
 
 
 def trained_spec(folder: Path, what: str) -> CheckpointSpec:
@@ -47,3 +52,10 @@ def trained_spec(folder: Path, what: str) -> CheckpointSpec:
         projector=spec.projector,
         conversation=spec.stage2.conversation,
     )
+
+
+def _name_of(name: str, spec: CheckpointSpec, language_model: Any) -> str:
+    return name if name.startswith("projectors.") else f"language_model.{name}"
+
+
+LAYOUT = Layout(own_language_model, _name_of, lambda spec, folder: [folder / PROJECTORS], configured=False)

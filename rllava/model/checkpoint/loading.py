@@ -1,8 +1,7 @@
-"""Loads checkpoints made elsewhere (see :mod:`rllava.model.checkpoint`): weights go straight to the device, in its
+"""Loads checkpoints of every format (see :mod:`rllava.model.checkpoint`): weights go straight to the device, in its
 precision, shard by shard.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,22 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rllava.encoders import EncoderSpec, build_encoder
 from rllava.errors import UserError
 from rllava.model.causal_lm import check_language_model, embedding_width
-from rllava.model.checkpoint import CheckpointSpec, checkpoint_digest, folders_of, read_config, weights_files
+from rllava.model.checkpoint.files import folders_of, read_config
+from rllava.model.checkpoint.formats import LAYOUTS, checkpoint_digest, weights_files
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES, stop_ids
 from rllava.model.language import load_tokenizer
 from rllava.model.llava import Connector, Llava, build_projector
-from rllava.model.original_format import LANGUAGE_MODELS, SLOTS
 from rllava.model.weight_stream import Stored, bare, contents, matched, stream
-
-_NOT_READ = re.compile(r"(^|\.)\w*_tower\.|\.rotary_emb\.inv_freq$")
-"""Keys beside a language model's: frozen towers, and buffers of older releases."""
-
-_FACTS = r"architectures$|model_type$|_name_or_path$|transformers_version$|torch_dtype$|dtype$"
-_GENERAL = re.compile(rf"^({_FACTS})")
-"""Entries of ``config.json`` that say nothing about the architecture."""
-
-_MULTI_MODAL = re.compile(rf"^(mm_|use_mm_|use_\w+_encoder$|tune_mm|freeze_mm|unfreeze_mm|tokenizer_|image_|{_FACTS})")
-"""Entries of ``config.json`` that are not the language model's."""
 
 
 def load_checkpoint(
@@ -41,7 +31,7 @@ def load_checkpoint(
     """Loads a LLaVA, with its own encoders or with others plugged in.
 
     Args:
-        spec: see :func:`rllava.model.checkpoint.read_checkpoint`.
+        spec: see :func:`rllava.model.checkpoint.reading.read_checkpoint`.
         encoders: to use; None: those it was trained with.
         device: where to.
         dtype: of all weights.
@@ -116,18 +106,7 @@ def bare_connector(
 
 
 def _language_model(spec: CheckpointSpec, folders: Sequence[Path], dtype: torch.dtype) -> Any:
-    config = read_config(folders[-1], f"checkpoint '{spec.name}'")
-    kind = str(config.get("model_type"))
-    if spec.format == "hugging_face":
-        described = dict(config.get("text_config") or {})
-        kind = described.pop("model_type", "llama")
-        if config.get("tie_word_embeddings"):
-            described["tie_word_embeddings"] = True
-    else:
-        # A language model's own folder is left as it is.
-        left_out = _MULTI_MODAL if spec.format == "original" else _GENERAL
-        described = {key: value for key, value in config.items() if not left_out.match(key)}
-        kind = LANGUAGE_MODELS[kind] if spec.format == "original" else kind
+    kind, described = LAYOUTS[spec.format].language_model(read_config(folders[-1], f"checkpoint '{spec.name}'"))
     try:
         built: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **described), dtype=dtype)
     except Exception as error:  # configurations are checked by several libraries
@@ -140,47 +119,12 @@ def _language_model(spec: CheckpointSpec, folders: Sequence[Path], dtype: torch.
 
 def _stored(spec: CheckpointSpec, language_model: Any, what: str) -> dict[str, Stored]:
     """What the files hold, by the names of a :class:`Connector`."""
-    translators = {"hugging_face": _hugging_face_names, "trained": _trained_names}
-    translate = translators.get(spec.format, _original_names)
     found = {}
     for name, entry in contents(weights_files(spec), what).items():
-        translated = translate(name, spec, language_model)
+        translated = LAYOUTS[spec.format].name_of(name, spec, language_model)
         if translated is not None:
             found[translated] = entry
     return found
-
-
-def _original_names(name: str, spec: CheckpointSpec, language_model: Any) -> str | None:
-    for place, projector in enumerate(spec.projectors):
-        head, _, rest = name.partition(f"{projector}.")
-        if rest and head in ("model.", ""):
-            return f"projectors.{place}.{rest}"
-    unused = tuple(f"model.{slot.projector}." for slot in SLOTS)
-    return None if _NOT_READ.search(name) or name.startswith(unused) else f"language_model.{name}"
-
-
-def _trained_names(name: str, spec: CheckpointSpec, language_model: Any) -> str:
-    return name if name.startswith("projectors.") else f"language_model.{name}"
-
-
-def _hugging_face_names(name: str, spec: CheckpointSpec, language_model: Any) -> str | None:
-    plain = name.removeprefix("model.")
-    if plain.startswith("vision_tower.") or _NOT_READ.search(name):
-        return None
-    if plain.startswith("multi_modal_projector."):
-        place = {"linear_1": "0", "linear_2": "2"}
-        _, part, rest = plain.split(".", 2)
-        return f"projectors.0.{place.get(part, part)}.{rest}"
-    head = next(
-        key for key, module in language_model.named_modules() if module is language_model.get_output_embeddings()
-    )
-    if plain.removeprefix("language_model.").startswith("lm_head."):
-        return f"language_model.{head}.{plain.rpartition('lm_head.')[2]}"
-    if plain.startswith("language_model."):
-        base, rest = language_model.base_model_prefix, plain.removeprefix("language_model.")
-        before = f"{base}." if rest.startswith(f"{base}.") else "model."  # the prefix of older files, if there is one
-        return f"language_model.{base}.{rest.removeprefix(before)}"
-    return f"language_model.{name}"
 
 
 def _input_width(stored: Mapping[str, Stored], place: int, default: int) -> int:

@@ -5,13 +5,18 @@ Sources: LLaVA ``llava/model/builder.py``, ``llava_arch.py``, ``multimodal_encod
 images normalised by CLIP's statistics, so its checkpoints are read with encoders that do.
 """
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
+from rllava.model.checkpoint.layout import FACTS, Layout
+from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.model.inner_tower import chosen_tower
 from rllava.weights import find_weights, weights_path
 
 LANGUAGE_MODELS = {
@@ -21,6 +26,12 @@ LANGUAGE_MODELS = {
     "llava_qwen": "qwen2",
 }
 """Family of the language model, by the ``model_type`` of the checkpoint."""
+
+NOT_READ = re.compile(r"(^|\.)\w*_tower\.|\.rotary_emb\.inv_freq$")
+"""Keys beside a language model's: frozen towers, and buffers of older releases."""
+
+_MULTI_MODAL = re.compile(rf"^(mm_|use_mm_|use_\w+_encoder$|tune_mm|freeze_mm|unfreeze_mm|tokenizer_|image_|{FACTS})")
+"""Entries of ``config.json`` that are not the language model's."""
 
 
 @dataclass(frozen=True)
@@ -142,3 +153,112 @@ def encoder_of(slot: Slot, config: Mapping[str, Any], what: str) -> EncoderSpec:
             )
     spec = encoder_spec(known)
     return spec if spec.layer == layer else encoder_spec(f"{known}[layer={layer}]")
+
+
+def used_slots(config: dict[str, Any], folder: Path, what: str) -> tuple[Slot, ...]:
+    """The towers of a folder in LLaVA's own format, whole or of projectors alone, if it is one that can be read.
+
+    Args:
+        config: of the folder.
+        folder: of the checkpoint.
+        what: for messages.
+
+    Returns:
+        One or two.
+
+    Raises:
+        UserError: if it does what is not supported.
+    """
+    check_supported(config, what)
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{what} holds LoRA weights; merge them first (LLaVA scripts/merge_lora_weights.py)")
+    used = slots(config, what)
+    if config.get("image_aspect_ratio") != "pad":
+        logging.getLogger(__name__).warning(
+            "%s was trained with images cropped to a square (image_aspect_ratio is not pad); here they are padded", what
+        )
+    return used
+
+
+def original_spec(
+    config: dict[str, Any], folder: Path, what: str, used: Sequence[Slot], vision_tower: str | None
+) -> CheckpointSpec:
+    """What a whole LLaVA or Robust-LLaVA says about itself.
+
+    Args:
+        config: of the folder.
+        folder: of the checkpoint.
+        what: for messages.
+        used: see :func:`used_slots`.
+        vision_tower: see :func:`rllava.model.inner_tower.chosen_tower`.
+
+    Returns:
+        The spec; name, place, template and hash are left open.
+
+    Raises:
+        UserError: if a tower is unknown or missing, or has to be chosen.
+    """
+    encoders = [encoder_of(slot, config, what) for slot in used]
+    return described(used, _with_towers(used, encoders, config, folder, what, vision_tower), config)
+
+
+def described(used: Sequence[Slot], encoders: Sequence[EncoderSpec], config: Mapping[str, Any]) -> CheckpointSpec:
+    """The spec of a whole LLaVA in its own format.
+
+    Args:
+        used: its towers.
+        encoders: theirs.
+        config: of the folder.
+
+    Returns:
+        The spec; name, place, template and hash are left open.
+    """
+    return CheckpointSpec(
+        name="",
+        format="original",
+        weights=(),
+        sha256="",
+        encoders=tuple(encoders),
+        projectors=tuple(slot.projector for slot in used),
+        projector=config.get("mm_projector_type", "linear"),
+        conversation="",
+    )
+
+
+def _with_towers(
+    used: Sequence[Slot], encoders: Sequence[EncoderSpec], config: dict[str, Any], folder: Path, what: str,
+    choice: str | None,
+) -> list[EncoderSpec]:  # fmt: skip
+    """The encoders of a checkpoint, its CLIP being the one within it where that is meant."""
+    trained = bool(config.get("unfreeze_mm_vision_tower"))
+    return [
+        encoder if slot.encoder else chosen_tower(encoder, folder, what, choice, trained)
+        for slot, encoder in zip(used, encoders, strict=True)
+    ]
+
+
+def _language_model(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    own = {key: value for key, value in config.items() if not _MULTI_MODAL.match(key)}
+    return LANGUAGE_MODELS[str(config.get("model_type"))], own
+
+
+def name_of(name: str, spec: CheckpointSpec, language_model: Any) -> str | None:
+    """A weight's name in a :class:`rllava.model.llava.Connector`.
+
+    Args:
+        name: as stored.
+        spec: of the checkpoint.
+        language_model: any.
+
+    Returns:
+        The name; None: it is not read.
+    """
+    for place, projector in enumerate(spec.projectors):
+        head, _, rest = name.partition(f"{projector}.")
+        if rest and head in ("model.", ""):
+            return f"projectors.{place}.{rest}"
+    unused = tuple(f"model.{slot.projector}." for slot in SLOTS)
+    return None if NOT_READ.search(name) or name.startswith(unused) else f"language_model.{name}"
+
+
+LAYOUT = Layout(_language_model, name_of)
