@@ -15,6 +15,10 @@ def ray_head():
     return object()
 
 @pytest.fixture
+def tracked():
+    return object()
+
+@pytest.fixture
 def child():
     subprocess.run([sys.executable, "-c", ""], check=True)
 """
@@ -24,6 +28,14 @@ import pytest
 
 @pytest.mark.parametrize("k", range(4))
 def test_on_ray(ray_head, k):
+    pass
+
+@pytest.mark.parametrize("k", range(4))
+def test_on_its_own_ray(tracked, k):
+    pass
+
+@pytest.mark.parametrize("k", range(4))
+def test_on_both(tracked, ray_head, k):
     pass
 
 @pytest.mark.parametrize("k", range(4))
@@ -41,13 +53,14 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 @pytest.mark.processes
-def test_what_needs_ray_runs_in_one_process_from_whatever_file(project: pytest.Pytester) -> None:
+def test_what_shares_a_ray_runs_in_one_process_and_what_starts_one_in_another(project: pytest.Pytester) -> None:
     project.makepyfile(test_one=TESTS, test_two=TESTS, test_three=TESTS)
     done = project.runpytest_subprocess("-n", "2", "-v")
-    done.assert_outcomes(passed=24)
+    done.assert_outcomes(passed=48)
     ran = re.findall(r"\[(gw\d)\].*PASSED \S+::(test_\w+)", done.stdout.str())
-    assert len({worker for worker, name in ran if name == "test_on_ray"}) == 1
-    assert len({worker for worker, name in ran}) == 2
+    (shared,) = {worker for worker, name in ran if name in ("test_on_ray", "test_on_both")}
+    (own,) = {worker for worker, name in ran if name == "test_on_its_own_ray"}
+    assert shared != own
 
 
 @pytest.mark.processes

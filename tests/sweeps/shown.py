@@ -29,7 +29,7 @@ LINES = (
 """Everything that a sweep which ends well prints, line by line."""
 
 LIVE = (
-    r"\d+:\d\d (about \d+ (min|s) left)?",
+    r"\d+:\d\d( about \d+ (min|s) left)?",
     r"candidate +now",
     rf"{NAME} +\d+ % .*",
 )
