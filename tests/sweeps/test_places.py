@@ -14,7 +14,7 @@ from tests.sweeps.driver import assert_same_results, finish, manifest, records, 
 from tests.sweeps.shown import unexpected
 
 OF_THE_JOB = (
-    r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC) (cli|job_manager|dashboard_sdk|packaging)\.py:\d+ -- .*",
+    r"\d{4}-\d\d-\d\d [\d:,]+\s+\w+ (cli|job_manager|dashboard_sdk|packaging|working_dir|sdk)\.py:\d+ -- .*",
     r"Running entrypoint for job \w+: .*",
     r"-*",
     r"Job '\w+' (submitted successfully|succeeded)",
