@@ -1,5 +1,6 @@
 """The shipped encoders are what their card says, and the script that made them works."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from rllava.weights import weights_path
 from sweeps.pretrain_encoders import from_file, load_pairs
 from tests.fixtures.processes import Tracked
 
+# Decoding thousands of images takes seconds, and several tests need the same.
+pairs_of = functools.cache(load_pairs)
+
 CARD = json.loads(weights_path("asset:tiny_encoders.json").read_text())
 
 
@@ -23,8 +27,8 @@ def test_the_card_lists_every_recipe_and_the_files_are_small() -> None:
 
 @pytest.mark.parametrize("name", sorted(CARD["encoders"]))
 def test_measured_accuracies_are_those_of_the_card(name: str) -> None:
-    dual = from_file(weights_path(f"asset:{name}.safetensors"), load_pairs("train"))
-    test = load_pairs("test", CARD["encoders"][name]["test_images"])
+    dual = from_file(weights_path(f"asset:{name}.safetensors"), pairs_of("train"))
+    test = pairs_of("test", CARD["encoders"][name]["test_images"])
     for epsilon, expected in CARD["encoders"][name]["zero_shot_accuracy"].items():
         if epsilon in ("0", "4"):
             assert zero_shot_accuracy(dual, test, float(epsilon)) == pytest.approx(expected, abs=0.006)
@@ -44,6 +48,6 @@ def test_the_script_makes_encoders_under_ray_train(tmp_path: Path, tracked: Trac
     assert list(card) == ["tiny-clip", "tiny-fare4"]
     assert card["tiny-fare4"]["recipe"]["steps"] == 2
     for name in card:
-        dual = from_file(tmp_path / f"{name}.safetensors", load_pairs("train"))
-        accuracy = zero_shot_accuracy(dual, load_pairs("test", 32), 0)
+        dual = from_file(tmp_path / f"{name}.safetensors", pairs_of("train"))
+        accuracy = zero_shot_accuracy(dual, pairs_of("test", 32), 0)
         assert accuracy == pytest.approx(card[name]["zero_shot_accuracy"]["0"], abs=0.04)

@@ -11,7 +11,7 @@ from rllava.encoders import encoder_spec
 from rllava.evaluation.rows import record_head
 from rllava.evaluation.samples import Sample
 from rllava.fingerprint import fingerprint
-from rllava.model.checkpoint import CheckpointSpec
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.specs import EvalSpec
 from rllava.weights import pin_weights
 from sweeps.presets import PRESETS, model_spec
