@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ DEFAULT_LOCAL_CPUS = 8
 _BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _PROBE_TIMEOUT_S = 10.0
+_FIRST_LOOK_S = 30.0  # it takes 5 s where the machine is idle
 
 
 @dataclass(frozen=True)
@@ -224,15 +226,24 @@ def _autoscaler_runs() -> bool:
     """Whether Ray's autoscaler, of either version, runs with node types of its own (KubeRay's are its groups).
 
     Where a monitor runs without an autoscaler's configuration, the status gives every node a type of its own,
-    ``node_<id>``; and the second version is switched on by those alone who configure it.
+    ``node_<id>``; and the second version is switched on by those alone who configure it. A head that has just started
+    is asked again until its monitor has looked for the first time: a job may be submitted the moment its cluster is
+    up, as KubeRay does.
     """
     if is_autoscaler_v2(fetch_from_server=True):
         nodes = get_cluster_resource_state(internal_kv_get_gcs_client()).node_states
         return any(node.ray_node_type_name for node in nodes)
+    deadline = time.monotonic() + _FIRST_LOOK_S
+    while not (kinds := _kinds_of_nodes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return any(not kind.startswith("node_") for kind in kinds)
+
+
+def _kinds_of_nodes() -> list[str]:
+    """The types of the nodes as the first autoscaler's monitor last saw them; none before its first look."""
     status = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
     report = json.loads(status).get("autoscaler_report") if status else None
-    kinds = (report or {}).get("node_type_mapping") or {}
-    return any(not kind.startswith("node_") for kind in kinds.values())
+    return list(((report or {}).get("node_type_mapping") or {}).values())
 
 
 def max_resources(config: Mapping[str, object]) -> dict[str, float]:
