@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from rllava.faults import known_fault
 from rllava.filesystem import check_answers, open_filesystem, write_whole
 from rllava.fingerprint import FORMAT
 from rllava.records import KEY, RECORD_SCHEMA, RECORD_VERSION
-from rllava.snapshot import Snapshot, take_snapshot
+from rllava.snapshot import PARTS, Snapshot, take_snapshot
 
 GATHERED = "records.parquet"
 """File in a sweep's report folder: its records without images, for whoever loads them next."""
@@ -90,10 +90,10 @@ def load_sweep(
     """
     filesystem, root = open_filesystem(storage)
     manifest = _load_manifest(filesystem, storage, root, sweep)
-    folders = tuple(dict.fromkeys(entry.path for entry in manifest.records))
+    folders = {entry.path: entry.parts for entry in manifest.records}
     found = _listed(filesystem, storage, root, folders)
-    for folder in folders:
-        _require_complete(found, storage, folder)
+    for folder, parts in folders.items():
+        _require_complete(found, storage, folder, parts)
     signature = _signature(found, folders)
     table = None if images else _gathered(filesystem, root, sweep, signature)
     read = table is None
@@ -127,7 +127,9 @@ def load_records(storage: str, images: bool = False) -> pd.DataFrame:
     filesystem, root = open_filesystem(storage)
     _require_results(filesystem, storage, root)
     found = _listed(filesystem, storage, root, None)
-    complete = [folder for folder in sorted(found.files) if found.is_complete(folder)]
+    complete = {
+        folder: found.facts(folder).get(PARTS) for folder in sorted(found.files) if found.is_complete(folder, first=1)
+    }
     records = _to_pandas(_load_folders(filesystem, storage, root, found, complete, images))
     _require_unique(storage, records)
     return records
@@ -212,7 +214,7 @@ def _require_format(storage: str, marker: bytes) -> None:
         )
 
 
-def _listed(filesystem: Any, storage: str, root: str, folders: Sequence[str] | None) -> Snapshot:
+def _listed(filesystem: Any, storage: str, root: str, folders: Iterable[str] | None) -> Snapshot:
     """Lists the records artifacts, and reads what the markers of some of them (None: all) say."""
     with _reachable(storage):
         found = take_snapshot(filesystem, root, ["records"])
@@ -220,7 +222,7 @@ def _listed(filesystem: Any, storage: str, root: str, folders: Sequence[str] | N
     return found
 
 
-def _require_complete(found: Snapshot, storage: str, folder: str) -> None:
+def _require_complete(found: Snapshot, storage: str, folder: str, first: int | None) -> None:
     if not found.is_finished(folder):
         state = "not complete" if found.shards(folder) else "missing"
         raise UserError(
@@ -233,10 +235,15 @@ def _require_complete(found: Snapshot, storage: str, folder: str) -> None:
         if lost < 0:
             remedy = "delete the folder and run the sweep again"
         raise UserError(f"{storage}/{folder}: {there} parts where {there + lost} were written; {remedy}")
+    if not found.is_complete(folder, first):
+        raise UserError(
+            f"{storage}/{folder}: {found.facts(folder)[PARTS]} parts, where the sweep asked for {first or 'all'}; run "
+            "the sweep again, only what is missing is computed"
+        )
 
 
-def _signature(found: Snapshot, folders: Iterable[str]) -> str:
-    state = [[folder, sorted(found.files[folder].items())] for folder in folders]
+def _signature(found: Snapshot, folders: Mapping[str, int | None]) -> str:
+    state = [[folder, parts, sorted(found.files[folder].items())] for folder, parts in folders.items()]
     return hashlib.sha256(json.dumps([str(RECORD_SCHEMA), state]).encode()).hexdigest()
 
 
@@ -259,12 +266,12 @@ def _gathered(filesystem: Any, root: str, sweep: str, signature: str) -> pa.Tabl
 
 
 def _load_folders(
-    filesystem: Any, storage: str, root: str, found: Snapshot, folders: Iterable[str], images: bool
+    filesystem: Any, storage: str, root: str, found: Snapshot, folders: Mapping[str, int | None], images: bool
 ) -> pa.Table:
     columns = [name for name in RECORD_SCHEMA.names if images or name not in IMAGE_COLUMNS]
     parts = []
-    for folder in folders:
-        own = found.shards(folder)
+    for folder, first in folders.items():
+        own = found.shards(folder, first)
         if not own:
             raise UserError(
                 f"{storage}/{folder}: complete but without part-*.parquet; delete the folder and run the sweep again"

@@ -21,6 +21,7 @@ class RecordsEntry:
         candidate: ``a`` (end-to-end), ``a+b`` (ensemble) or ``b@a`` (b plugged into the LLaVA of a).
         benchmark: data set + prompt + metric.
         epsilon: budget in 1/255.
+        parts: how many of its first parts the sweep asked for; None: all.
         seconds: wall-clock time of the evaluation; NaN where unknown.
         reused: whether an earlier run had computed it.
     """
@@ -29,6 +30,7 @@ class RecordsEntry:
     candidate: str
     benchmark: str
     epsilon: float
+    parts: int | None = None
     seconds: float = math.nan
     reused: bool = False
 
@@ -168,6 +170,7 @@ def _records_entry(raw: Mapping[str, Any]) -> RecordsEntry:
         candidate=str(raw["candidate"]),
         benchmark=str(raw["benchmark"]),
         epsilon=float(raw["epsilon"]),
+        parts=None if raw.get("parts") is None else int(raw["parts"]),
         seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),
     )

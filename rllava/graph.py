@@ -10,7 +10,7 @@ Spec = InstructionSpec | BenchmarkSpec | ModelSpec | EvalSpec
 """What a sweep makes."""
 
 
-def step_of(spec: Spec) -> Step:
+def step_of(spec: Spec, first_samples: int | None = None) -> Step:
     """The step that a spec describes, with those before it.
 
     Evaluations of the same LLaVA with the same encoders are one batch: the model is loaded once. An evaluation at a
@@ -19,6 +19,8 @@ def step_of(spec: Spec) -> Step:
 
     Args:
         spec: of data, of a LLaVA that is trained, or of an evaluation.
+        first_samples: how many of a benchmark's list an evaluation is asked about, rounded up to whole shards; None:
+            all. They are scored as part of the whole: what they score does not change when the rest follows.
 
     Returns:
         The step.
@@ -34,7 +36,8 @@ def step_of(spec: Spec) -> Step:
                 "records",
                 spec,
                 needs=(*trained, step_of(spec.benchmark)),
-                alongside=() if spec.smaller is None else (step_of(spec.smaller),),
-                after=tuple(map(step_of, spec.sources)),
+                alongside=() if spec.smaller is None else (step_of(spec.smaller, first_samples),),
+                after=tuple(step_of(source, first_samples) for source in spec.sources),
                 batch=" ".join(map(fingerprint, (spec.model, *spec.encoders))),
+                first=None if first_samples is None else spec.benchmark.shards_of(first_samples),
             )

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rllava.data.shards import shard_number
 from rllava.filesystem import is_local, read_files, write_whole
 
 MARKER = "COMPLETE"
 """File that is written last into an artifact's folder; a folder without it is in flight."""
 
-COUNTS = ("shards", "parts")
-"""Facts that say how many shards an artifact has."""
+SHARDS, PARTS, OF = "shards", "parts", "of"
+"""Facts that say how many shards data has; how many of its first parts records have, and of how many (without: all).
+"""
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,20 @@ class Snapshot:
     files: Mapping[str, Mapping[str, str]]
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
-    def is_complete(self, relative: str) -> bool:
+    def is_complete(self, relative: str, first: int | None = None) -> bool:
         """Whether nothing is left to do for an artifact.
 
         Args:
             relative: its path below the root.
+            first: how many of its first parts are asked for; None: all.
 
         Returns:
-            True if its marker is there, and as many shards as the marker says.
+            True if its marker is there, all files that the marker names, and as many as are asked for.
         """
-        return self.is_finished(relative) and self.lost(relative) == 0
+        if not self.is_finished(relative) or self.lost(relative) != 0:
+            return False
+        facts = self.facts(relative)
+        return PARTS not in facts or int(facts[PARTS]) >= int(first or facts.get(OF) or 0)
 
     def is_finished(self, relative: str) -> bool:
         """Whether an artifact's marker is there; shards may have been removed since.
@@ -67,22 +73,28 @@ class Snapshot:
             relative: its path below the root.
 
         Returns:
-            The number that its marker says less those that are there; below 0 if there are more.
+            The number that its marker says less those that are there; below 0 if there are more than there can be.
+            Parts beyond those of the marker, where it says that there will be some, are of a run in flight.
         """
-        facts = self.facts(relative)
-        expected = next((int(facts[name]) for name in COUNTS if name in facts), None)
-        return 0 if expected is None else expected - len(self.shards(relative))
+        facts, there = self.facts(relative), self.shards(relative)
+        if SHARDS not in facts and PARTS not in facts:
+            return 0
+        expected = int(facts.get(SHARDS) or facts.get(PARTS) or 0)
+        if len(there) > int(facts.get(OF) or expected):
+            return expected - len(there)
+        return expected - sum((shard_number(name) or 0) < expected for name in there)
 
-    def shards(self, relative: str) -> list[str]:
+    def shards(self, relative: str, first: int | None = None) -> list[str]:
         """An artifact's shards.
 
         Args:
             relative: its path below the root.
+            first: how many of them; None: all.
 
         Returns:
             Their names, in order.
         """
-        return sorted(name for name in self.files.get(relative, ()) if name != MARKER)
+        return sorted(name for name in self.files.get(relative, ()) if name != MARKER)[:first]
 
     def facts(self, relative: str) -> dict[str, Any]:
         """What the marker of an artifact says.
@@ -170,7 +182,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _counts(name: str) -> bool:
-    return name == MARKER or (name.startswith("part-") and name.endswith(".parquet"))
+    return name == MARKER or shard_number(name) is not None
 
 
 def _on_disk(_: Any, root: str, kind: str) -> Iterable[tuple[str, str]]:

@@ -29,6 +29,7 @@ class Step:
         alongside: steps of the same batch that are made before it, where they are asked for too.
         after: steps that a level before it has made.
         batch: steps of one batch, whose needs are there, are made together; None: it is made alone.
+        first: how many of the result's first parts are asked for; None: all. The rest may be made later.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Step:
     alongside: tuple["Step", ...] = ()
     after: tuple["Step", ...] = ()
     batch: str | None = None
+    first: int | None = None
 
     @cached_property
     def key(self) -> tuple[str, str]:
@@ -153,7 +155,7 @@ def lacking(tasks: Sequence[Task], store: Store) -> list[Task]:
     if not tasks:
         return []
     found = store.snapshot(task.artifact for task in tasks)
-    return [task for task in dict.fromkeys(tasks) if not found.is_complete(task.artifact.relative)]
+    return [task for task in dict.fromkeys(tasks) if not found.is_complete(task.artifact.relative, task.step.first)]
 
 
 def levels(steps: Iterable[Step]) -> list[list[Step]]:

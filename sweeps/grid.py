@@ -85,6 +85,7 @@ def make_plan(options: AttackOptions, sweep: str, grid: Grid, candidates: Sequen
         grid.protocol,
         options.save_every,
         options.compile,
+        options.first_samples,
     )
 
 

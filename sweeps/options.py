@@ -27,6 +27,8 @@ class AttackOptions:
         attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
             half precision), float16 or bfloat16; the records carry another protocol name.
         samples: samples per benchmark instead of the preset's.
+        first_samples: judge only the first so many samples of each benchmark, rounded up to whole shards. They are
+            scored as part of the whole, and the same command without this goes on from there.
         batch_size: samples attacked together instead of the preset's; 0: as many as memory holds.
         save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
         compile: run attacked models through torch.compile; answers may differ in rounding.
@@ -46,6 +48,7 @@ class AttackOptions:
     attack_steps: int | None = None
     attack_precision: str | None = None
     samples: int | None = None
+    first_samples: int | None = None
     batch_size: int | None = None
     save_every: float = 60.0
     compile: bool = False
@@ -67,6 +70,8 @@ def check_numbers(options: AttackOptions) -> None:
     """
     if options.samples is not None and options.samples < 2:
         raise UserError(f"--samples {options.samples}: expected at least 2 (CIDEr compares documents)")
+    if options.first_samples is not None and options.first_samples < 1:
+        raise UserError(f"--first-samples {options.first_samples}: expected at least 1")
     if options.batch_size is not None and options.batch_size < 0:
         raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
     if not options.save_every >= 0:

@@ -50,6 +50,7 @@ class Plan:
         protocol: rounds of the attack.
         save_every_s: seconds between two saved states of an attack in flight.
         compiled: whether attacked models go through torch.compile.
+        first_samples: how many of each benchmark's list are asked about, rounded up to whole shards; None: all.
     """
 
     sweep: str
@@ -61,6 +62,7 @@ class Plan:
     protocol: Protocol
     save_every_s: float = 60.0
     compiled: bool = False
+    first_samples: int | None = None
 
     @cached_property
     def store(self) -> Store:
@@ -200,10 +202,27 @@ class Plan:
             places.append(DataPlace(artifact.path, int(self.store.facts(artifact)["rows"])))
         return places[0], places[1]
 
-    def artifacts(self) -> list[Artifact]:
+    def tasks(self) -> list[Task]:
         """All that the sweep makes or finds: data, models, and records, those that it only starts from as well."""
-        made = [self.data(spec) for spec in self.data_specs()]
-        return made + [self.task(step).artifact for level in self.levels for steps in level.values() for step in steps]
+        data = map(step_of, self.data_specs())
+        return [self.task(step) for step in (*data, *(s for level in self.levels for of in level.values() for s in of))]
+
+    def artifacts(self) -> list[Artifact]:
+        """The places of :meth:`tasks`."""
+        return [task.artifact for task in self.tasks()]
+
+    def step(self, spec: EvalSpec) -> Step:
+        """The step of an evaluation, of as many samples as are asked about."""
+        return step_of(spec, self.first_samples)
+
+    def samples(self, benchmark: BenchmarkSpec) -> int:
+        """How many samples of a benchmark are asked about."""
+        first = self.shards(benchmark)
+        return benchmark.samples if first is None else min(benchmark.samples, first * benchmark.rows_per_shard)
+
+    def shards(self, benchmark: BenchmarkSpec) -> int | None:
+        """How many of a benchmark's first shards are asked about; None: all."""
+        return None if self.first_samples is None else benchmark.shards_of(self.first_samples)
 
     def task(self, step: Step) -> Task:
         """A step with the place of its result."""
@@ -218,7 +237,7 @@ class Plan:
             if isinstance(model, ModelSpec):
                 owners.setdefault(step_of(model), candidate.name)
             for plan in (*self.first, self):
-                owners.update({step_of(spec): candidate.name for spec, _ in plan.evaluations(candidate)})
+                owners.update({self.step(spec): candidate.name for spec, _ in plan.evaluations(candidate)})
         found = []
         for level in levels(owners):
             by_candidate: dict[str, list[Step]] = {}

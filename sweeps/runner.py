@@ -158,8 +158,11 @@ def kept(plan: Plan, candidate: Candidate) -> str:
         found = any("/checkpoint" in path.removeprefix(model.path) for path in saved)
         return "its training up to the last checkpoint" if found else "nothing of its training yet"
     evaluations = plan.evaluations(candidate)
-    parts = sum(len(list_shards(filesystem, artifact.path)) for _, artifact in evaluations)
-    of = sum(len(list_shards(filesystem, plan.benchmark_folder(spec.benchmark))) for spec, _ in evaluations)
+    parts = of = 0
+    for evaluated, artifact in evaluations:
+        first = plan.shards(evaluated.benchmark)
+        parts += len(list_shards(filesystem, artifact.path)[:first])
+        of += len(list_shards(filesystem, plan.benchmark_folder(evaluated.benchmark))[:first])
     return f"its LLaVA and {parts} of {of} parts of its records"
 
 
@@ -177,7 +180,7 @@ def unfinished(plan: Plan, level: int, found: Snapshot) -> list[str]:
     return [
         name
         for name, steps in plan.levels[level].items()
-        if not all(found.is_complete(plan.task(step).artifact.relative) for step in steps)
+        if not all(found.is_complete(plan.task(step).artifact.relative, step.first) for step in steps)
     ]
 
 
@@ -385,7 +388,8 @@ def completed(plan: Plan, found: Snapshot) -> set[str]:
     Returns:
         Paths below the storage's root.
     """
-    return {artifact.relative for artifact in plan.artifacts() if found.is_complete(artifact.relative)}
+    tasks = plan.tasks()
+    return {task.artifact.relative for task in tasks if found.is_complete(task.artifact.relative, task.step.first)}
 
 
 def describe_machine(info: ClusterInfo) -> dict[str, Any]:
@@ -437,13 +441,14 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
         benchmarks=tuple(benchmark.name for benchmark in plan.benchmarks),
         budgets=tuple(sorted(map(float, plan.budgets))),
         protocol=plan.protocol.label,
-        samples=plan.preset.samples,
+        samples=max(map(plan.samples, plan.benchmarks)),
         records=tuple(
             RecordsEntry(
                 path=artifact.relative,
                 candidate=candidate.name,
                 benchmark=spec.benchmark.name,
                 epsilon=float(spec.epsilon),
+                parts=plan.shards(spec.benchmark),
                 seconds=seconds(artifact),
                 reused=artifact.relative in before,
             )

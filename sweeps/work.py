@@ -15,7 +15,7 @@ from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, facts_o
 from rllava.filesystem import remove_folder
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure
-from rllava.store import Kind
+from rllava.store import Kind, Store
 from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
 from sweeps.events import Attacking, Done, Found, Refused, Starting, Waiting
 from sweeps.failures import users_mistake
@@ -128,6 +128,7 @@ def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Pla
         specs=tuple(task.spec for task in tasks),
         paths=tuple(task.artifact.path for task in tasks),
         data=data,
+        first={task.spec.benchmark.name: task.step.first for task in tasks if task.step.first is not None},
         save_every_s=plan.save_every_s,
     )
     total = sum(sum(spec.benchmark.name == unit["benchmark"] for spec in job.specs) for unit in units(job))
@@ -139,7 +140,13 @@ def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Pla
         seconds[part.place] += part.seconds
         tell(Attacking(done, total, spec.benchmark.name, spec.epsilon, part.mean))
     for task, took in zip(tasks, seconds, strict=True):
-        yield task, facts_of(store, task.artifact, data[task.spec.benchmark.name], took)
+        before = _seconds_before(store, task)
+        yield task, facts_of(store, task.artifact, data[task.spec.benchmark.name], before + took, task.step.first)
+
+
+def _seconds_before(store: Store, task: Task) -> float:
+    """What an artifact took that was complete for fewer samples."""
+    return float(store.facts(task.artifact).get("seconds", 0.0)) if store.is_complete(task.artifact) else 0.0
 
 
 def scores(plan: Plan, steps: Sequence[Step]) -> Done:
@@ -156,7 +163,7 @@ def scores(plan: Plan, steps: Sequence[Step]) -> Done:
     for task in (plan.task(step) for step in steps if step.kind == "records"):
         values = [
             score
-            for part in list_shards(plan.store.filesystem, task.artifact.path)
+            for part in list_shards(plan.store.filesystem, task.artifact.path)[: task.step.first]
             for score in read_shard(plan.store.filesystem, part, ["score"]).column("score").to_pylist()
             if score is not None
         ]

@@ -94,6 +94,37 @@ def test_what_was_made_before_a_fault_is_kept(store: Store) -> None:
     assert notes.made == [["b", "c"]]
 
 
+def test_an_artifact_that_is_complete_for_its_first_parts_serves_who_asks_for_no_more(store: Store) -> None:
+    made: list[tuple[int | None, list[str]]] = []
+    parts = [f"part-{number:05d}.parquet" for number in range(4)]
+
+    def run(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+        (task,) = missing
+        new = [name for name in parts[: task.step.first] if not store.exists(f"{task.artifact.path}/{name}")]
+        made.append((task.step.first, new))
+        for name in new:
+            store.write(f"{task.artifact.path}/{name}", b"rows")
+        yield task, {"parts": len(parts[: task.step.first]), "of": len(parts)}
+
+    workshop = Workshop(store, {Data: run})
+    of = {first: Step("records", Data("d"), first=first) for first in (1, 2, None)}
+    for first in (2, 1, 2, None, 2, None):
+        ensure([of[first]], workshop)
+    assert made == [(2, parts[:2]), (None, parts[2:])]
+
+    artifact = task_of(of[2], store).artifact
+    store.finish(artifact, Data("d"), {"parts": 2, "of": 4})  # as a run leaves it that was cut off after the third part
+    store.filesystem.rm_file(f"{artifact.path}/{parts[3]}")
+    ensure([of[2]], workshop)
+    assert len(made) == 2
+    store.filesystem.rm_file(f"{artifact.path}/{parts[1]}")
+    ensure([of[2]], workshop)
+    assert made[2:] == [(2, parts[1:2])]
+    store.write(f"{artifact.path}/part-00004.parquet", b"a part too many")
+    store.write(f"{artifact.path}/{parts[3]}", b"rows")
+    assert store.snapshot([artifact]).lost(artifact.relative) == -3
+
+
 def test_a_lost_part_is_made_again(store: Store) -> None:
     ensure([result("a")], Notes(store).workshop)
     store.filesystem.rm_file(f"{task_of(result('a'), store).artifact.path}/part-00000.parquet")

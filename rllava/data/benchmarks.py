@@ -5,6 +5,7 @@ A new benchmark is one source function in :data:`SOURCES` and one spec in :data:
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,6 +116,17 @@ class BenchmarkSpec:
     def task(self) -> Literal["captioning", "vqa"]:
         """The kind of rounds this benchmark is attacked by."""
         return "captioning" if self.metric == "cider" else "vqa"
+
+    def shards_of(self, samples: int) -> int:
+        """How many of the first shards hold so many samples.
+
+        Args:
+            samples: of the list, from its start.
+
+        Returns:
+            The number.
+        """
+        return math.ceil(min(samples, self.samples) / self.rows_per_shard)
 
     def drops(self, score: float) -> bool:
         """Tells whether a sample is left out of later rounds, because nothing is left to attack.

@@ -86,6 +86,19 @@ class Flight:
         self._saved = time.monotonic()
 
 
+def state_path(folder: str, shard: int) -> str:
+    """Where the state of a shard's attack lies while it is in flight.
+
+    Args:
+        folder: of the records artifact.
+        shard: number.
+
+    Returns:
+        Path in the storage.
+    """
+    return f"{folder}/state-{shard:05d}.pt"
+
+
 class InFlight:
     """States of one shard's attacks, one file per budget; removed when the part is there.
 
@@ -109,7 +122,7 @@ class InFlight:
         Returns:
             Path in the storage.
         """
-        return f"{self.paths[spec]}/state-{self.shard:05d}.pt"
+        return state_path(self.paths[spec], self.shard)
 
     def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
         """What was saved last. A state that cannot be used is passed over: the attack begins anew.

@@ -5,6 +5,7 @@ model once, answers the clean images once, and writes one part per budget under 
 never computed again, so a killed worker's successor, or a second run, does only what is missing.
 """
 
+import itertools
 import json
 import os
 import time
@@ -18,16 +19,17 @@ import ray.data
 import torch
 
 from rllava.data.benchmarks import read_metric
-from rllava.data.shards import list_shards, parquet_bytes
+from rllava.data.shards import list_shards, parquet_bytes, shard_path
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
-from rllava.evaluation.in_flight import InFlight, Keeping
+from rllava.evaluation.in_flight import InFlight, Keeping, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, rounds_of, run_as
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import load_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.snapshot import OF, PARTS
 from rllava.specs import EvalSpec
 from rllava.store import Artifact, Store
 
@@ -42,6 +44,7 @@ class EvalJob:
         specs: evaluations, complete ones left out.
         paths: of their records artifacts, in the same order.
         data: benchmark name to the folder of its shards.
+        first: how many of a benchmark's first shards are evaluated, by its name; those not named: all.
         save_every_s: seconds between two saved states of an attack in flight; a killed worker loses at most that.
     """
 
@@ -50,6 +53,7 @@ class EvalJob:
     specs: tuple[EvalSpec, ...]
     paths: tuple[str, ...]
     data: Mapping[str, str]
+    first: Mapping[str, int] = field(default_factory=dict)
     save_every_s: float = 60.0
 
     def part(self, place: int, shard: int) -> str:
@@ -62,7 +66,7 @@ class EvalJob:
         Returns:
             The path.
         """
-        return f"{self.paths[place]}/part-{shard:05d}.parquet"
+        return shard_path(self.paths[place], shard)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def units(job: EvalJob) -> list[dict[str, Any]]:
     work = []
     for name, folder in job.data.items():
         places = [place for place, spec in enumerate(job.specs) if spec.benchmark.name == name]
-        for number, path in enumerate(list_shards(store.filesystem, folder)):
+        for number, path in enumerate(list_shards(store.filesystem, folder)[: job.first.get(name)]):
             if any(job.part(place, number) not in written for place in places):
                 work.append({"benchmark": name, "path": path, "shard": number})
     return work
@@ -150,7 +154,9 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
         )
 
 
-def facts_of(store: Store, artifact: Artifact, data_folder: str, seconds: float) -> dict[str, Any]:
+def facts_of(
+    store: Store, artifact: Artifact, data_folder: str, seconds: float, first: int | None = None
+) -> dict[str, Any]:
     """What a records artifact's marker says, after a last look that every part is there.
 
     Its facts say how the parts were computed, of which several runs may have made some.
@@ -160,17 +166,21 @@ def facts_of(store: Store, artifact: Artifact, data_folder: str, seconds: float)
         artifact: of the records.
         data_folder: shards of the benchmark.
         seconds: spent on its parts since the last start.
+        first: how many of its first parts were asked for; None: all.
 
     Returns:
         The facts.
     """
-    shards, parts = list_shards(store.filesystem, data_folder), list_shards(store.filesystem, artifact.path)
-    assert len(parts) == len(shards), f"{artifact.relative}: {len(parts)} of {len(shards)} parts"
-    for path in store.filesystem.ls(artifact.path, detail=False):
-        if path.rsplit("/", 1)[-1].startswith("state-"):  # of a worker that was killed after its part was written
-            store.filesystem.rm_file(path)
+    shards, there = list_shards(store.filesystem, data_folder), {*list_shards(store.filesystem, artifact.path)}
+    expected = [shard_path(artifact.path, number) for number in range(len(shards))]
+    parts = list(itertools.takewhile(there.__contains__, expected))  # an earlier question may have asked for more
+    asked = len(expected[:first])
+    assert len(parts) >= asked, f"{artifact.relative}: {len(parts)} of {asked} parts"
+    left = {state_path(artifact.path, number) for number in range(len(parts))}
+    for path in left.intersection(store.filesystem.ls(artifact.path, detail=False)):
+        store.filesystem.rm_file(path)  # of a worker that was killed after its part was written
     run = list({json.dumps(how): how for part in parts if (how := how_made(store, part))}.values())
-    return {"parts": len(parts), "seconds": round(seconds, 2), "run_as": run}
+    return {PARTS: len(parts), OF: len(shards), "seconds": round(seconds, 2), "run_as": run}
 
 
 def how_made(store: Store, part: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from rllava.attacks.outcome import unpack_images
-from rllava.data.shards import read_shard
+from rllava.data.shards import read_shard, shard_path
 from rllava.evaluation.samples import Sample
 from rllava.specs import EvalSpec
 from rllava.store import Store
@@ -33,7 +33,7 @@ def images_of_others(store: Store, spec: EvalSpec, shard: int, samples: Sequence
     if spec.smaller is not None:
         named["smaller"] = spec.smaller
     for name, source in named.items():
-        path = f"{store.artifact('records', source.name, source).path}/part-{shard:05d}.parquet"
+        path = shard_path(store.artifact("records", source.name, source).path, shard)
         rows = read_shard(store.filesystem, path, ["sample_id", "adversarial_png", "adversarial_rest"]).to_pylist()
         stored = {row["sample_id"]: row for row in rows}
         images = [_image(stored.get(sample.sample_id, {}), sample) for sample in samples]

@@ -141,7 +141,7 @@ def write_sweep(storage: str, sweep: SyntheticSweep = SyntheticSweep()) -> dict[
             for epsilon in sweep.budgets:
                 folder = f"records/{candidate}-{benchmark}-{epsilon:g}-0123abcd"
                 write_artifact(storage, folder, make_rows(sweep, candidate, benchmark, epsilon), sweep.part_rows)
-                entries.append(RecordsEntry(folder, candidate, benchmark, epsilon, 12.3, reused=epsilon == 0))
+                entries.append(RecordsEntry(folder, candidate, benchmark, epsilon, None, 12.3, reused=epsilon == 0))
     manifest: dict[str, Any] = json.loads(manifest_of(sweep, entries).to_json())
     write_manifest(storage, manifest)
     return manifest

@@ -22,7 +22,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
     max_leaves=4,
 )
-RECORDS = st.builds(RecordsEntry, PATH, TEXT, TEXT, NUMBER, SECONDS, st.booleans())
+RECORDS = st.builds(RecordsEntry, PATH, TEXT, TEXT, NUMBER, st.none() | st.integers(1), SECONDS, st.booleans())
 MODELS = st.builds(
     ModelEntry, TEXT, PATH, SECONDS, st.booleans(), st.none() | st.integers(0), st.dictionaries(TEXT, JSON, max_size=2)
 )

@@ -112,5 +112,13 @@ def test_complete_records_say_in_what_portions_they_were_computed(tmp_path: Path
         store.write(f"{artifact.path}/part-{number:05d}.parquet", parquet_bytes(part))
         store.write(f"{tmp_path}/data/part-{number:05d}.parquet", parquet_bytes(rows))
     run = [{"batch_size": size, "compiled": False} for size in (3, 2)]
-    expected = {"parts": 4, "seconds": 1.5, "run_as": run}
+    expected = {"parts": 4, "of": 4, "seconds": 1.5, "run_as": run}
     assert facts_of(store, artifact, f"{tmp_path}/data", 1.5) == expected
+    assert facts_of(store, artifact, f"{tmp_path}/data", 1.5, first=2) == expected, "more is there than was asked for"
+    store.write(f"{artifact.path}/state-00000.pt", b"of a worker that was killed")
+    store.write(f"{artifact.path}/state-00002.pt", b"of an attack that goes on another time")
+    for number in (1, 3):
+        store.filesystem.rm_file(f"{artifact.path}/part-{number:05d}.parquet")
+    facts = facts_of(store, artifact, f"{tmp_path}/data", 1.5, first=1)
+    assert facts == {"parts": 1, "of": 4, "seconds": 1.5, "run_as": run[:1]}
+    assert [path.name for path in Path(artifact.path).glob("state-*")] == ["state-00002.pt"]

@@ -126,15 +126,30 @@ def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(
             killed[0].kill()
 
     options = ("--encoders", "tiny-clip", "--budgets", "0", "4", "8")
-    shown = run_on_terminal(str(storage), tracked, *options, watch=kill_the_trial_once)
+    few = ("--first-samples", str(SAMPLES // 2))
+    shown = run_on_terminal(str(storage), tracked, *options, *few, watch=kill_the_trial_once)
     assert len(killed) == 1
     assert "\x1b[" in shown, "no live table"
     assert "started again (its process was lost); kept: its LLaVA and" in shown
     assert unexpected(shown, LIVE) == []
     assert "done: clean" in shown
     assert {path: path.stat().st_mtime_ns for path in old} == old
-    entries = manifest(str(storage))["records"]
-    assert {entry["epsilon"] for entry in entries if not entry["reused"]} == {4.0}
+    assert _computed(storage) == {4.0}
+    assert len(load_sweep(str(storage)).records) == len(BENCHMARKS) * 3 * SAMPLES // 2
+
+    first = {path: path.stat().st_mtime_ns for path in (storage / "records").rglob("*.parquet")}
+    assert len(first) == len(old) + len(BENCHMARKS), "more than the first half was computed"
+    finish(start(str(storage), tracked, *options))
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert _computed(storage) == {4.0}
+    whole = load_sweep(str(storage)).records
+    assert len(whole) == len(BENCHMARKS) * 3 * SAMPLES
+    assert "0 with something to do" in finish(start(str(storage), tracked, *options, *few))
+    assert len(load_sweep(str(storage)).records) == len(whole) / 2
+
+
+def _computed(storage: Path) -> set[float]:
+    return {entry["epsilon"] for entry in manifest(str(storage))["records"] if not entry["reused"]}
 
 
 def test_strong_starts_from_what_fast_and_the_paper_found_for_every_candidate(
