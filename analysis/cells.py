@@ -1,15 +1,16 @@
 """Which records may stand in one table.
 
-A candidate's name, a benchmark and a budget make a cell of it. Names are for people: one storage may hold two trainings
-under one of them, or two evaluations that differ in the sample list or the protocol. A mean or a pairing over both
-would be a number about nothing, so whoever groups records asks here first.
+A candidate's name, a benchmark, a kind of condition, and its budget or label make a cell of it. Names are for people:
+one storage may hold two trainings under one of them, or two evaluations that differ in the sample list or the
+protocol. A mean or a pairing over both would be a number about nothing, so whoever groups records asks here first.
 """
 
 import pandas as pd
 
 from rllava.errors import UserError
 
-CELL = ("candidate", "benchmark", "epsilon")
+CELL = ("candidate", "benchmark", "epsilon", "severity")
+"""Columns that make a cell, beside the label of a condition that has no budget: of attacks, one protocol is shown."""
 
 KEEP_ONE = "keep the rows of one of them"
 
@@ -46,20 +47,25 @@ def require_one_evaluation(records: pd.DataFrame, remedy: str = KEEP_ONE) -> Non
         UserError: if they do.
     """
     require_one_model(records, remedy)
-    found = _several(records, CELL, "evaluation")
+    found = _several(_with_cells(records), (*CELL, "variety"), "evaluation")
     if found is None:
         return
-    candidate, benchmark, epsilon = found[list(CELL)].iloc[0]
-    if found["protocol"].nunique() > 1:
-        protocols = ", ".join(sorted(set(found["protocol"])))
+    first = found.iloc[0]
+    under = f"ε = {first['epsilon']:g}/255" if first["epsilon"] == first["epsilon"] else first["condition"]
+    if found["condition"].nunique() > 1:
         raise UserError(
-            f"records: samples of '{candidate}' were scored under several protocols ({protocols}), on {benchmark} at "
-            f"ε = {epsilon:g}/255; {remedy}"
+            f"records: samples of '{first['candidate']}' were scored under several protocols "
+            f"({', '.join(sorted(set(found['condition'])))}), on {first['benchmark']} at {under}; {remedy}"
         )
     raise UserError(
-        f"records: '{candidate}' on {benchmark} at ε = {epsilon:g}/255 comes from {found['evaluation'].nunique()} "
-        f"evaluations (column evaluation: {_named(found, 'evaluation')}); {remedy}"
+        f"records: '{first['candidate']}' on {first['benchmark']} at {under} comes from "
+        f"{found['evaluation'].nunique()} evaluations (column evaluation: {_named(found, 'evaluation')}); {remedy}"
     )
+
+
+def _with_cells(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with what else makes their cell: the label, where it is no attack's or clean image's."""
+    return records.assign(variety=records["condition"].where(records["epsilon"].isna(), ""))
 
 
 def _several(records: pd.DataFrame, within: tuple[str, ...], column: str) -> pd.DataFrame | None:
@@ -68,8 +74,7 @@ def _several(records: pd.DataFrame, within: tuple[str, ...], column: str) -> pd.
     repeated = pairs[pairs.duplicated(subset=list(within))]
     if repeated.empty:
         return None
-    first = repeated.iloc[0]
-    return records[(records[list(within)] == first[list(within)]).all(axis=1)]
+    return records.merge(repeated.iloc[:1][list(within)], on=list(within))
 
 
 def _named(records: pd.DataFrame, column: str) -> str:

@@ -12,6 +12,9 @@ from analysis.cells import require_one_evaluation
 from analysis.scores import Scores, is_error
 from rllava.check_list import CHECKS, LAST_RISE_LIMIT, ZERO_GRADIENT_LIMIT
 
+ATTACK = "attack"
+"""Kind of the conditions that have such evidence."""
+
 ROUNDING_LIMIT = 1.0
 LINF_SLACK = 1e-3
 
@@ -63,7 +66,7 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         UserError: if the records mix evaluations (see ``cells``).
     """
     require_one_evaluation(records)
-    valid = records[~is_error(records)]
+    valid = records[~is_error(records) & (records["kind"] == ATTACK)]
     rows = []
     for candidate in scores.candidates:
         for epsilon in scores.epsilons:

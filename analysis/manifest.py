@@ -13,14 +13,34 @@ MANIFEST_FORMAT = 2
 
 
 @dataclass(frozen=True)
+class ConditionEntry:
+    """What models were shown.
+
+    Attributes:
+        label: name and version, as records carry it.
+        kind: ``clean``, ``attack``, ``corruption``, or a plug-in's own word.
+        epsilon: budget in 1/255; None where there is none.
+        severities: of a corruption.
+        targeted: whether an attack wants a text said.
+    """
+
+    label: str
+    kind: str
+    epsilon: float | None = None
+    severities: tuple[int, ...] = ()
+    targeted: bool = False
+
+
+@dataclass(frozen=True)
 class RecordsEntry:
-    """One records artifact of a sweep: a candidate on a benchmark at a budget.
+    """One records artifact of a sweep: a candidate on a benchmark under a condition.
 
     Attributes:
         path: folder, relative to the storage, e.g. ``records/<name>-<fingerprint>``.
         candidate: ``a`` (end-to-end), ``a+b`` (ensemble) or ``b@a`` (b plugged into the LLaVA of a).
         benchmark: data set + prompt + metric.
-        epsilon: budget in 1/255.
+        condition: label of the condition.
+        epsilon: budget in 1/255; None where there is none.
         parts: how many of its first parts the sweep asked for; None: all.
         seconds: wall-clock time of the evaluation; NaN where unknown.
         reused: whether an earlier run had computed it.
@@ -29,7 +49,8 @@ class RecordsEntry:
     path: str
     candidate: str
     benchmark: str
-    epsilon: float
+    condition: str
+    epsilon: float | None = None
     parts: int | None = None
     seconds: float = math.nan
     reused: bool = False
@@ -64,8 +85,7 @@ class Manifest:
         sweep: name of its folder below ``reports/``.
         candidates: rows of the grid, in their order.
         benchmarks: of the grid, in their order.
-        budgets: in 1/255, increasing.
-        protocol: name and version.
+        conditions: of the grid, in their order.
         samples: per benchmark.
         records: artifacts, one per cell of the grid.
         preset: name of the recipe.
@@ -80,8 +100,7 @@ class Manifest:
     sweep: str
     candidates: tuple[str, ...]
     benchmarks: tuple[str, ...]
-    budgets: tuple[float, ...]
-    protocol: str
+    conditions: tuple[ConditionEntry, ...]
     samples: int
     records: tuple[RecordsEntry, ...]
     preset: str = ""
@@ -91,6 +110,21 @@ class Manifest:
     started: str = ""
     finished: str = ""
     wall_seconds: float = 0.0
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """Of clean images (0) and attacks, in 1/255, increasing."""
+        return tuple(sorted({entry.epsilon for entry in self.conditions if entry.epsilon is not None}))
+
+    @property
+    def protocol(self) -> str:
+        """Name and version of the attacks' protocol; of several, all; empty if nothing was attacked."""
+        return ", ".join(dict.fromkeys(entry.label for entry in self.conditions if entry.kind == "attack"))
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the attacks want a text said."""
+        return any(entry.targeted for entry in self.conditions)
 
     def to_json(self) -> str:
         """As text, in which null stands for a time that is not known.
@@ -127,8 +161,7 @@ class Manifest:
                 sweep=str(raw["sweep"]),
                 candidates=_names(raw, "candidates"),
                 benchmarks=_names(raw, "benchmarks"),
-                budgets=tuple(sorted(float(budget) for budget in raw["budgets"])),
-                protocol=str(raw["protocol"]),
+                conditions=tuple(_condition_entry(entry) for entry in raw["conditions"]),
                 samples=int(raw["samples"]),
                 records=tuple(_records_entry(entry) for entry in raw["records"]),
                 preset=str(raw.get("preset", "")),
@@ -164,12 +197,27 @@ def _seconds(raw: Mapping[str, Any]) -> float:
     return math.nan if seconds is None else float(seconds)
 
 
+def _number(raw: Mapping[str, Any], key: str) -> float | None:
+    return None if raw.get(key) is None else float(raw[key])
+
+
+def _condition_entry(raw: Mapping[str, Any]) -> ConditionEntry:
+    return ConditionEntry(
+        label=str(raw["label"]),
+        kind=str(raw["kind"]),
+        epsilon=_number(raw, "epsilon"),
+        severities=tuple(int(severity) for severity in raw.get("severities", ())),
+        targeted=bool(raw.get("targeted", False)),
+    )
+
+
 def _records_entry(raw: Mapping[str, Any]) -> RecordsEntry:
     return RecordsEntry(
         path=str(raw["path"]).strip("/"),
         candidate=str(raw["candidate"]),
         benchmark=str(raw["benchmark"]),
-        epsilon=float(raw["epsilon"]),
+        condition=str(raw["condition"]),
+        epsilon=_number(raw, "epsilon"),
         parts=None if raw.get("parts") is None else int(raw["parts"]),
         seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),

@@ -120,7 +120,7 @@ def _comparisons_table(findings: Findings) -> list[dict[str, Any]]:
 
 def _targeted_table(findings: Findings) -> list[dict[str, Any]]:
     """Successes of a sweep whose protocol is a targeted one; in others, strings are means to an end."""
-    if "targeted" not in findings.results.manifest.protocol:
+    if not findings.results.manifest.targeted:
         return []
     return _records(targeted_success(findings.results.records))
 

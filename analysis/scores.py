@@ -78,7 +78,7 @@ def arrange_scores(
     """Arranges records as arrays.
 
     Args:
-        records: rows of RECORD_SCHEMA.
+        records: rows of RECORD_SCHEMA; those of conditions without a budget are passed over.
         candidates: names that come first; names found only in the records follow, sorted. So for the other two.
         benchmarks: see candidates.
         epsilons: budgets in 1/255; sorted together with those found in the records.
@@ -89,6 +89,7 @@ def arrange_scores(
     Raises:
         UserError: if the records mix evaluations (see ``cells``), e.g. those of two protocols or trainings.
     """
+    records = records[records["epsilon"].notna()]
     all_candidates = _ordered(candidates, records["candidate"])
     all_benchmarks = _ordered(benchmarks, records["benchmark"])
     all_epsilons = tuple(sorted({*map(float, epsilons), *records["epsilon"].astype(float)}))

@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from analysis.cells import CELL, require_one_evaluation
+from analysis.cells import require_one_evaluation
 from analysis.scores import is_error
+
+_CELL = ("candidate", "benchmark", "epsilon")
 
 TARGET_PREFIX = "target-"
 """What the names of rounds that aim at a string begin with; the string follows."""
@@ -35,9 +37,9 @@ def targeted_success(records: pd.DataFrame) -> pd.DataFrame:
         for name, answer, score in rounds:
             if name.startswith(TARGET_PREFIX) and answer is not None:
                 target = name.removeprefix(TARGET_PREFIX)
-                key = {column: record[column] for column in CELL}
+                key = {column: record[column] for column in _CELL}
                 rows.append({**key, "target": target, "success": contains(answer, target), "score": score})
-    columns = [*CELL, "target"]
+    columns = [*_CELL, "target"]
     if not rows:
         return pd.DataFrame(columns=[*columns, "attacked", "successes", "rate", "score"])
     grouped = pd.DataFrame(rows).groupby(columns, sort=False)

@@ -65,9 +65,9 @@ def paired(records: pd.DataFrame, protocol: str, reference: str) -> pd.DataFrame
     valid = records[~is_error(records) & (records["epsilon"] > 0)]
     sides = []
     for name in (protocol, reference):
-        sides.append(valid[valid["protocol"] == name])
+        sides.append(valid[valid["condition"] == name])
         if sides[-1].empty:
-            known = ", ".join(sorted(valid["protocol"].unique())) or "none"
+            known = ", ".join(sorted(valid["condition"].unique())) or "none"
             raise UserError(f"no records of protocol {name} here (there are: {known}); run the sweep with --protocol")
         require_one_evaluation(sides[-1], REMEDY)
     require_one_model(pd.concat(sides), REMEDY)  # else two trainings would be compared, not two protocols

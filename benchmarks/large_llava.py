@@ -17,6 +17,8 @@ from benchmarks.common import ready_benchmark, write_sheet
 from benchmarks.published_loop import HEAD, Comparison, compare, published_code, published_side
 from benchmarks.random_llava import Size, parameters, random_llava
 from rllava.attacks.protocols import PROTOCOLS, in_precision
+from rllava.conditions.attack import within
+from rllava.conditions.clean import Clean
 from rllava.data.benchmarks import ANNOTATORS, BENCHMARKS
 from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
@@ -85,7 +87,8 @@ def answered_by_itself(
         The samples, and the state of the metric for them.
     """
     worker = AttackWorker(llava, torch.device("cpu"))
-    ((_, table),) = evaluate_shard(worker, samples, [replace(evaluation, epsilon=0.0)], metric, state)
+    clean = replace(evaluation, condition=Clean(evaluation.precisions[0]))
+    ((_, table),) = evaluate_shard(worker, samples, [clean], metric, state)
     answers = [answer or "nothing" for answer in table.column("clean_prediction").to_pylist()]
     if evaluation.benchmark.task == "captioning":
         references = [(answer, *sample.references[:captions]) for answer, sample in zip(answers, samples, strict=True)]
@@ -139,7 +142,8 @@ def main(options: Options) -> None:
     for name in options.benchmarks:
         benchmark = replace(BENCHMARKS.get(name), samples=options.samples)
         samples, metric, state = ready_benchmark(benchmark, llava.image_size)
-        evaluation = EvalSpec("random", model, model.encoders, benchmark, protocol, options.epsilon, options.batch_size)
+        condition = within(protocol, options.epsilon)
+        evaluation = EvalSpec("random", model, model.encoders, benchmark, condition, options.batch_size)
         samples, state = answered_by_itself(llava, evaluation, samples, metric, state, options.captions)
         compared = compare(
             options.robustvlm,

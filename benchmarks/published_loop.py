@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.common import ready_benchmark, trained_llava, write_sheet
 from rllava.attacks.common import PIXEL
 from rllava.attacks.protocols import PROTOCOLS, Round, in_precision
+from rllava.conditions.attack import Attack, within
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.answers import most_common_answers
@@ -199,7 +200,9 @@ class PublishedLoop:
         worst = [self.answer(image, sample, benchmark) for image, sample in zip(images, samples, strict=True)]
         best_images, best_labels = list(images), [0] * len(samples)
         active = [not benchmark.drops(score) for score in worst]
-        for entry in evaluation.protocol.rounds(benchmark.task):
+        condition = evaluation.condition
+        assert isinstance(condition, Attack)
+        for entry in condition.protocol.rounds(benchmark.task):
             for b, sample in enumerate(samples):
                 labels = labels_of(sample, benchmark.task)
                 place = best_labels[b] if entry.label == "best" else entry.label
@@ -207,7 +210,7 @@ class PublishedLoop:
                 if not active[b] or text is None:
                     continue
                 start = best_images[b] - images[b] if entry.start == "best" else None
-                image = self.attack(images[b], sample, text, entry, evaluation.epsilon, start)
+                image = self.attack(images[b], sample, text, entry, condition.epsilon, start)
                 score = self.answer(image, sample, benchmark)
                 if score < worst[b]:
                     worst[b], best_images[b] = score, image
@@ -368,7 +371,9 @@ def compare(
     """
     sides = [(evaluation.benchmark.name, evaluation)]
     if fast_protocol is not None:
-        other = replace(evaluation, protocol=in_precision(PROTOCOLS.get(fast_protocol), "float32"))
+        assert isinstance(evaluation.condition, Attack)
+        protocol = in_precision(PROTOCOLS.get(fast_protocol), "float32")
+        other = replace(evaluation, condition=replace(evaluation.condition, protocol=protocol))
         sides.append((f"{evaluation.benchmark.name}, {fast_protocol}", other))
     theirs = PublishedLoop(checkout, llava, metric, state, as_released).run(evaluation, samples)
     compared = []
@@ -403,9 +408,8 @@ def main(options: Options) -> None:
         benchmark = replace(BENCHMARKS.get(name), samples=options.samples)
         samples, metric, state = ready_benchmark(benchmark, llava.image_size)
         protocol = in_precision(PROTOCOLS.get(options.protocol), "float32")
-        evaluation = EvalSpec(
-            options.model, model, model.encoders, benchmark, protocol, options.epsilon, options.batch_size
-        )
+        condition = within(protocol, options.epsilon)
+        evaluation = EvalSpec(options.model, model, model.encoders, benchmark, condition, options.batch_size)
         compared += compare(
             options.robustvlm, evaluation, llava, samples, metric, state, options.fast_protocol,
             as_released=options.as_released,

@@ -28,6 +28,7 @@ from benchmarks.common import trained_llava, write_sheet
 from cluster.connect import connect
 from cluster.placement import logical_cpus, place
 from rllava.attacks.protocols import PROTOCOLS
+from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS, build_benchmark, read_metric
 from rllava.data.shards import list_shards, parquet_bytes, read_shard
 from rllava.errors import SweepError, UserError
@@ -427,7 +428,7 @@ def prepare(options: Options, folder: Path) -> Work:
     build_benchmark(benchmark, store.filesystem, store.root)
     protocol = PROTOCOLS.get(options.protocol)
     specs = tuple(
-        EvalSpec(options.model, model, model.encoders, benchmark, protocol, epsilon, options.batch_size)
+        EvalSpec(options.model, model, model.encoders, benchmark, within(protocol, epsilon), options.batch_size)
         for epsilon in options.budgets
     )
     return Work(llava, artifact.path, specs, store.root)

@@ -104,22 +104,23 @@ def write_part(store: Store, path: str, spec: EvalSpec, shard: int) -> None:
         spec: of the evaluation.
         shard: number.
     """
-    draw = np.random.default_rng([shard, int(spec.epsilon)])
+    epsilon, (part,) = spec.condition.epsilon or 0.0, spec.condition.parts
+    draw = np.random.default_rng([shard, int(epsilon)])
     images = easy_images("test")
     rows = [
         {
-            **record_head(spec, Sample(f"test-{25 * shard + row:04d}", QUESTION, ("red",) * 10, None, None)),
+            **record_head(spec, Sample(f"test-{25 * shard + row:04d}", QUESTION, ("red",) * 10, None, None), part),
             "clean_prediction": "red",
             "prediction": "red",
             "clean_score": 100.0,
             "score": float(draw.integers(101)),
-            "linf": spec.epsilon,
+            "linf": epsilon,
             "prediction_8bit": "red",
             "score_8bit": 100.0,
-            "steps": 30 if spec.epsilon else 0,
-            "rounds": ["apgd"] if spec.epsilon else [],
-            "round_predictions": ["red"] if spec.epsilon else [],
-            "round_scores": [100.0] if spec.epsilon else [],
+            "steps": 30 if epsilon else 0,
+            "rounds": ["apgd"] if epsilon else [],
+            "round_predictions": ["red"] if epsilon else [],
+            "round_scores": [100.0] if epsilon else [],
             "best_round": "clean",
             "loss_clean": 0.1,
             "loss_best": 0.2,
@@ -127,8 +128,8 @@ def write_part(store: Store, path: str, spec: EvalSpec, shard: int) -> None:
             "zero_gradient_share": 0.0,
             "checked": False,
             "findings": [],
-            "clean_png": None if spec.epsilon else images[25 * shard + row].png,
-            "adversarial_png": images[25 * shard + row].png if spec.epsilon else None,
+            "clean_png": None if epsilon else images[25 * shard + row].png,
+            "adversarial_png": images[25 * shard + row].png if epsilon else None,
         }
         for row in range(25)
     ]

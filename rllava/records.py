@@ -1,8 +1,8 @@
 """The record: one row of results, the contract between evaluation (which writes it) and analysis (which reads it).
 
-A record is one answer of one evaluation: what a candidate said to a sample under a condition, at a budget. The clean
-answers are the records of epsilon 0. Names are for people, and a storage may hold two recipes that share them all; the
-fingerprints (``model``, ``evaluation``) tell those apart.
+A record is one answer of one evaluation: what a candidate said to a sample under a condition, at a budget or severity.
+The clean answers are a condition of their own, of epsilon 0. Names are for people, and a storage may hold two recipes
+that share them all; the fingerprints (``model``, ``evaluation``) tell those apart.
 
 Scores are in the units of the paper's tables: VQA accuracy in percent, CIDEr times 100. Budgets and norms are in units
 of 1/255. This module needs pyarrow alone, so that a notebook can open results without the GPU stack.
@@ -11,7 +11,7 @@ of 1/255. This module needs pyarrow alone, so that a notebook can open results w
 import pyarrow as pa
 
 CLEAN = "clean"
-"""Condition of the records of epsilon 0."""
+"""Kind and label of the condition of clean answers; their epsilon is 0."""
 
 RECORD_VERSION = 3
 """Raised when a column joins, leaves or means something else."""
@@ -20,9 +20,10 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("candidate", pa.string(), "a: end-to-end on encoder a; a+b: ensemble; b@a: b plugged into the LLaVA of a"),
     ("benchmark", pa.string(), "data set + prompt + metric"),
     ("sample_id", pa.string(), "unique within the benchmark"),
-    ("condition", pa.string(), "what the model was shown: 'clean' at epsilon 0, else the label of its protocol"),
-    ("protocol", pa.string(), "name and version, e.g. paper_ensemble-v1; of clean answers too, which it asked for"),
-    ("epsilon", pa.float64(), "budget, L-inf, in 1/255"),
+    ("condition", pa.string(), "what the model was shown, name and version: clean, paper_ensemble-v1, fog-v1"),
+    ("kind", pa.string(), "of the condition: clean, attack, corruption, or a plug-in's own word"),
+    ("epsilon", pa.float64(), "budget, L-inf, in 1/255; 0: the clean image; null where a condition has none"),
+    ("severity", pa.int32(), "of a corruption, from 1; null where a condition has none"),
     ("seed", pa.int64(), "training seed of the candidate's LLaVA; null for a checkpoint from elsewhere"),
     ("draw", pa.int32(), "number of a drawn answer; 0: the greedy one"),
     ("model", pa.string(), "fingerprint of the candidate: its LLaVA as trained, the encoders it is judged with"),
@@ -30,7 +31,7 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("prompt", pa.string(), "the user's turn, image marker included"),
     ("references", pa.list_(pa.string()), "reference captions or annotators' answers"),
     ("clean_prediction", pa.string(), "answer to the clean image"),
-    ("prediction", pa.string(), "answer to the worst adversarial image (the clean one at epsilon 0)"),
+    ("prediction", pa.string(), "answer to what was shown: of an attack the worst image, at epsilon 0 the clean one"),
     ("clean_score", pa.float64(), "metric of clean_prediction"),
     ("score", pa.float64(), "metric of prediction: the worst case over the protocol's rounds"),
     ("prediction_8bit", pa.string(), "answer to the adversarial image rounded to 8 bits"),
@@ -46,6 +47,7 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("loss_last_rise", pa.float64(), "rise of the best loss over that round's last tenth of steps"),
     ("zero_gradient_share", pa.float64(), "share of exactly zero image gradients over all steps, in [0, 1]"),
     ("clean_png", pa.binary(), "the encoder's clean input image, 8 bit (records of epsilon 0 only)"),
+    ("shown_png", pa.binary(), "the encoder's input image, where it is neither clean nor attacked (of a few samples)"),
     ("adversarial_png", pa.binary(), "the worst adversarial image rounded to 8 bits (attacked samples only)"),
     ("adversarial_rest", pa.binary(), "scored image minus adversarial_png in 1/128 level: int8, rows, columns, RGB"),
     ("checked", pa.bool_(), "whether the attack checks looked at this sample (null: not)"),
@@ -59,5 +61,5 @@ RECORD_SCHEMA = pa.schema(
 )
 """Arrow schema of a records part; the description of each column is in its field's metadata."""
 
-KEY = ("candidate", "benchmark", "sample_id", "condition", "epsilon", "seed", "draw", "evaluation")
+KEY = ("candidate", "benchmark", "sample_id", "condition", "epsilon", "severity", "seed", "draw", "evaluation")
 """Columns that identify a record: no two records of a storage agree in all of them."""

@@ -8,18 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rllava.attacks.outcome import GRID_VERSION
-from rllava.attacks.protocols import Protocol
+from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import PREPROCESSING_VERSION
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
-from rllava.evaluation.answers import DECOYS_VERSION
 from rllava.fingerprint import OnlyRounds
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.model.language import LanguageModelSpec
-from rllava.records import CLEAN
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -119,28 +116,26 @@ class WholeModel:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """One cell of the grid: a candidate on a benchmark at a budget under a protocol.
+    """One cell of the grid: a candidate on a benchmark under a condition.
 
     Attributes:
         candidate: its name in the records.
         model: the LLaVA as trained, here or elsewhere.
         encoders: what stands in for the trained encoders: the model's own (end-to-end) or others (plug-and-play).
         benchmark: data, prompt, metric and sample list.
-        protocol: rounds of the attack.
-        epsilon: budget in 1/255; 0: clean.
+        condition: what the model is shown.
         batch_size: samples in flight together; 0: as many as memory holds. What it came to is in the facts of the
             records.
         compiled: whether the attacked model goes through torch.compile.
-        smaller: this evaluation at the next smaller budget, if the protocol starts from its images.
-        sources: evaluations at the same budget whose images this one's protocol starts from.
+        smaller: this evaluation at the next smaller budget, if the condition starts from its images.
+        sources: evaluations at the same budget whose images this one's condition starts from.
     """
 
     candidate: str
     model: ModelSpec | CheckpointSpec
     encoders: tuple[EncoderSpec, ...]
     benchmark: BenchmarkSpec
-    protocol: Protocol
-    epsilon: float
+    condition: Condition
     batch_size: OnlyRounds[int]
     compiled: OnlyRounds[bool] = False
     smaller: "EvalSpec | None" = None
@@ -149,12 +144,12 @@ class EvalSpec:
     @property
     def name(self) -> str:
         """Readable name of the records artifact."""
-        return f"{self.candidate}-{self.benchmark.name}-eps{self.epsilon:g}"
+        return f"{self.candidate}-{self.benchmark.name}-{self.condition.short}"
 
     @property
-    def condition(self) -> str:
-        """What the model is shown, as a label."""
-        return self.protocol.label if self.epsilon > 0 else CLEAN
+    def precisions(self) -> tuple[str, ...]:
+        """In which precisions the model is asked: that of the clean answers first."""
+        return self.condition.precisions(self.benchmark.task)
 
     @property
     def seed(self) -> int | None:
@@ -167,10 +162,5 @@ class EvalSpec:
         return WholeModel(self.model, self.encoders)
 
     def versions(self) -> Mapping[str, int]:
-        """Of what is done to images before and after an attack, and of the bank of wrong answers if any is aimed at."""
-        versions = {"preprocessing": PREPROCESSING_VERSION}
-        if self.epsilon > 0:
-            versions["grid"] = GRID_VERSION
-            if any(entry.decoy is not None for entry in self.protocol.rounds(self.benchmark.task)):
-                versions["decoys"] = DECOYS_VERSION
-        return versions
+        """Of what is done to images before a model sees them, and of what the condition depends on."""
+        return {"preprocessing": PREPROCESSING_VERSION, **self.condition.versions_for(self.benchmark.task)}

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sweeps.console import say, shown_errors
-from sweeps.events import Attacking, Done, Event, Found, Interrupted, Refused, Starting, Training, Waiting
+from sweeps.events import Done, Evaluating, Event, Found, Interrupted, Refused, Starting, Training, Waiting
 from sweeps.failures import in_few_words
 
 TRAIN_SHARE = 0.6
@@ -174,13 +174,14 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
                 return f"training stage {stage}: step {step} of {steps}, loss {loss:.3f}", share * done
             case Interrupted(reason):
                 return f"training goes on from its last checkpoint ({reason})", row.share
-            case Attacking(0, of):
-                return f"attacking: {of} parts to do", row.share
-            case Attacking(parts, of, benchmark, epsilon, mean):
-                last = f"{benchmark} at {epsilon:g}/255: mean score {mean:.1f}"
-                return f"attacking: part {parts} of {of} ({last})", share + (1 - share) * parts / of
-            case Done(clean, robust):
-                return f"done: clean {clean:.1f}, at the largest budget {robust:.1f}", 1.0
+            case Evaluating(0, of):
+                return f"evaluating: {of} parts to do", row.share
+            case Evaluating(parts, of, what, mean):
+                text = f"evaluating: part {parts} of {of} ({what}: mean score {mean:.1f})"
+                return text, share + (1 - share) * parts / of
+            case Done(clean, robust, where):
+                scores = {"clean": clean, where: robust}
+                return f"done: {', '.join(f'{what} {x:.1f}' for what, x in scores.items() if x is not None)}", 1.0
             case Refused(mistake):
                 return f"refused: {mistake}", row.share
 

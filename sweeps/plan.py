@@ -1,6 +1,7 @@
 """What a sweep consists of: candidates, benchmarks, budgets, and the artifacts they lead to."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from rllava.attacks.protocols import Protocol
+from rllava.conditions.attack import Attack
+from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark, list_benchmark
 from rllava.data.files import missing_data
 from rllava.data.instructions import InstructionSpec, build_instructions, list_data
@@ -16,6 +19,7 @@ from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
 from rllava.faults import explain
 from rllava.filesystem import check_answers
+from rllava.fingerprint import fingerprint
 from rllava.graph import step_of
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import check_checkpoint
@@ -38,7 +42,7 @@ LINE_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid of candidates x benchmarks x budgets under one protocol, and where its results go.
+    """A grid of candidates x benchmarks x conditions, and where its results go.
 
     Attributes:
         sweep: name of the report folder.
@@ -46,8 +50,7 @@ class Plan:
         preset: recipe.
         candidates: rows of the grid.
         benchmarks: data, prompt, metric.
-        budgets: in 1/255.
-        protocol: rounds of the attack.
+        conditions: what models are shown: clean answers first, budgets rising.
         save_every_s: seconds between two saved states of an attack in flight.
         compiled: whether attacked models go through torch.compile.
         first_samples: how many of each benchmark's list are asked about, rounded up to whole shards; None: all.
@@ -58,8 +61,7 @@ class Plan:
     preset: Preset
     candidates: tuple[Candidate, ...]
     benchmarks: tuple[BenchmarkSpec, ...]
-    budgets: tuple[float, ...]
-    protocol: Protocol
+    conditions: tuple[Condition, ...]
     save_every_s: float = 60.0
     compiled: bool = False
     first_samples: int | None = None
@@ -72,10 +74,20 @@ class Plan:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Plan, tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
-    @cached_property
-    def first(self) -> "tuple[Plan, ...]":
-        """The grids of the protocols that its own starts from."""
-        return tuple(dataclasses.replace(self, protocol=protocol) for protocol in self.protocol.after)
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """Those of the conditions that are attacks."""
+        return tuple(condition for condition in self.conditions if isinstance(condition, Attack))
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """Of its attacks, each once."""
+        return tuple(dict.fromkeys(attack.protocol for attack in self.attacks))
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """Of its conditions, in 1/255, rising; 0 is the clean image."""
+        return tuple(sorted({entry.epsilon for entry in self.conditions if entry.epsilon is not None}))
 
     def candidate(self, name: str) -> Candidate:
         """A candidate by name.
@@ -112,13 +124,13 @@ class Plan:
             candidate: which.
 
         Returns:
-            Specs with their artifacts, budgets rising within each benchmark.
+            Specs with their artifacts, in the order of the conditions within each benchmark.
         """
         if candidate.name not in self._evaluations:
             specs = [
-                self._evaluation(candidate, benchmark, epsilon)
+                self._evaluation(candidate, benchmark, condition)
                 for benchmark in self.benchmarks
-                for epsilon in sorted(self.budgets)
+                for condition in self.conditions
             ]
             artifacts = [self.store.artifact("records", spec.name, spec) for spec in specs]
             self._evaluations[candidate.name] = list(zip(specs, artifacts, strict=True))
@@ -130,38 +142,40 @@ class Plan:
         return {}
 
     @cached_property
-    def _specs(self) -> dict[tuple[str, str, float], EvalSpec]:
+    def _specs(self) -> dict[tuple[str, str, str], EvalSpec]:
         """Those of known cells: one that starts from others holds theirs, and each is made once."""
         return {}
 
-    def _evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, epsilon: float) -> EvalSpec:
-        key = (candidate.name, benchmark.name, epsilon)
+    def _evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, condition: Condition) -> EvalSpec:
+        key = (candidate.name, benchmark.name, fingerprint(condition))
         if key not in self._specs:
-            self._specs[key] = self._new_evaluation(candidate, benchmark, epsilon)
+            self._specs[key] = self._new_evaluation(candidate, benchmark, condition)
         return self._specs[key]
 
-    def _new_evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, epsilon: float) -> EvalSpec:
-        model, _ = self.model(candidate)
-        smaller = max((budget for budget in self.budgets if 0 < budget < epsilon), default=None)
-        before = None
-        if self.protocol.chained and smaller is not None:
-            before = self._evaluation(candidate, benchmark, smaller)
-        sources: tuple[EvalSpec, ...] = ()
-        if self.first and epsilon > 0:
+    def _new_evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, condition: Condition) -> EvalSpec:
+        before, sources = None, []
+        if isinstance(condition, Attack):
+            protocol, budget = condition.protocol, condition.budget
+            sizes = [attack.budget.size for attack in self.attacks if attack.budget.norm == budget.norm]
+            smaller = max((size for size in sizes if size < budget.size), default=None)
+            if protocol.chained and smaller is not None:
+                attack = dataclasses.replace(condition, budget=dataclasses.replace(budget, size=smaller))
+                before = self._evaluation(candidate, benchmark, attack)
             # Its own first, then by name: not by the order on the command line, which must not change a fingerprint.
             others = sorted(self.candidates, key=lambda other: (other.name != candidate.name, other.name))
-            sources = tuple(plan._evaluation(other, benchmark, epsilon) for other in others for plan in self.first)
+            first = [dataclasses.replace(condition, protocol=other) for other in protocol.after]
+            sources = [self._evaluation(other, benchmark, attack) for other in others for attack in first]
+        model, _ = self.model(candidate)
         return EvalSpec(
             candidate=candidate.name,
             model=model,
             encoders=candidate.used,
             benchmark=benchmark,
-            protocol=self.protocol,
-            epsilon=epsilon,
+            condition=condition,
             batch_size=self.preset.batch_size,
             compiled=self.compiled,
             smaller=before,
-            sources=sources,
+            sources=tuple(sources),
         )
 
     def instruction_specs(self) -> tuple[InstructionSpec, ...]:
@@ -236,8 +250,8 @@ class Plan:
             model, _ = self.model(candidate)
             if isinstance(model, ModelSpec):
                 owners.setdefault(step_of(model), candidate.name)
-            for plan in (*self.first, self):
-                owners.update({self.step(spec): candidate.name for spec, _ in plan.evaluations(candidate)})
+            for spec, _ in self.evaluations(candidate):
+                owners.update({self.step(found): found.candidate for found in (*spec.sources, spec)})
         found = []
         for level in levels(owners):
             by_candidate: dict[str, list[Step]] = {}
@@ -264,16 +278,16 @@ def check_inputs(plan: Plan) -> Plan:
         UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, are
             damaged or do not fit, or the protocol is not for a benchmark or for so many candidates.
     """
-    for benchmark in plan.benchmarks:
+    for protocol, benchmark in itertools.product(plan.protocols, plan.benchmarks):
         replays = [
             entry
-            for entry in plan.protocol.rounds(benchmark.task)
+            for entry in protocol.rounds(benchmark.task)
             if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
         ]
-        first = plan.protocol.after
+        first = protocol.after
         if first and len(plan.candidates) * len(first) > len(replays):
             raise UserError(
-                f"protocol {plan.protocol.name} starts from the images of at most {len(replays) // len(first)} "
+                f"protocol {protocol.name} starts from the images of at most {len(replays) // len(first)} "
                 f"candidates, not of {len(plan.candidates)}; give fewer --encoders"
             )
     refuse_missing(missing_inputs(plan))

@@ -17,13 +17,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from analysis.manifest import Manifest, ModelEntry, RecordsEntry
+from analysis.manifest import ConditionEntry, Manifest, ModelEntry, RecordsEntry
 from analysis.report import refresh_report
 from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
 from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from cluster.shared import share_ray_data
+from rllava.conditions.attack import Attack
 from rllava.data.ray_dataset import in_ray_tasks
 from rllava.data.shards import FEW_ROWS, Tasks, in_this_process, list_shards
 from rllava.errors import SweepError, UserError
@@ -109,7 +110,8 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
     before = completed(plan, found)
     levels = [unfinished(plan, level, found) for level in range(len(plan.levels))]
     busy = len({name for names in levels for name in names})
-    board.say(plan.protocol.describe())
+    for protocol in plan.protocols:
+        board.say(protocol.describe())
     board.say(f"{plan.sweep}: {len(plan.candidates)} candidates, {busy} with something to do; storage {plan.storage}")
     machine: dict[str, Any] = {}
     most = max(map(len, levels))
@@ -439,15 +441,24 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
         preset=plan.preset.name,
         candidates=tuple(candidate.name for candidate in plan.candidates),
         benchmarks=tuple(benchmark.name for benchmark in plan.benchmarks),
-        budgets=tuple(sorted(map(float, plan.budgets))),
-        protocol=plan.protocol.label,
+        conditions=tuple(
+            ConditionEntry(
+                label=condition.label,
+                kind=condition.kind,
+                epsilon=condition.epsilon,
+                severities=tuple(part["severity"] for part in condition.parts if "severity" in part),
+                targeted=isinstance(condition, Attack) and condition.targeted,
+            )
+            for condition in plan.conditions
+        ),
         samples=max(map(plan.samples, plan.benchmarks)),
         records=tuple(
             RecordsEntry(
                 path=artifact.relative,
                 candidate=candidate.name,
                 benchmark=spec.benchmark.name,
-                epsilon=float(spec.epsilon),
+                condition=spec.condition.label,
+                epsilon=spec.condition.epsilon,
                 parts=plan.shards(spec.benchmark),
                 seconds=seconds(artifact),
                 reused=artifact.relative in before,

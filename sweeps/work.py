@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cluster.placement import Placement
+from rllava.conditions.condition import Condition
 from rllava.data.shards import list_shards, read_shard
 from rllava.errors import UserError
 from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, facts_of, units
 from rllava.filesystem import remove_folder
+from rllava.records import CLEAN
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure
 from rllava.store import Kind, Store
 from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
-from sweeps.events import Attacking, Done, Found, Refused, Starting, Waiting
+from sweeps.events import Done, Evaluating, Found, Refused, Starting, Waiting
 from sweeps.failures import users_mistake
 from sweeps.plan import DATA, Plan
 from sweeps.telling import Tell, TellTraining
@@ -119,7 +121,7 @@ def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Pla
     """
     store = plan.store
     # Budgets rising: an attack may start from what the smaller one found.
-    tasks = sorted(missing, key=lambda task: task.spec.epsilon)
+    tasks = sorted(missing, key=lambda task: task.spec.condition.epsilon or 0.0)
     model = tasks[0].spec.model
     data = {spec.name: plan.data(spec).path for spec in dict.fromkeys(task.spec.benchmark for task in tasks)}
     job = EvalJob(
@@ -131,14 +133,14 @@ def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Pla
         first={task.spec.benchmark.name: task.step.first for task in tasks if task.step.first is not None},
         save_every_s=plan.save_every_s,
     )
-    total = sum(sum(spec.benchmark.name == unit["benchmark"] for spec in job.specs) for unit in units(job))
-    tell(Attacking(0, total))
+    total = sum(len(unit["places"]) for unit in units(job))
+    tell(Evaluating(0, total))
     pool = PoolArguments(attack=placement.attack_args(), data=placement.data_args())
     seconds = [0.0] * len(tasks)
     for done, part in enumerate(evaluate(job, pool), start=1):
         spec = job.specs[part.place]
         seconds[part.place] += part.seconds
-        tell(Attacking(done, total, spec.benchmark.name, spec.epsilon, part.mean))
+        tell(Evaluating(done, total, f"{spec.benchmark.name} {spec.condition.phrase}", part.mean))
     for task, took in zip(tasks, seconds, strict=True):
         before = _seconds_before(store, task)
         yield task, facts_of(store, task.artifact, data[task.spec.benchmark.name], before + took, task.step.first)
@@ -150,16 +152,17 @@ def _seconds_before(store: Store, task: Task) -> float:
 
 
 def scores(plan: Plan, steps: Sequence[Step]) -> Done:
-    """Clean and robust score of what a trial has made: means over benchmarks at the smallest and largest budget.
+    """What a trial has made, in two numbers.
 
     Args:
         plan: of the sweep.
         steps: complete.
 
     Returns:
-        The scores.
+        Means over benchmarks: of the clean answers, and of what is hardest in it.
     """
-    means: dict[float, list[float]] = {}
+    means: dict[str, list[float]] = {}
+    conditions: dict[str, Condition] = {}
     for task in (plan.task(step) for step in steps if step.kind == "records"):
         values = [
             score
@@ -167,5 +170,14 @@ def scores(plan: Plan, steps: Sequence[Step]) -> Done:
             for score in read_shard(plan.store.filesystem, part, ["score"]).column("score").to_pylist()
             if score is not None
         ]
-        means.setdefault(task.spec.epsilon, []).append(float(np.mean(values)) if values else float("nan"))
-    return Done(clean=float(np.mean(means[min(means)])), robust=float(np.mean(means[max(means)])))
+        condition = task.spec.condition
+        conditions[condition.short] = condition
+        means.setdefault(condition.short, []).append(float(np.mean(values)) if values else float("nan"))
+    clean = [np.mean(means[name]) for name, condition in conditions.items() if condition.kind == CLEAN]
+    others = [name for name, condition in conditions.items() if condition.kind != CLEAN]
+    budgets = {name: size for name in others if (size := conditions[name].epsilon) is not None}
+    hardest, where = others, "under all others"
+    if budgets:
+        hardest, where = [max(budgets, key=lambda name: budgets[name])], "at the largest budget"
+    shown = float(np.mean([np.mean(means[name]) for name in hardest])) if hardest else None
+    return Done(float(clean[0]) if clean else None, shown, where)

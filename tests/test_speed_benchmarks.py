@@ -13,6 +13,7 @@ from benchmarks.common import ready_benchmark
 from benchmarks.random_llava import Size, parameters, random_llava
 from benchmarks.where_time_goes import ATTACK, ENCODER, HEAD, LANGUAGE, PARTS
 from rllava.attacks.protocols import PROTOCOLS
+from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
@@ -112,7 +113,7 @@ def test_own_answers_are_right_and_captions_have_others_beside_them() -> None:
         benchmark = replace(BENCHMARKS.get(name), samples=4)
         samples, metric, state = ready_benchmark(benchmark, llava.image_size)
         protocol = PROTOCOLS.get("paper_ensemble_3steps")
-        evaluation = EvalSpec("random", model, model.encoders, benchmark, protocol, 0.0, 4)
+        evaluation = EvalSpec("random", model, model.encoders, benchmark, within(protocol, 0.0), 4)
         answered, state = large_llava.answered_by_itself(llava, evaluation, samples, metric, state, captions=2)
         assert {len(sample.references) for sample in answered} == {count}
         ((_, table),) = evaluate_shard(AttackWorker(llava, torch.device("cpu")), answered, [evaluation], metric, state)
@@ -143,7 +144,7 @@ def test_attack_checks_are_work_of_our_side_alone_and_can_be_left_out() -> None:
     benchmark = replace(BENCHMARKS.get("easy_vqa"), samples=2)
     samples, metric, state = ready_benchmark(benchmark, llava.image_size)
     protocol = PROTOCOLS.get("paper_ensemble_3steps")
-    evaluation = EvalSpec("random", model, model.encoders, benchmark, protocol, 1.0, 2)
+    evaluation = EvalSpec("random", model, model.encoders, benchmark, within(protocol, 1.0), 2)
     samples, state = large_llava.answered_by_itself(llava, evaluation, samples, metric, state, captions=0)
     passes = []
     for checked in (CHECKED_PER_SHARD, 0):

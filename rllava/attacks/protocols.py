@@ -140,6 +140,16 @@ class Protocol:
         return any(entry.start == "other:smaller" for entry in (*self.captioning, *self.vqa))
 
     @property
+    def clean_precision(self) -> Precision:
+        """In which clean images are answered: that of the first round."""
+        return (*self.captioning, *self.vqa)[0].precision
+
+    @property
+    def targeted(self) -> bool:
+        """Whether every round aims at a text that the model shall say, rather than away from what it says."""
+        return all(entry.target is not None for entry in (*self.captioning, *self.vqa))
+
+    @property
     def label(self) -> str:
         """Name and version, as records carry it."""
         return f"{self.name}-v{self.version}"

@@ -45,9 +45,30 @@ def preprocess(image_bytes: bytes, image_size: int) -> NDArray[np.uint8]:
         DamagedImage: if the bytes are empty, no image, truncated or too large.
         ValueError: if ``image_size`` is not positive.
     """
+    return _fitted(_decode_rgb(image_bytes), image_size)
+
+
+def fit(pixels_HWC: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """What :func:`preprocess` does to an image once it is decoded.
+
+    Args:
+        pixels_HWC: uint8 [H, W, 3], RGB.
+        image_size: side of the result, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, 3], RGB.
+
+    Raises:
+        DamagedImage: if the image is too large.
+        ValueError: if ``image_size`` is not positive.
+    """
+    return _fitted(Image.fromarray(pixels_HWC), image_size)
+
+
+def _fitted(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}; give a positive number of pixels")
-    square = _pad_to_square(_decode_rgb(image_bytes))
+    square = _pad_to_square(image)
     if square.size != (image_size, image_size):
         square = square.resize((image_size, image_size), Image.Resampling.BICUBIC)
     return np.array(square, dtype=np.uint8)

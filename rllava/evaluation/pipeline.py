@@ -1,7 +1,8 @@
 """Streams the shards of benchmarks through a pool of attack workers (Ray Data) and completes the records.
 
-A unit of work is one shard of one benchmark. Its rows are read and decoded in CPU tasks; an attack worker loads the
-model once, answers the clean images once, and writes one part per budget under a fixed name. A part that is there is
+A unit of work is one shard of one benchmark, under all conditions that show nothing but what is in it, or under one
+that makes other images of it first. Rows are read, decoded and changed in CPU tasks; an attack worker loads the model
+once, answers the clean images once, and writes one part per evaluation under a fixed name. A part that is there is
 never computed again, so a killed worker's successor, or a second run, does only what is missing.
 """
 
@@ -14,21 +15,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import torch
 
 from rllava.data.benchmarks import read_metric
-from rllava.data.shards import list_shards, parquet_bytes, shard_path
+from rllava.data.shards import list_shards, parquet_bytes, read_shard, shard_path
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight, Keeping, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, rounds_of, run_as
+from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, run_as
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import load_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.records import CLEAN
 from rllava.snapshot import OF, PARTS
 from rllava.specs import EvalSpec
 from rllava.store import Artifact, Store
@@ -102,23 +105,28 @@ class PartDone:
 
 
 def units(job: EvalJob) -> list[dict[str, Any]]:
-    """The shards that some evaluation still lacks.
+    """What some evaluation still lacks.
 
     Args:
         job: what to do.
 
     Returns:
-        Per shard: benchmark, path, number.
+        Per unit: benchmark, path and number of its shard, and the places of its evaluations. Those whose images have
+        to be made first come last: the clean answers are there by then.
     """
     store = Store(job.storage)
     written = {path for folder in job.paths for path in list_shards(store.filesystem, folder)}
-    work = []
+    found, later = [], []
     for name, folder in job.data.items():
-        places = [place for place, spec in enumerate(job.specs) if spec.benchmark.name == name]
+        of = [place for place, spec in enumerate(job.specs) if spec.benchmark.name == name]
+        plain = [place for place in of if job.specs[place].condition.views is None]
         for number, path in enumerate(list_shards(store.filesystem, folder)[: job.first.get(name)]):
-            if any(job.part(place, number) not in written for place in places):
-                work.append({"benchmark": name, "path": path, "shard": number})
-    return work
+            unit = {"benchmark": name, "path": path, "shard": number}
+            lacking = [place for place in of if job.part(place, number) not in written]
+            if together := [place for place in lacking if place in plain]:
+                found.append({**unit, "places": together})
+            later += [{**unit, "places": [place]} for place in lacking if place not in plain]
+    return found + later
 
 
 def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
@@ -137,7 +145,9 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     image_size = input_size(job.specs[0].encoders)
-    dataset = dataset.map(load_unit, fn_kwargs={"storage": job.storage, "image_size": image_size}, **pool.data)
+    views = {place: spec.condition.views for place, spec in enumerate(job.specs)}
+    loading = {"storage": job.storage, "image_size": image_size, "views": views}
+    dataset = dataset.map(load_unit, fn_kwargs=loading, **pool.data)
     dataset = dataset.map_batches(
         ShardAttacker,
         fn_constructor_kwargs={"job": job},
@@ -206,7 +216,7 @@ def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
     Returns:
         float32, or the one half precision that is used.
     """
-    used = {entry.precision for spec in specs for entry in rounds_of(spec)}
+    used = {precision for spec in specs for precision in spec.precisions}
     return HALF[used.pop()] if len(used) == 1 and "float32" not in used else torch.float32
 
 
@@ -232,6 +242,7 @@ class ShardAttacker:
             )
         self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
+        self.answered: dict[tuple[str, int, str], dict[str, tuple[str, float]]] = {}
 
     def bank(self, specs: Sequence[EvalSpec]) -> tuple[str, ...]:
         """Answers to other samples, if a protocol aims at such; read once per benchmark.
@@ -243,7 +254,7 @@ class ShardAttacker:
             Texts.
         """
         name = specs[0].benchmark.name
-        if not any(entry.decoy is not None for spec in specs for entry in rounds_of(spec)):
+        if not any(spec.condition.aims_at_decoys(spec.benchmark.task) for spec in specs):
             return ()
         if name not in self.banks:
             self.banks[name] = answer_bank(self.store.filesystem, self.job.data[name])
@@ -258,18 +269,15 @@ class ShardAttacker:
         Yields:
             One row per part.
         """
-        name, shard = str(batch["benchmark"][0]), int(batch["shard"][0])
-        places = [
-            place
-            for place, spec in enumerate(self.job.specs)
-            if spec.benchmark.name == name and not self.store.exists(self.job.part(place, shard))
-        ]
+        shard = int(batch["shard"][0])
+        asked = [int(place) for place in batch["places"][0]]
+        places = [place for place in asked if not self.store.exists(self.job.part(place, shard))]
         if not places:
             return
         # One clean pass for all whose clean images are answered in the same precision.
         passes: dict[str, list[int]] = {}
         for place in places:
-            passes.setdefault(rounds_of(self.job.specs[place])[0].precision, []).append(place)
+            passes.setdefault(self.job.specs[place].precisions[0], []).append(place)
         samples = unpack(bytes(batch["samples"][0]))
         for together in passes.values():
             yield from self._make(together, shard, samples)
@@ -290,10 +298,12 @@ class ShardAttacker:
             bank=self.bank(specs),
             keeping=Keeping(states, self.job.save_every_s),
             others=lambda spec, wanted: images_of_others(self.store, spec, shard, wanted),
+            known=self._known(specs[0], shard),
         )
         for place, (spec, table) in zip(places, tables, strict=True):
             self.store.write(self.job.part(place, shard), parquet_bytes(table))
             states.remove(spec)
+            self._note(spec, shard, table)
             scores = [score for score in table.column("score").to_pylist() if score is not None]
             yield {
                 "place": [place],
@@ -303,3 +313,26 @@ class ShardAttacker:
                 "seconds": [time.monotonic() - started],
             }
             started = time.monotonic()
+
+    def _known(self, spec: EvalSpec, shard: int) -> dict[str, tuple[str, float]]:
+        """Clean answers to a shard's samples: from a unit before, or from the records of clean answers in the job."""
+        key = (spec.benchmark.name, shard, spec.precisions[0])
+        for place, other in enumerate(self.job.specs):
+            part = self.job.part(place, shard)
+            same = (other.benchmark.name, shard, other.precisions[0]) == key
+            if key not in self.answered and same and other.condition.kind == CLEAN and self.store.exists(part):
+                self._note(other, shard, read_shard(self.store.filesystem, part, list(_CLEAN_COLUMNS)))
+        return self.answered.get(key, {})
+
+    def _note(self, spec: EvalSpec, shard: int, table: pa.Table) -> None:
+        rows = table.select(_CLEAN_COLUMNS).to_pylist()
+        answered = {name: (text, score) for name, text, score in (tuple(row.values()) for row in rows)}
+        key = (spec.benchmark.name, shard, spec.precisions[0])
+        self.answered[key] = {name: found for name, found in answered.items() if found[1] is not None}
+        while len(self.answered) > _SHARDS_KNOWN:
+            del self.answered[next(iter(self.answered))]
+
+
+_CLEAN_COLUMNS = ("sample_id", "clean_prediction", "clean_score")
+_SHARDS_KNOWN = 64
+"""Shards whose clean answers a worker remembers; those of others are read again."""

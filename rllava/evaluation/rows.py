@@ -1,5 +1,6 @@
 """From what an attack did to the columns of a record."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from rllava.fingerprint import fingerprint
 from rllava.specs import EvalSpec
 
 
-def record_head(spec: EvalSpec, sample: Sample) -> dict[str, Any]:
+def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict[str, Any]:
     """The columns every record has.
 
     Args:
         spec: of the evaluation.
         sample: of the record.
+        part: columns that tell it from other records of the sample; see ``Condition.parts``.
 
     Returns:
         Part of a record.
@@ -28,9 +30,9 @@ def record_head(spec: EvalSpec, sample: Sample) -> dict[str, Any]:
         "candidate": spec.candidate,
         "benchmark": spec.benchmark.name,
         "sample_id": sample.sample_id,
-        "condition": spec.condition,
-        "protocol": spec.protocol.label,
-        "epsilon": spec.epsilon,
+        "condition": spec.condition.label,
+        "kind": spec.condition.kind,
+        **part,
         "seed": spec.seed,
         "draw": 0,  # decoding is greedy
         "model": fingerprint(spec.whole_model),

@@ -1,14 +1,15 @@
 """Samples on their way from a benchmark's shard to an attack worker. Light: the tasks that decode import no torch."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rllava.data.images import DamagedImage, preprocess
+from rllava.conditions.condition import Views
+from rllava.data.images import DamagedImage, fit, preprocess
 from rllava.data.shards import read_shard
 from rllava.store import Store
 
@@ -23,6 +24,8 @@ class Sample:
         references: captions or answers.
         pixels_HWC: uint8 in the encoder's input space; None where there is an error.
         error: why the sample cannot be scored, or None.
+        row: position in the benchmark's fixed list.
+        views: what a condition shows instead, as ``pixels_HWC``; none where it shows nothing else.
     """
 
     sample_id: str
@@ -30,14 +33,17 @@ class Sample:
     references: tuple[str, ...]
     pixels_HWC: np.ndarray | None
     error: str | None
+    row: int = 0
+    views: tuple[np.ndarray, ...] = ()
 
 
-def decode_shard(table: pa.Table, image_size: int) -> list[Sample]:
+def decode_shard(table: pa.Table, image_size: int, views: Views | None = None) -> list[Sample]:
     """Samples of a benchmark's shard; what is wrong with one becomes its error.
 
     Args:
         table: rows of ``BENCHMARK_SCHEMA``.
         image_size: of the encoder, in pixels.
+        views: makes other images of each; None: none.
 
     Returns:
         The samples, in order.
@@ -45,30 +51,36 @@ def decode_shard(table: pa.Table, image_size: int) -> list[Sample]:
     samples = []
     for row in table.to_pylist():
         pixels, error = None, None
+        shown: tuple[np.ndarray, ...] = ()
         references = tuple(text for text in row["references"] or () if text.strip())
         try:
             pixels = preprocess(row["image"] or b"", image_size)
+            if views is not None:
+                shown = tuple(fit(view, image_size) for view in views(row["image"], row["sample_id"]))
         except DamagedImage as damage:
             error = f"damaged image: {damage}"
         if error is None and not references:
             error = "no references"
-        samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error))
+        samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error, row["row"], shown))
     return samples
 
 
-def load_unit(item: dict[str, Any], storage: str, image_size: int) -> dict[str, Any]:
+def load_unit(item: dict[str, Any], storage: str, image_size: int, views: Mapping[int, Views | None]) -> dict[str, Any]:
     """Reads and decodes a shard (in a CPU task).
 
     Args:
-        item: a unit of work: benchmark, path, shard number.
+        item: a unit of work: benchmark, path, shard number, places of evaluations.
         storage: URL.
         image_size: of the encoder, in pixels.
+        views: what each evaluation makes of the images, by its place.
 
     Returns:
         The unit with its samples as one serialised table.
     """
-    samples = decode_shard(read_shard(Store(storage).filesystem, item["path"]), image_size)
-    return {"benchmark": item["benchmark"], "shard": item["shard"], "samples": pack(samples)}
+    table = read_shard(Store(storage).filesystem, item["path"])
+    samples = decode_shard(table, image_size, views[int(item["places"][0])])
+    kept = {name: item[name] for name in ("benchmark", "shard", "places")}
+    return {**kept, "samples": pack(samples)}
 
 
 def pack(samples: Sequence[Sample]) -> bytes:
@@ -90,6 +102,10 @@ def pack(samples: Sequence[Sample]) -> bytes:
             ),
             "side": [0 if sample.pixels_HWC is None else sample.pixels_HWC.shape[0] for sample in samples],
             "error": pa.array([sample.error for sample in samples], pa.string()),
+            "row": [sample.row for sample in samples],
+            "views": pa.array(
+                [[view.tobytes() for view in sample.views] for sample in samples], pa.list_(pa.large_binary())
+            ),
         }
     )
     sink = io.BytesIO()
@@ -112,10 +128,14 @@ def unpack(stream: bytes) -> list[Sample]:
             row["sample_id"],
             row["prompt"],
             tuple(row["references"]),
-            None
-            if row["pixels"] is None
-            else np.frombuffer(row["pixels"], np.uint8).reshape(row["side"], row["side"], 3).copy(),
+            None if row["pixels"] is None else _square(row["pixels"], row["side"]),
             row["error"],
+            row["row"],
+            tuple(_square(view, row["side"]) for view in row["views"]),
         )
         for row in pa.ipc.open_stream(stream).read_all().to_pylist()
     ]
+
+
+def _square(pixels: bytes, side: int) -> np.ndarray:
+    return np.frombuffer(pixels, np.uint8).reshape(side, side, 3).copy()

@@ -17,15 +17,11 @@ import torch
 from torch import Tensor
 
 from rllava.attacks.common import PIXEL, loss_and_gradient
-from rllava.attacks.engine import AnswerLoss, Engine, Task, Victims
 from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_that_fit
-from rllava.attacks.outcome import Outcome, round_to_8_bits
-from rllava.attacks.protocols import Round
 from rllava.data.benchmarks import BenchmarkSpec
-from rllava.data.images import encode_png
-from rllava.evaluation.checking import CHECKED_PER_SHARD, findings
-from rllava.evaluation.in_flight import Flight, Keeping
-from rllava.evaluation.rows import attack_fields, clean_fields, image_fields, record_head, to_uint8
+from rllava.evaluation.checking import CHECKED_PER_SHARD
+from rllava.evaluation.in_flight import Keeping
+from rllava.evaluation.rows import clean_fields, record_head
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.causal_lm import copy_in_precision, layers
@@ -65,7 +61,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Answered:
-    """Clean images, answers and scores of a shard, shared by all budgets."""
+    """Clean images, answers and scores of a shard, shared by all conditions."""
 
     samples: list[Sample]
     pixels_BCHW: Tensor
@@ -210,7 +206,10 @@ class AttackWorker:
         ]
         return predictions, scores
 
-    def clean(self, samples: list[Sample], scoring: Scoring, precision: str, batches: Batches) -> Answered:
+    def clean(
+        self, samples: list[Sample], scoring: Scoring, precision: str, batches: Batches,
+        known: Mapping[str, tuple[str, float]] | None = None,
+    ) -> Answered:  # fmt: skip
         """Answers the clean images of a shard.
 
         Args:
@@ -218,12 +217,17 @@ class AttackWorker:
             scoring: metric and answer length.
             precision: of the clean pass: that of the protocol's first round.
             batches: splits the work.
+            known: answers and their scores by sample, from an earlier pass; if one is missing, all are made.
 
         Returns:
-            What all budgets share.
+            What all conditions share.
         """
         self._tokens.clear()  # of the shard before
-        pixels_BCHW = self.pixels(samples)
+        pixels_BCHW = self.pixels([sample.pixels_HWC for sample in samples if sample.pixels_HWC is not None])
+        found = [(known or {}).get(sample.sample_id) for sample in samples]
+        if all(found):
+            texts, scores = zip(*(answer for answer in found if answer is not None), strict=True)
+            return Answered(samples, pixels_BCHW, list(texts), list(scores))
         answered = batches.run(
             lambda part: self.answer(pixels_BCHW[part], [samples[b] for b in part], scoring, precision),
             list(range(len(samples))),
@@ -231,17 +235,16 @@ class AttackWorker:
         predictions = [prediction for part, _ in answered for prediction in part]
         return Answered(samples, pixels_BCHW, predictions, [score for _, part in answered for score in part])
 
-    def pixels(self, samples: Sequence[Sample]) -> Tensor:
-        """Clean images on the device.
+    def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images on the device.
 
         Args:
-            samples: without errors.
+            images: uint8 [H, W, 3] each.
 
         Returns:
             [B, 3, H, W], float32 in [0, 1].
         """
-        stacked = np.stack([sample.pixels_HWC for sample in samples if sample.pixels_HWC is not None])
-        return torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
+        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
 
     def decoys(self, image_1CHW: Tensor, sample: Sample, scoring: Scoring) -> list[str]:
         """Wrong answers to aim at: of those in the bank that score least, the likeliest for an image first.
@@ -281,7 +284,8 @@ class AttackWorker:
         if batch_size > 0 or self.device.type != "cuda":
             return Batches(batch_size or len(samples), say)
         tokens = [self.tokens(sample.prompt, max(sample.references, key=len)) for sample in samples[:2]] * 2
-        pixels_2CHW = self.pixels((*samples[:2], *samples[:2])[:2])
+        images = [sample.pixels_HWC for sample in samples[:2] if sample.pixels_HWC is not None]
+        pixels_2CHW = self.pixels((images * 2)[:2])
 
         def one_pass(count: int) -> None:
             def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
@@ -293,159 +297,77 @@ class AttackWorker:
         free = cuda_free_bytes(self.device)
         return Batches(samples_that_fit(cuda_peak(one_pass, self.device), free, len(samples)), say)
 
-    def attack(
-        self, spec: EvalSpec, shard: Answered, scoring: Scoring, batches: Batches, keeping: Keeping | None,
-        others: Mapping[str, Tensor] | None = None,
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Runs the protocol on a shard at one budget.
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What a condition makes the records of a shard with.
+
+    Attributes:
+        spec: of the evaluation.
+        worker: with the candidate's model.
+        shard: clean images and answers of the samples without errors.
+        scoring: metric and answer length.
+        batches: splits the work.
+        keeping: where an attack is kept while it is in flight; None: nowhere.
+        others: images that attacks on other models found, by name [B, 3, H, W]; None: there are none.
+    """
+
+    spec: EvalSpec
+    worker: AttackWorker
+    shard: Answered
+    scoring: Scoring
+    batches: Batches
+    keeping: Keeping | None = None
+    others: Mapping[str, Tensor] | None = None
+
+    def clean_rows(self) -> list[dict[str, Any]]:
+        """Per sample, the record of its clean answer, until a condition does worse."""
+        (part,) = self.spec.condition.parts
+        return [
+            {**record_head(self.spec, sample, part), **clean_fields(prediction, score)}
+            for sample, prediction, score in zip(
+                self.shard.samples, self.shard.predictions, self.shard.scores, strict=True
+            )
+        ]
+
+    def answer(self, images: Sequence[np.ndarray]) -> tuple[list[str], list[float]]:
+        """Answers to other images of the samples, in the precision of the clean ones.
 
         Args:
-            spec: candidate, benchmark, protocol, budget.
-            shard: clean images and answers.
-            scoring: metric and answer length.
-            batches: splits the work.
-            keeping: where the attack is kept while it is in flight; None: nowhere.
-            others: images that attacks on other models found, by name.
+            images: one per sample, uint8 [H, W, 3] in the encoder's input space.
 
         Returns:
-            One record per sample.
+            Predictions and scores.
         """
-        samples, clean_BCHW = shard.samples, shard.pixels_BCHW
-        rows = [
-            {**record_head(spec, sample), **clean_fields(prediction, score)}
-            for sample, prediction, score in zip(samples, shard.predictions, shard.scores, strict=True)
-        ]
-        if spec.epsilon == 0:
-            for row, image_CHW in zip(rows, clean_BCHW, strict=True):
-                row["clean_png"] = encode_png(to_uint8(image_CHW))
-            return rows
-        flight = Flight(self._engine(spec, shard, scoring, batches, others), spec, keeping)
-        outcomes = flight.run()
-        attacked = [b for b, outcome in enumerate(outcomes) if outcome.rounds]
-        for b in attacked:
-            rows[b] |= attack_fields(outcomes[b], clean_BCHW[b])
-            rows[b] |= image_fields(outcomes[b].image_CHW, clean_BCHW[b], spec.epsilon)
-        for part, (answers, scores) in batches.run(
-            lambda part: (part, self._answer_8_bit(spec, shard, scoring, outcomes, part)), attacked
-        ):
-            for b, answer, score in zip(part, answers, scores, strict=True):
-                rows[b] |= {"prediction_8bit": answer, "score_8bit": score}
-        for b, names in self._findings(spec, shard, scoring, outcomes, batches, flight).items():
-            rows[b] |= {"checked": True, "findings": names}
-        return rows
+        samples, precision = self.shard.samples, self.spec.precisions[0]
 
-    def _engine(
-        self, spec: EvalSpec, shard: Answered, scoring: Scoring, batches: Batches, others: Mapping[str, Tensor] | None
-    ) -> Engine:
-        samples = shard.samples
+        def of(part: Sequence[int]) -> tuple[list[str], list[float]]:
+            pixels_NCHW = self.worker.pixels([images[b] for b in part])
+            return self.worker.answer(pixels_NCHW, [samples[b] for b in part], self.scoring, precision)
 
-        def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
-            return self.answer(images_NCHW, [samples[b] for b in who], scoring, precision)
-
-        victims = Victims(
-            images_BCHW=shard.pixels_BCHW,
-            labels=[labels_of(sample, spec.benchmark.task) for sample in samples],
-            predictions=shard.predictions,
-            scores=shard.scores,
-            seeds=shard.seeds,
-            decoys=lambda b, image_CHW: self.decoys(image_CHW[None], samples[b], scoring),
-            others=others,
-        )
-        return Engine(
-            rounds_of(spec),
-            victims,
-            epsilon=spec.epsilon,
-            answer_loss=self._answer_loss(samples),
-            judge=judge,
-            dropped=dropped_by(spec),
-            places=spec.batch_size or batches.limit,
-            batches=batches,
-        )
-
-    def _answer_loss(self, samples: Sequence[Sample]) -> AnswerLoss:
-        def answer_loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-            tokens = [self.tokens(samples[task.sample].prompt, task.text) for task in tasks]
-            return self.loss(pixels_NCHW, tokens, precision)
-
-        return answer_loss
-
-    def _answer_8_bit(
-        self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], part: Sequence[int]
-    ) -> tuple[list[str], list[float]]:
-        worst_NCHW = torch.stack([outcomes[b].image_CHW for b in part])
-        rounded_NCHW = round_to_8_bits(worst_NCHW, shard.pixels_BCHW[part], spec.epsilon)
-        return self.answer(rounded_NCHW, [shard.samples[b] for b in part], scoring, self.finest)
-
-    def _findings(
-        self, spec: EvalSpec, shard: Answered, scoring: Scoring, outcomes: Sequence[Outcome], batches: Batches,
-        flight: Flight,
-    ) -> dict[int, list[str]]:  # fmt: skip
-        def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
-            return self.answer(images_NCHW, [shard.samples[b] for b in who], scoring, precision)[0]
-
-        return findings(
-            outcomes,
-            shard.pixels_BCHW,
-            shard.predictions,
-            epsilon=spec.epsilon,
-            clean_precision=rounds_of(spec)[0].precision,
-            seeds=shard.seeds,
-            dropped=dropped_by(spec),
-            answer_loss=self._answer_loss(shard.samples),
-            answer=answer,
-            most=batches.limit,
-            count=scoring.checked,
-            known=flight.known,
-            save=flight.found,
-        )
-
-
-def rounds_of(spec: EvalSpec) -> tuple[Round, ...]:
-    """The rounds of an evaluation.
-
-    Args:
-        spec: protocol and benchmark.
-
-    Returns:
-        In order.
-    """
-    return spec.protocol.rounds(spec.benchmark.task)
-
-
-def dropped_by(spec: EvalSpec) -> Callable[[float], bool]:
-    """Which scores leave nothing to attack.
-
-    Args:
-        spec: protocol and benchmark.
-
-    Returns:
-        A function of a score.
-    """
-    rules: dict[str, Callable[[float], bool]] = {
-        "threshold": spec.benchmark.drops,
-        "floor": lambda score: score <= 0,
-        "never": lambda score: False,
-    }
-    return rules[spec.protocol.drops]
+        answered = self.batches.run(of, list(range(len(samples))))
+        return [text for texts, _ in answered for text in texts], [score for _, part in answered for score in part]
 
 
 def evaluate_shard(
     worker: AttackWorker, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState,
     *, bank: Sequence[str] = (), keeping: Keeping | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[str, Tensor]] | None = None,
+    known: Mapping[str, tuple[str, float]] | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
     """Records of a shard in several evaluations, one clean pass for all of them.
 
     Args:
         worker: with the candidate's model.
         samples: of the shard.
-        specs: evaluations of this benchmark that still lack this shard; their first rounds have one precision.
+        specs: evaluations of this benchmark that still lack this shard; their clean answers have one precision.
         metric: of the benchmark.
         state: of the metric.
         bank: answers to other samples of the benchmark, for protocols that aim at wrong ones.
         keeping: where attacks are kept while they are in flight; None: nowhere.
         checked: samples that the attack checks look at.
         others: gives the images that attacks on other models found, for protocols that start from them.
+        known: clean answers and their scores by sample, from an earlier pass; if one is missing, all are made.
 
     Yields:
         Per spec, the shard's records in the order of its samples; the schema's metadata says how they were computed
@@ -454,20 +376,25 @@ def evaluate_shard(
     first = specs[0]
     scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
     whole = [sample for sample in samples if sample.error is None]
-    precision = rounds_of(first)[0].precision
-    for entry in (entry for spec in specs for entry in rounds_of(spec)):
-        worker.model(entry.precision)  # before any memory is measured or shared out
+    precision = first.precisions[0]
+    for other in (other for spec in specs for other in spec.precisions):
+        worker.model(other)  # before any memory is measured or shared out
     shard: Answered | None = None
     if whole:
         batches = worker.batches(whole, first.batch_size, precision)
-        shard = worker.clean(whole, scoring, precision, batches)
+        shard = worker.clean(whole, scoring, precision, batches, known)
     for spec in specs:
-        scored = {}
+        made: dict[str, list[dict[str, Any]]] = {}
+        parts = spec.condition.parts
         if shard is not None:
             found = None if others is None else others(spec, shard.samples)
-            rows = worker.attack(spec, shard, scoring, batches, keeping, found)
-            scored = {row["sample_id"]: row for row in rows}
-        table = [scored.get(sample.sample_id, record_head(spec, sample)) for sample in samples]
+            for row in spec.condition.run(ShardWork(spec, worker, shard, scoring, batches, keeping, found)):
+                made.setdefault(row["sample_id"], []).append(row)
+        table = [
+            row
+            for sample in samples
+            for row in made.get(sample.sample_id) or [record_head(spec, sample, part) for part in parts]
+        ]
         how = {} if shard is None else {"batch_size": batches.limit, "compiled": spec.compiled}
         schema = RECORD_SCHEMA.with_metadata({**(RECORD_SCHEMA.metadata or {}), RUN_AS: json.dumps(how)})
         yield spec, pa.Table.from_pylist(table, schema=schema)

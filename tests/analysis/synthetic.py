@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from analysis.manifest import Manifest, ModelEntry, RecordsEntry
+from analysis.manifest import ConditionEntry, Manifest, ModelEntry, RecordsEntry
 from rllava.filesystem import open_filesystem
 from rllava.records import CLEAN, RECORD_SCHEMA
 
@@ -60,20 +60,20 @@ def make_rows(sweep: SyntheticSweep, candidate: str, benchmark: str, epsilon: fl
 
 def make_record(
     candidate: str, benchmark: str, sample_id: str, epsilon: float, *, score: float | None, clean_score: float = 100.0,
-    answer: str = "red", side: int = 0, **others: Any,
+    answer: str = "red", side: int = 0, protocol: str = PROTOCOL, **others: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes one record; images only if ``side`` is positive."""
     attacked = epsilon > 0 and clean_score > 0
     broken = score is not None and score < clean_score
     seed = zlib.crc32(sample_id.encode())
-    protocol = str(others.get("protocol", PROTOCOL))
     record = {
         "candidate": candidate,
         "benchmark": benchmark,
         "sample_id": sample_id,
         "condition": protocol if epsilon > 0 else CLEAN,
-        "protocol": protocol,
+        "kind": "attack" if epsilon > 0 else CLEAN,
         "epsilon": epsilon,
+        "severity": None,
         "seed": 0,
         "draw": 0,
         "model": fake_fingerprint(candidate),
@@ -141,7 +141,9 @@ def write_sweep(storage: str, sweep: SyntheticSweep = SyntheticSweep()) -> dict[
             for epsilon in sweep.budgets:
                 folder = f"records/{candidate}-{benchmark}-{epsilon:g}-0123abcd"
                 write_artifact(storage, folder, make_rows(sweep, candidate, benchmark, epsilon), sweep.part_rows)
-                entries.append(RecordsEntry(folder, candidate, benchmark, epsilon, None, 12.3, reused=epsilon == 0))
+                label = PROTOCOL if epsilon else CLEAN
+                entry = RecordsEntry(folder, candidate, benchmark, label, epsilon, None, 12.3, reused=epsilon == 0)
+                entries.append(entry)
     manifest: dict[str, Any] = json.loads(manifest_of(sweep, entries).to_json())
     write_manifest(storage, manifest)
     return manifest
@@ -153,8 +155,10 @@ def manifest_of(sweep: SyntheticSweep, records: Sequence[RecordsEntry]) -> Manif
         sweep=sweep.sweep,
         candidates=tuple(sweep.clean),
         benchmarks=sweep.benchmarks,
-        budgets=sweep.budgets,
-        protocol=PROTOCOL,
+        conditions=tuple(
+            ConditionEntry(PROTOCOL, "attack", size) if size else ConditionEntry(CLEAN, CLEAN, 0.0)
+            for size in sweep.budgets
+        ),
         samples=sweep.samples,
         preset="tiny",
         records=tuple(records),

@@ -98,7 +98,7 @@ MIXTURES = {
         r"'a' on easy_vqa at ε = 8/255 comes from 2 evaluations",
     ),
     "two protocols": (
-        [*again(8.0), *again(8.0, protocol=OTHER_PROTOCOL)],
+        [*again(8.0), *again(8.0, condition=OTHER_PROTOCOL)],
         rf"several protocols \({OTHER_PROTOCOL}, {PROTOCOL}\)",
     ),
 }

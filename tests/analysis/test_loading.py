@@ -155,7 +155,7 @@ def test_records_of_another_version_are_told_with_the_remedy(small: Path, writte
 def test_columns_of_a_later_version_are_passed_over(small: Path) -> None:
     table = pq.read_table(part(small))
     metadata = {**table.schema.metadata, b"rllava.schema": b"record-v99"}
-    wider = table.append_column("severity", pa.array([0] * len(table))).replace_schema_metadata(metadata)
+    wider = table.append_column("mood", pa.array([0] * len(table))).replace_schema_metadata(metadata)
     pq.write_table(wider, part(small))
     assert len(load_sweep(str(small)).records) == 10
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.manifest import Manifest, ModelEntry, RecordsEntry
+from analysis.manifest import ConditionEntry, Manifest, ModelEntry, RecordsEntry
 from rllava.errors import UserError
-from tests.analysis.synthetic import SyntheticSweep, manifest_of
+from tests.analysis.synthetic import PROTOCOL, SyntheticSweep, manifest_of
 
 TEXT = st.text(max_size=8)
 PATH = TEXT.map(lambda text: f"records/{text.replace('/', '')}x")
@@ -22,7 +22,11 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
     max_leaves=4,
 )
-RECORDS = st.builds(RecordsEntry, PATH, TEXT, TEXT, NUMBER, st.none() | st.integers(1), SECONDS, st.booleans())
+PARTS = st.none() | st.integers(1)
+RECORDS = st.builds(RecordsEntry, PATH, TEXT, TEXT, TEXT, st.none() | NUMBER, PARTS, SECONDS, st.booleans())
+CONDITIONS = st.builds(
+    ConditionEntry, TEXT, TEXT, st.none() | NUMBER, st.lists(st.integers(1, 5), max_size=2).map(tuple), st.booleans()
+)
 MODELS = st.builds(
     ModelEntry, TEXT, PATH, SECONDS, st.booleans(), st.none() | st.integers(0), st.dictionaries(TEXT, JSON, max_size=2)
 )
@@ -31,8 +35,7 @@ MANIFESTS = st.builds(
     sweep=TEXT,
     candidates=st.lists(TEXT, max_size=2).map(tuple),
     benchmarks=st.lists(TEXT, max_size=2).map(tuple),
-    budgets=st.lists(NUMBER, max_size=3).map(sorted).map(tuple),
-    protocol=TEXT,
+    conditions=st.lists(CONDITIONS, max_size=3).map(tuple),
     samples=st.integers(0, 1000),
     records=st.lists(RECORDS, max_size=2).map(tuple),
     preset=TEXT,
@@ -43,7 +46,7 @@ MANIFESTS = st.builds(
     finished=TEXT,
     wall_seconds=NUMBER,
 )
-ONE = manifest_of(SyntheticSweep(), [RecordsEntry("records/a-0", "a", "easy_vqa", 8.0)])
+ONE = manifest_of(SyntheticSweep(), [RecordsEntry("records/a-0", "a", "easy_vqa", PROTOCOL, 8.0)])
 
 
 @given(MANIFESTS)
@@ -59,8 +62,8 @@ def test_a_time_that_is_not_known_is_null() -> None:
 
 def test_keys_of_later_versions_are_passed_over() -> None:
     written = json.loads(ONE.to_json())
-    written |= {"format": 99, "conditions": ["clean"]}
-    written["records"][0]["severity"] = 3
+    written |= {"format": 99, "moods": ["glad"]}
+    written["records"][0]["mood"] = 3
     assert Manifest.from_json(json.dumps(written), "here") == ONE
 
 
@@ -68,7 +71,7 @@ def test_keys_of_later_versions_are_passed_over() -> None:
 def test_the_grid_and_the_artifacts_are_required(field: str) -> None:
     written = json.loads(ONE.to_json())
     del written[field]
-    if field in ("sweep", "candidates", "benchmarks", "budgets", "protocol", "samples", "records"):
+    if field in ("sweep", "candidates", "benchmarks", "conditions", "samples", "records"):
         with pytest.raises(
             UserError, match=f"^here: no sweep manifest, key '{field}' is missing; run the sweep again$"
         ):

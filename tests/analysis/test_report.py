@@ -16,6 +16,7 @@ import pytest
 from analysis.bootstrap import Resampling
 from analysis.findings import Findings, analyse, answer, confidence
 from analysis.loading import SweepResults, load_sweep
+from analysis.manifest import ConditionEntry
 from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
 from analysis.report import ReportPaths, main, write_findings, write_report
@@ -229,7 +230,9 @@ def test_doubts_stand_beside_the_numbers_and_targets_have_their_table(findings: 
     records.loc[concerned, "findings"] = records.loc[concerned, "findings"].map(lambda _: ["black_box_wins"])
     records["rounds"] = records["rounds"].map(lambda names: ["target-Say this"] * len(names))
     records["round_predictions"] = records["round_predictions"].map(lambda answers: ["so: say THIS."] * len(answers))
-    manifest = dataclasses.replace(findings.results.manifest, protocol="paper_targeted-v1")
+    manifest = dataclasses.replace(
+        findings.results.manifest, conditions=(ConditionEntry("paper_targeted-v1", "attack", 8.0, targeted=True),)
+    )
     results = dataclasses.replace(findings.results, records=records, manifest=manifest)
     doubted = analyse(results, resampling=FEW)
     page = render_page(doubted, {"pareto": pareto_chart(doubted), "curves": curves_chart(doubted)}, [])

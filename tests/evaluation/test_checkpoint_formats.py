@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rllava.attacks.protocols import PROTOCOLS, in_precision
+from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.evaluation.samples import decode_shard
 from rllava.evaluation.worker import PRECISIONS, AttackWorker, evaluate_shard
@@ -81,7 +82,7 @@ def attacked(spec: Any, dtype: torch.dtype) -> list[dict[str, Any]]:
     metric = METRICS.get(benchmark.metric)
     protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), PRECISIONS[dtype])
     evaluations = [
-        EvalSpec("any", spec, spec.encoders, benchmark, protocol, epsilon, SAMPLES) for epsilon in (0.0, 8.0)
+        EvalSpec("any", spec, spec.encoders, benchmark, within(protocol, epsilon), SAMPLES) for epsilon in (0.0, 8.0)
     ]
     worker = AttackWorker(llava, torch.device("cpu"))
     state = metric.prepare([sample.references for sample in samples])

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from rllava.attacks.protocols import PROTOCOLS
+from rllava.conditions.attack import within
+from rllava.conditions.clean import Clean
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.encoders import encoder_spec
 from rllava.evaluation.rows import record_head
@@ -19,16 +21,21 @@ from sweeps.presets import PRESETS, model_spec
 CLIP, ROBUST = (pin_weights(encoder_spec(name)) for name in ("tiny-clip", "tiny-fare4"))
 SAMPLE = Sample("s0", "what?", ("red",), None, None)
 MODEL = model_spec(PRESETS.get("smoke"), (CLIP,))
-SPEC = EvalSpec("a", MODEL, (CLIP,), BENCHMARKS.get("easy_vqa"), PROTOCOLS.get("fast"), 8.0, 4)
+SPEC = EvalSpec("a", MODEL, (CLIP,), BENCHMARKS.get("easy_vqa"), within(PROTOCOLS.get("fast"), 8.0), 4)
 
 
 def head(**changes: Any) -> dict[str, Any]:
-    return record_head(dataclasses.replace(SPEC, **changes), SAMPLE)
+    spec = dataclasses.replace(SPEC, **changes)
+    (part,) = spec.condition.parts
+    return record_head(spec, SAMPLE, part)
 
 
-def test_the_condition_is_clean_or_the_protocols_label() -> None:
-    assert (head()["condition"], head()["protocol"]) == (SPEC.protocol.label, SPEC.protocol.label)
-    assert (head(epsilon=0.0)["condition"], head(epsilon=0.0)["protocol"]) == ("clean", SPEC.protocol.label)
+def test_the_condition_says_what_was_shown() -> None:
+    assert {key: head()[key] for key in ("condition", "kind", "epsilon")} == {
+        "condition": PROTOCOLS.get("fast").label, "kind": "attack", "epsilon": 8.0,
+    }  # fmt: skip
+    clean = head(condition=Clean())
+    assert (clean["condition"], clean["kind"], clean["epsilon"]) == ("clean", "clean", 0.0)
 
 
 def test_the_seed_is_the_trainings_and_a_checkpoint_from_elsewhere_has_none() -> None:
@@ -43,7 +50,7 @@ def test_the_seed_is_the_trainings_and_a_checkpoint_from_elsewhere_has_none() ->
 
 def test_the_evaluation_is_its_specs_fingerprint() -> None:
     assert head()["evaluation"] == fingerprint(SPEC)
-    assert head(epsilon=4.0)["evaluation"] != head()["evaluation"]
+    assert head(condition=within(PROTOCOLS.get("fast"), 4.0))["evaluation"] != head()["evaluation"]
 
 
 LONGER = dataclasses.replace(MODEL, stage2=dataclasses.replace(MODEL.stage2, steps=MODEL.stage2.steps + 1))
@@ -53,9 +60,9 @@ LONGER = dataclasses.replace(MODEL, stage2=dataclasses.replace(MODEL.stage2, ste
     ("changes", "same"),
     [
         ({"candidate": "another name"}, True),
-        ({"epsilon": 0.0}, True),
+        ({"condition": Clean()}, True),
         ({"benchmark": BENCHMARKS.get("easy_captions")}, True),
-        ({"protocol": PROTOCOLS.get("strong")}, True),
+        ({"condition": within(PROTOCOLS.get("strong"), 8.0)}, True),
         ({"batch_size": 1}, True),
         ({"model": LONGER}, False),
         ({"model": dataclasses.replace(MODEL, seed=1)}, False),

@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from rllava.attacks.common import PIXEL
 from rllava.attacks.outcome import unpack_images
 from rllava.attacks.protocols import PROTOCOLS, Protocol, Round, in_precision
+from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
 from rllava.evaluation import checking
 from rllava.evaluation.in_flight import Keeping
@@ -54,7 +55,7 @@ def spec_of(
     benchmark = dataclasses.replace(BENCHMARKS.get(name), samples=6)
     model = model_spec(PRESET, encoders)  # type: ignore[arg-type]
     chosen = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
-    return EvalSpec("tiny-clip", model, encoders, benchmark, chosen, epsilon, batch_size)  # type: ignore[arg-type]
+    return EvalSpec("tiny-clip", model, encoders, benchmark, within(chosen, epsilon), batch_size)  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -197,7 +198,7 @@ def test_a_stored_image_gives_the_stored_answer_again() -> None:
     for row, sample in attacked:
         image_1CHW = scored_image(row)[None]
         assert worker.answer(image_1CHW, [sample], scoring, "float32")[0] == [row["prediction"]]
-        delta_CHW = (image_1CHW - worker.pixels([sample])).abs() / PIXEL
+        delta_CHW = (image_1CHW - worker.pixels([sample.pixels_HWC])).abs() / PIXEL
         assert float(delta_CHW.max()) == pytest.approx(row["linf"], abs=1e-3)
         assert row["linf"] <= 12.5
 
@@ -212,16 +213,16 @@ class Memory:
         self.loaded = 0
 
     def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
-        if spec.epsilon not in self.kept:
+        if spec.condition.epsilon not in self.kept:
             return None
         self.loaded += 1
-        state: Mapping[str, Any] = torch.load(io.BytesIO(self.kept[spec.epsilon]), weights_only=True)
+        state: Mapping[str, Any] = torch.load(io.BytesIO(self.kept[spec.condition.epsilon]), weights_only=True)
         return state
 
     def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        self.kept[spec.epsilon] = buffer.getvalue()
+        self.kept[spec.condition.epsilon] = buffer.getvalue()
         self.left -= 1
         if self.left == 0 or (self.breaks_in_checks and "findings" in state):
             raise KeyboardInterrupt
@@ -281,7 +282,7 @@ def test_half_precision_attacks_keep_images_in_float32(precision: str) -> None:
     assert seen == {(torch.float32, half)}
     for row in rows:
         if row["rounds"]:
-            assert row["protocol"] == f"paper_ensemble_3steps_{precision}-v1"
+            assert row["condition"] == f"paper_ensemble_3steps_{precision}-v1"
             assert row["error"] is None
             assert row["linf"] <= 8.0
             assert row["loss_best"] >= row["loss_clean"]
@@ -330,7 +331,7 @@ def test_decoys_are_the_worst_answers_the_likeliest_first() -> None:
     worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     metric = METRICS.get("vqa_accuracy")
     bank = ("red", "blue", sample.references[0], "green", "triangle", "yes", "no", "teal", "circle", "gray")
-    image_1CHW = worker.pixels([sample])
+    image_1CHW = worker.pixels([sample.pixels_HWC])
     found = worker.decoys(image_1CHW, sample, Scoring(BENCHMARKS.get("easy_vqa"), metric, None, bank))
     assert sorted(found) == sorted(set(bank) - {sample.references[0]})
     with torch.no_grad():

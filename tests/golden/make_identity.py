@@ -27,6 +27,7 @@ from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.weights import Weighted
+from sweeps.grid import attack_conditions
 from sweeps.plan import Plan
 from sweeps.presets import PRESETS, Candidate, Preset, benchmark_spec, parse_candidate
 
@@ -71,7 +72,7 @@ def plan_of(preset: Preset, protocol: str) -> Plan:
     benchmarks = tuple(spec for spec in benchmarks if getattr(chosen, spec.task))
     language_model = pinned(preset.language_model)
     preset = dataclasses.replace(preset, language_model=language_model)
-    return Plan("golden", "nowhere", preset, candidates, benchmarks, preset.budgets, chosen)
+    return Plan("golden", "nowhere", preset, candidates, benchmarks, attack_conditions(chosen, preset.budgets))
 
 
 def code_constants() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rllava.attacks.protocols import PROTOCOLS, in_precision
+from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.errors import UserError
 from rllava.evaluation.samples import Sample, decode_shard
@@ -214,7 +215,7 @@ def test_a_public_llava_is_attacked(name: str, tmp_path: Path) -> None:
 
     def records(samples: list[Sample], epsilon: float) -> list[dict[str, Any]]:
         state = metric.prepare([sample.references for sample in samples])
-        evaluation = EvalSpec("any", spec, spec.encoders, benchmark, protocol, epsilon, SAMPLES)
+        evaluation = EvalSpec("any", spec, spec.encoders, benchmark, within(protocol, epsilon), SAMPLES)
         found = evaluate_shard(worker, samples, [evaluation], metric, state)
         return [row for _, table in found for row in table.to_pylist()]
 

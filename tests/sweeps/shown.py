@@ -12,7 +12,7 @@ LINES = (
     rf"{TIME}\w+: \d+ candidates, \d+ with something to do; storage .*",
     rf"{TIME}messages of Ray and its workers: /.*\.log",
     rf"{TIME}{NAME} +(found in storage|waiting for|starting training workers|training stage \d: step) ?.*",
-    rf"{TIME}{NAME} +attacking: (\d+ parts to do|part \d+ of \d+ \(\w+ at [\d.]+/255: mean score [\d.]+\)).*",
+    rf"{TIME}{NAME} +evaluating: (\d+ parts to do|part \d+ of \d+ \(\w+ at [\d.]+/255: mean score [\d.]+\)).*",
     rf"{TIME}{NAME} +started again \([^()]+\); kept: .*",
     rf"{TIME}{NAME} +training goes on from its last checkpoint \([^()]+\).*",
     rf"{TIME}{NAME} +done: clean [\d.]+, at the largest budget [\d.]+.*",

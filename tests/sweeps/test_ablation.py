@@ -42,14 +42,14 @@ def test_records_are_complete_unique_and_within_the_budget(unbroken: Run) -> Non
 
 def test_records_say_which_evaluation_and_which_model_they_are_of(unbroken: Run) -> None:
     results = load_sweep(unbroken.storage)
-    columns = ["condition", "protocol", "seed", "draw", "model", "evaluation"]
+    columns = ["condition", "kind", "seed", "draw", "model", "evaluation"]
     models = {}
     for entry in results.manifest.records:
         rows = results.records[results.records["part"].str.startswith(f"{entry.path}/")]
         (said,) = rows[columns].drop_duplicates().to_dict("records")
         assert entry.path.endswith(f"-{said['evaluation']}")
-        assert said["condition"] == (said["protocol"] if entry.epsilon else "clean")
-        assert said["protocol"] == results.manifest.protocol
+        assert said["condition"] == entry.condition == (results.manifest.protocol if entry.epsilon else "clean")
+        assert said["kind"] == ("attack" if entry.epsilon else "clean")
         assert (said["seed"], said["draw"]) == (0, 0)
         models.setdefault(entry.candidate, set()).add(said["model"])
     assert [len(found) for found in models.values()] == [1, 1]
@@ -81,7 +81,7 @@ def test_the_report_has_all_its_files(unbroken: Run) -> None:
 def test_the_output_says_what_happened_and_where_results_are(unbroken: Run) -> None:
     lines = unbroken.output.splitlines()
     assert any("tiny-clip" in line and "training stage 2: step 6 of 6" in line for line in lines)
-    assert any("attacking: part" in line for line in lines)
+    assert any("evaluating: part" in line for line in lines)
     assert lines[-1] == f"report:  {unbroken.storage}/reports/encoder_ablation/index.html"
     assert not any("\x1b[" in line for line in lines), "escape codes in a log file"
     assert unexpected(unbroken.output) == []
@@ -121,7 +121,7 @@ def test_a_wider_grid_computes_the_new_cells_alone_and_shows_it_on_a_terminal(
     killed = []
 
     def kill_the_trial_once(shown: str) -> None:
-        if not killed and "attacking" in shown:
+        if not killed and "evaluating" in shown:
             killed.extend(processes_called(tracked, "ImplicitFunc"))
             killed[0].kill()
 
@@ -165,12 +165,14 @@ def test_strong_starts_from_what_fast_and_the_paper_found_for_every_candidate(
     rows = [row for table in records(str(storage)).values() for row in table.to_pylist()]
     found = {
         protocol: {
-            (row["candidate"], row["epsilon"], row["sample_id"]): row for row in rows if row["protocol"] == protocol
+            (row["candidate"], row["epsilon"], row["sample_id"]): row for row in rows if row["condition"] == protocol
         }
         for protocol in ("fast_1steps_float32-v1", "paper_ensemble_1steps_float32-v1", "strong_1steps_float32-v2")
     }
     fast, paper, strong = found.values()
-    assert len(fast) == len(paper) == len(strong) == len(CANDIDATES) * 3 * SAMPLES
+    assert len(fast) == len(paper) == len(strong) == len(CANDIDATES) * 2 * SAMPLES
+    clean = [row for row in rows if row["kind"] == "clean" and row["benchmark"] == "easy_captions"]
+    assert len(clean) == len(CANDIDATES) * SAMPLES, "the clean answers were there, whatever protocol had asked for them"
     assert all(row["score"] <= min(fast[key]["score"], paper[key]["score"]) for key, row in strong.items())
     replayed = {name for row in strong.values() for name in row["rounds"] if name.startswith("other")}
     assert replayed == {"other0", "other1", "other2", "other3"}

@@ -148,7 +148,7 @@ def test_lists_and_defaults_make_the_plan() -> None:
     assert plan.budgets == (0.0, 4.0, 8.0)
     assert [candidate.name for candidate in plan.candidates] == ["tiny-clip"]
     assert {spec.samples for spec in plan.benchmarks} == {12}
-    assert plan.protocol.name == "paper_ensemble_10steps"
+    assert [protocol.name for protocol in plan.protocols] == ["paper_ensemble_10steps"]
 
 
 def test_a_relative_storage_means_the_same_folder_in_every_process(

@@ -56,7 +56,7 @@ def test_the_grid_is_the_papers() -> None:
     plan = make_plan(OPTIONS)
     assert {spec.name for spec in plan.benchmarks} == {"coco", "flickr30k", "textvqa", "vqav2", "vizwiz", "okvqa"}
     assert {spec.samples for spec in plan.benchmarks} == {500}
-    assert (plan.budgets, plan.protocol.name) == ((0.0, 2.0, 4.0, 8.0), "paper_ensemble")
+    assert (plan.budgets, plan.protocols[0].name) == ((0.0, 2.0, 4.0, 8.0), "paper_ensemble")
 
 
 def test_the_candidates_are_the_papers() -> None:

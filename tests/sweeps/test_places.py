@@ -42,7 +42,7 @@ def test_a_submitted_job_leaves_on_s3_what_a_local_run_leaves_on_disk(
         shown = []
         for line in job.stdout:
             shown.append(line)
-            if "attacking: 8 parts to do" in line and not any("attacking" in earlier for earlier in shown[:-1]):
+            if "evaluating: 8 parts to do" in line and not any("evaluating" in earlier for earlier in shown[:-1]):
                 processes_called(ray_head.tracked, "ImplicitFunc")[0].kill()
         output = "".join(shown)
         assert job.wait(timeout=300) == 0, output[-4000:]

@@ -1,0 +1,223 @@
+"""Images found by attacking the model white-box, each within a budget around its clean image.
+
+Shapes: B samples of a shard, N some of them, C channel, H/W image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rllava.attacks.engine import AnswerLoss, Engine, Task, Victims
+from rllava.attacks.outcome import GRID_VERSION, Outcome, round_to_8_bits
+from rllava.attacks.protocols import Protocol, Round
+from rllava.conditions.clean import Clean
+from rllava.conditions.condition import CONDITIONS, Condition
+from rllava.data.benchmarks import BenchmarkSpec
+from rllava.evaluation.answers import DECOYS_VERSION
+from rllava.evaluation.checking import findings
+from rllava.evaluation.in_flight import Flight
+from rllava.evaluation.rows import attack_fields, image_fields
+from rllava.evaluation.samples import Sample
+from rllava.evaluation.worker import AttackWorker, ShardWork, labels_of
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far an image may go from the clean one.
+
+    Attributes:
+        size: in 1/255, above 0.
+        norm: in which it is measured.
+    """
+
+    size: float
+    norm: Literal["linf", "l2"] = "linf"
+
+    def __post_init__(self) -> None:
+        if not self.size > 0:
+            raise ValueError(f"size: a budget is above 0, got {self.size}; the clean image is a condition of its own")
+
+
+@dataclass(frozen=True)
+class Attack(Condition):
+    """The worst answer that a protocol finds within a budget.
+
+    Attributes:
+        protocol: rounds of the attack.
+        budget: of every image.
+    """
+
+    kind: ClassVar[str] = "attack"
+    protocol: Protocol
+    budget: Budget
+
+    def __post_init__(self) -> None:
+        if self.budget.norm != "linf":
+            raise ValueError(f"budget: the rounds of protocols keep to L-inf, not to {self.budget.norm}")
+
+    @property
+    def label(self) -> str:
+        """The protocol's."""
+        return self.protocol.label
+
+    @property
+    def short(self) -> str:
+        """The budget; the fingerprint beside it tells protocols apart."""
+        return f"eps{self.budget.size:g}"
+
+    @property
+    def phrase(self) -> str:
+        """The budget."""
+        return f"at {self.budget.size:g}/255"
+
+    @property
+    def epsilon(self) -> float:
+        """The budget's size."""
+        return self.budget.size
+
+    @property
+    def targeted(self) -> bool:
+        """Whether every round aims at a text that the model shall say."""
+        return self.protocol.targeted
+
+    def precisions(self, task: str) -> tuple[str, ...]:
+        """Of the rounds, in order; the clean image is answered as in the first."""
+        return tuple(dict.fromkeys(entry.precision for entry in self.protocol.rounds(task)))  # type: ignore[arg-type]
+
+    def versions_for(self, task: str) -> Mapping[str, int]:
+        """Of the grid of stored images, and of the bank of wrong answers if any round aims at one."""
+        return {"grid": GRID_VERSION, **({"decoys": DECOYS_VERSION} if self.aims_at_decoys(task) else {})}
+
+    def aims_at_decoys(self, task: str) -> bool:
+        """Whether any round does."""
+        return any(entry.decoy is not None for entry in self.protocol.rounds(task))  # type: ignore[arg-type]
+
+    def run(self, work: ShardWork) -> list[dict[str, Any]]:
+        """Attacks, checks some of the attacks, and answers the found images again in 8 bits."""
+        shard, worker, epsilon = work.shard, work.worker, self.epsilon
+        rows, clean_BCHW = work.clean_rows(), shard.pixels_BCHW
+        flight = Flight(self._engine(work), work.spec, work.keeping)
+        outcomes = flight.run()
+        attacked = [b for b, outcome in enumerate(outcomes) if outcome.rounds]
+        for b in attacked:
+            rows[b] |= attack_fields(outcomes[b], clean_BCHW[b])
+            rows[b] |= image_fields(outcomes[b].image_CHW, clean_BCHW[b], epsilon)
+
+        def in_8_bits(part: Sequence[int]) -> tuple[Sequence[int], tuple[list[str], list[float]]]:
+            worst_NCHW = torch.stack([outcomes[b].image_CHW for b in part])
+            rounded_NCHW = round_to_8_bits(worst_NCHW, clean_BCHW[part], epsilon)
+            samples = [shard.samples[b] for b in part]
+            return part, worker.answer(rounded_NCHW, samples, work.scoring, worker.finest)
+
+        for part, (answers, scores) in work.batches.run(in_8_bits, attacked):
+            for b, answer, score in zip(part, answers, scores, strict=True):
+                rows[b] |= {"prediction_8bit": answer, "score_8bit": score}
+        for b, names in self._findings(work, outcomes, flight).items():
+            rows[b] |= {"checked": True, "findings": names}
+        return rows
+
+    def _engine(self, work: ShardWork) -> Engine:
+        worker, shard, samples = work.worker, work.shard, work.shard.samples
+
+        def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
+            return worker.answer(images_NCHW, [samples[b] for b in who], work.scoring, precision)
+
+        victims = Victims(
+            images_BCHW=shard.pixels_BCHW,
+            labels=[labels_of(sample, work.spec.benchmark.task) for sample in samples],
+            predictions=shard.predictions,
+            scores=shard.scores,
+            seeds=shard.seeds,
+            decoys=lambda b, image_CHW: worker.decoys(image_CHW[None], samples[b], work.scoring),
+            others=work.others,
+        )
+        return Engine(
+            self._rounds(work),
+            victims,
+            epsilon=self.epsilon,
+            answer_loss=answer_loss(worker, samples),
+            judge=judge,
+            dropped=dropped_by(self.protocol, work.spec.benchmark),
+            places=work.spec.batch_size or work.batches.limit,
+            batches=work.batches,
+        )
+
+    def _findings(self, work: ShardWork, outcomes: Sequence[Outcome], flight: Flight) -> dict[int, list[str]]:
+        worker, shard = work.worker, work.shard
+
+        def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
+            return worker.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
+
+        return findings(
+            outcomes,
+            shard.pixels_BCHW,
+            shard.predictions,
+            epsilon=self.epsilon,
+            clean_precision=self._rounds(work)[0].precision,
+            seeds=shard.seeds,
+            dropped=dropped_by(self.protocol, work.spec.benchmark),
+            answer_loss=answer_loss(worker, shard.samples),
+            answer=answer,
+            most=work.batches.limit,
+            count=work.scoring.checked,
+            known=flight.known,
+            save=flight.found,
+        )
+
+    def _rounds(self, work: ShardWork) -> tuple[Round, ...]:
+        return self.protocol.rounds(work.spec.benchmark.task)
+
+
+CONDITIONS.register(Attack.kind, Attack)
+
+
+def within(protocol: Protocol, size: float) -> Condition:
+    """The condition that a budget of an L-inf protocol stands for.
+
+    Args:
+        protocol: of the attack.
+        size: in 1/255; 0: nothing may be changed.
+
+    Returns:
+        An attack, or the clean image, answered as the protocol does.
+    """
+    return Attack(protocol, Budget(size)) if size > 0 else Clean(protocol.clean_precision)
+
+
+def answer_loss(worker: AttackWorker, samples: Sequence[Sample]) -> AnswerLoss:
+    """The loss that attacks on some samples raise.
+
+    Args:
+        worker: with the model.
+        samples: whose answers.
+
+    Returns:
+        A function of images, what is attacked of whom, and the model's precision.
+    """
+
+    def loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+        tokens = [worker.tokens(samples[task.sample].prompt, task.text) for task in tasks]
+        return worker.loss(pixels_NCHW, tokens, precision)
+
+    return loss
+
+
+def dropped_by(protocol: Protocol, benchmark: BenchmarkSpec) -> Callable[[float], bool]:
+    """Which scores leave nothing to attack.
+
+    Args:
+        protocol: says by which rule.
+        benchmark: gives the threshold.
+
+    Returns:
+        A function of a score.
+    """
+    rules: dict[str, Callable[[float], bool]] = {
+        "threshold": benchmark.drops,
+        "floor": lambda score: score <= 0,
+        "never": lambda score: False,
+    }
+    return rules[protocol.drops]

@@ -1,0 +1,107 @@
+"""What every condition says of itself. Light: the tasks that prepare images import no torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rllava.registry import Registry
+
+Views = Callable[[bytes, str], Sequence[np.ndarray]]
+"""``views(image, sample_id) -> images_V``: what is shown instead of an encoded image, uint8 [H, W, 3] each, before a
+model's own padding and resizing. It can be pickled, depends on its arguments alone, and raises
+:class:`rllava.data.images.DamagedImage` for an image that it cannot be made of."""
+
+
+@dataclass(frozen=True)
+class Condition(ABC):
+    """A spec, part of the identity of every evaluation under it, which also says how its records are made.
+
+    Another kind is a frozen dataclass that derives from this one, registered in :data:`CONDITIONS`.
+    """
+
+    kind: ClassVar[str]
+    """A word for what it does, as records carry it; what a statistic is about is decided by it, not by names."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name and version, as records carry them."""
+
+    @property
+    def short(self) -> str:
+        """How artifacts are called."""
+        return self.label
+
+    @property
+    def phrase(self) -> str:
+        """How a progress line ends that says what was answered."""
+        return f"under {self.short}"
+
+    @property
+    def epsilon(self) -> float | None:
+        """Budget in 1/255; None where there is none."""
+        return None
+
+    @property
+    def parts(self) -> tuple[Mapping[str, Any], ...]:
+        """Columns that tell apart the records of one sample, one entry per record."""
+        return ({"epsilon": self.epsilon},)
+
+    @property
+    def views(self) -> Views | None:
+        """What is made of each image before a model sees it, in tasks without a GPU; None: nothing."""
+        return None
+
+    @abstractmethod
+    def precisions(self, task: str) -> tuple[str, ...]:
+        """In which precisions the model is asked: that of the clean answers first.
+
+        Args:
+            task: kind of task.
+
+        Returns:
+            At least one.
+
+        Raises:
+            UserError: if the condition is not for such tasks.
+        """
+
+    def aims_at_decoys(self, task: str) -> bool:
+        """Whether wrong answers of the benchmark are needed, to aim at.
+
+        Args:
+            task: kind of task.
+
+        Returns:
+            False, for most.
+        """
+        return False
+
+    def versions_for(self, task: str) -> Mapping[str, int]:
+        """Of the code that it depends on, its fields' own versions left out.
+
+        Args:
+            task: kind of task.
+
+        Returns:
+            Versions by name.
+        """
+        return {}
+
+    @abstractmethod
+    def run(self, work: Any) -> list[dict[str, Any]]:
+        """Makes the records of a shard.
+
+        Args:
+            work: a :class:`rllava.evaluation.worker.ShardWork`; its samples have no errors, and have :attr:`views`.
+
+        Returns:
+            Per sample one record per entry of :attr:`parts`, in that order.
+        """
+
+
+CONDITIONS: Registry[type[Condition]] = Registry("condition")
+"""Kinds of conditions."""
