@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, build_encoder
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.model.llava import Connector, Llava, build_projector
+from rllava.pinned import Pinned
 from rllava.specs import ModelSpec
-from rllava.weights import weights_path
+from rllava.weights import weights_of, weights_path
 from sweeps.presets import PRESETS, model_spec
 
 TOWER_LAYERS = 12
@@ -111,7 +112,6 @@ def tower_spec(size: Size, seed: int = 0) -> EncoderSpec:
         name="random-vit",
         builder="benchmarks.random_llava:build",
         weights=None,
-        sha256=None,
         image_size=size.image_size,
         tokens=(size.image_size // size.patch) ** 2,
         width=size.tower_width,
@@ -166,14 +166,14 @@ def random_llava(size: Size, seed: int = 0) -> tuple[Llava, ModelSpec]:
     Returns:
         The frozen model in evaluation mode, float32, on the default device, and a spec that describes it.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(weights_path(TINY_LLAMA.weights)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(weights_path(weights_of(TINY_LLAMA) or "")))
     spec = tower_spec(size, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = build_projector("mlp2x_gelu", size.tower_width, size.width)
         connector = Connector([projector], random_language_model(size, tokenizer))
     llava = Llava([build_encoder(spec)], connector, tokenizer, "vicuna_v1_short").requires_grad_(False).eval()
-    language_model = LanguageModelSpec("random-llama", f"random weights, seed {seed}", sha256=f"seed {seed}")
+    language_model = LanguageModelSpec("random-llama", Pinned(f"random weights, seed {seed}", f"seed {seed}"))
     return llava, replace(model_spec(PRESETS.get("tiny"), (spec,)), language_model=language_model)
 
 

@@ -2,11 +2,14 @@
 
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.instructions import InstructionSpec
+from rllava.encoders import EncoderSpec
+from rllava.encoders.pretraining import PretrainSpec
 from rllava.fingerprint import fingerprint
+from rllava.pinned import MadeBy
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Step
 
-Spec = InstructionSpec | BenchmarkSpec | ModelSpec | EvalSpec
+Spec = InstructionSpec | BenchmarkSpec | PretrainSpec | ModelSpec | EvalSpec
 """What a sweep makes."""
 
 
@@ -18,26 +21,39 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
     protocols is made by all candidates first.
 
     Args:
-        spec: of data, of a LLaVA that is trained, or of an evaluation.
+        spec: of data, of an encoder or LLaVA that is trained, or of an evaluation.
         first_samples: how many of a benchmark's list an evaluation is asked about, rounded up to whole shards; None:
             all. They are scored as part of the whole: what they score does not change when the rest follows.
 
     Returns:
         The step.
+
+    Raises:
+        TypeError: if nothing of this type is made.
     """
     match spec:
         case InstructionSpec() | BenchmarkSpec():
             return Step("data", spec)
+        case PretrainSpec():
+            return Step("encoders", spec)
         case ModelSpec():
-            return Step("models", spec, needs=(step_of(spec.stage1.data), step_of(spec.stage2.data)))
+            data = (step_of(spec.stage1.data), step_of(spec.stage2.data))
+            return Step("models", spec, needs=(*_making(spec.encoders), *data))
         case EvalSpec():
             trained = (step_of(spec.model),) if isinstance(spec.model, ModelSpec) else ()
             return Step(
                 "records",
                 spec,
-                needs=(*trained, step_of(spec.benchmark)),
+                needs=(*trained, *_making(spec.encoders), step_of(spec.benchmark)),
                 alongside=() if spec.smaller is None else (step_of(spec.smaller, first_samples),),
                 after=tuple(step_of(source, first_samples) for source in spec.sources),
                 batch=" ".join(map(fingerprint, (spec.model, *spec.encoders))),
                 first=None if first_samples is None else spec.benchmark.shards_of(first_samples),
             )
+        case _:
+            raise TypeError(f"no step makes a {type(spec).__name__}")
+
+
+def _making(encoders: tuple[EncoderSpec, ...]) -> tuple[Step, ...]:
+    """The steps that make the weights of some encoders; of those that are there, none."""
+    return tuple(step_of(encoder.weights.spec) for encoder in encoders if isinstance(encoder.weights, MadeBy))

@@ -2,8 +2,11 @@
 
     <storage>/rllava-storage.json            says that this folder is ours
     <storage>/data/<name>-<fp>/              shards of a benchmark or of instruction data
+    <storage>/encoders/<name>-<fp>/          an encoder that a step trained
     <storage>/models/<name>-<fp>/            a trained LLaVA
+    <storage>/images/<name>-<fp>/            images that are made once and shown to many, e.g. universal ones
     <storage>/records/<name>-<fp>/           one part per shard
+    <storage>/judgements/<name>-<fp>/        what a judge says of records, one part per part of theirs
     <storage>/reports/<sweep>/
     <storage>/facts/<kind>.json              what the markers say, gathered (rllava.snapshot)
     <storage>/leases/<kind>-<name>-<fp>.json who works on an artifact
@@ -35,7 +38,7 @@ from rllava.filesystem import arrow_filesystem, check_answers, is_local, open_fi
 from rllava.fingerprint import FORMAT, fingerprint, to_json
 from rllava.snapshot import MARKER, Snapshot, take_snapshot
 
-Kind = Literal["data", "models", "records"]
+Kind = Literal["data", "encoders", "models", "images", "records", "judgements"]
 
 _ROOT_MARKER = "rllava-storage.json"
 _LONGEST_NAME = 160

@@ -37,6 +37,7 @@ from torch import Tensor
 from rllava.errors import UserError
 from rllava.hub import INDEXES, WHOLE, from_hub, index_files, reachable
 from rllava.missing import Missing
+from rllava.pinned import Pinned, Weights
 
 EMA = ("state_dict_ema", "model_ema")
 PLAIN = ("state_dict", "model")
@@ -157,16 +158,36 @@ class Weighted(Protocol):
         """What messages call it."""
 
     @property
-    def weights(self) -> str | None:
-        """Where they are, see the module; None: random ones."""
-
-    @property
-    def sha256(self) -> str | None:
-        """Their hash; None as long as it is not known."""
+    def weights(self) -> Weights | None:
+        """Where they come from; None: random ones."""
 
     @property
     def origin(self) -> str:
         """Where they can be had."""
+
+
+def weights_of(spec: Weighted) -> str | None:
+    """Where the weights of a spec are, if that is known before anything is made.
+
+    Args:
+        spec: that names some.
+
+    Returns:
+        See the module; None for random weights and those that a step makes.
+    """
+    return spec.weights.path if isinstance(spec.weights, Pinned) else None
+
+
+def hash_of(spec: Weighted) -> str | None:
+    """The hash of a spec's weights, if it is known.
+
+    Args:
+        spec: that names some.
+
+    Returns:
+        sha256, hexadecimal, or None.
+    """
+    return spec.weights.sha256 if isinstance(spec.weights, Pinned) else None
 
 
 def check_weights(spec: Weighted) -> Path | None:
@@ -183,6 +204,7 @@ def check_weights(spec: Weighted) -> Path | None:
     """
     if spec.weights is None:
         return None
+    assert isinstance(spec.weights, Pinned), f"{spec.label}: what a step made has to be fetched first (rllava.made)"
     path = located(spec)
     if not holds_weights(path):
         raise _not_there(spec)
@@ -191,9 +213,10 @@ def check_weights(spec: Weighted) -> Path | None:
             files_of(path)
         except UserError as error:
             raise UserError(f"{spec.label}: {error}") from error
-    if spec.sha256 is not None and (found := digest(path)) != spec.sha256:
+    expected = hash_of(spec)
+    if expected is not None and (found := digest(path)) != expected:
         raise UserError(
-            f"{spec.label}: weights {path} have sha256 {found[:12]}…, expected {spec.sha256[:12]}…; "
+            f"{spec.label}: weights {path} have sha256 {found[:12]}…, expected {expected[:12]}…; "
             "fetch them again, or give the new weights another name"
         )
     return path
@@ -211,7 +234,8 @@ def located(spec: Weighted) -> Path:
     Raises:
         UserError: if there is nothing.
     """
-    path = None if spec.weights is None else find_weights(spec.weights)
+    weights = weights_of(spec)
+    path = None if weights is None else find_weights(weights)
     if path is None:
         raise _not_there(spec)
     return path
@@ -225,7 +249,7 @@ def _not_there(spec: Weighted) -> UserError:
 
 
 def has_weights(spec: Weighted) -> bool:
-    """Whether weights are there, or none are needed; an empty folder holds none.
+    """Whether weights are there, or none are needed yet; an empty folder holds none.
 
     Args:
         spec: whose.
@@ -233,8 +257,9 @@ def has_weights(spec: Weighted) -> bool:
     Returns:
         True if they can be read or fetched.
     """
-    path = None if spec.weights is None else find_weights(spec.weights)
-    return spec.weights is None or (path is not None and holds_weights(path))
+    weights = weights_of(spec)
+    path = None if weights is None else find_weights(weights)
+    return weights is None or (path is not None and holds_weights(path))
 
 
 def holds_weights(path: Path) -> bool:
@@ -258,12 +283,13 @@ def missing_weights(spec: Weighted) -> Missing:
     Returns:
         Which file is looked for, where it has to go, where it comes from.
     """
-    assert spec.weights is not None
-    where, source = str(weights_path(spec.weights)), spec.origin or "wherever they were made"
-    of_hub = spec.weights.startswith(_HUB)
-    if of_hub and spec.weights.count("/") == 1:
+    weights = weights_of(spec)
+    assert weights is not None
+    where, source = str(weights_path(weights)), spec.origin or "wherever they were made"
+    of_hub = weights.startswith(_HUB)
+    if of_hub and weights.count("/") == 1:
         where += "/ (a folder: config.json, weights, and what else is beside them)"
-    if (of_hub or spec.weights in _RELEASED) and not reachable():
+    if (of_hub or weights in _RELEASED) and not reachable():
         source += ", which cannot be reached from here"
     return Missing(spec.label, where, source)
 
@@ -278,15 +304,17 @@ def pin_weights(spec: Spec) -> Spec:
         spec: a frozen dataclass.
 
     Returns:
-        The spec with ``sha256``.
+        The spec with their hash; as it is if they are random, or a step makes them.
 
     Raises:
         UserError: if the weights are missing or have another hash.
     """
-    path = check_weights(spec)
-    if path is None or spec.sha256 is not None:
+    if not isinstance(spec.weights, Pinned):
         return spec
-    return dataclasses.replace(spec, sha256=digest(path))  # type: ignore[type-var]
+    path = check_weights(spec)
+    if path is None or spec.weights.sha256 is not None:
+        return spec
+    return dataclasses.replace(spec, weights=Pinned(spec.weights.path, digest(path)))  # type: ignore[type-var]
 
 
 def read_state(path: Path, ema: bool = True) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure, levels, task_of
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
-from rllava.weights import Weighted, has_weights, missing_weights, pin_weights
+from rllava.weights import Weighted, has_weights, missing_weights, pin_weights, weights_of
 from sweeps.presets import Candidate, Preset, model_spec
 
 Spec = InstructionSpec | BenchmarkSpec
@@ -312,10 +312,10 @@ def check_inputs(plan: Plan) -> Plan:
 def _open_weights(plan: Plan) -> None:
     """Looks into every file of weights that does not come with the package: a wrong one would be found hours later."""
     for spec in _encoders(plan):
-        if spec.weights is not None and not spec.weights.startswith("asset:"):
+        if not (weights_of(spec) or "asset:").startswith("asset:"):
             check_encoder(spec)
     language_model = plan.preset.language_model
-    if plan.trains and not language_model.weights.startswith("asset:"):
+    if plan.trains and not (weights_of(language_model) or "asset:").startswith("asset:"):
         stages = (plan.preset.stage1, plan.preset.stage2)
         check_language_model_files(language_model, [stage.conversation for stage in stages])
     for candidate in plan.candidates:

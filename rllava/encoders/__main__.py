@@ -1,7 +1,7 @@
 """Prints the registered encoders, and whether their weights are on this machine: ``python -m rllava.encoders``."""
 
 from rllava.encoders import encoder_names, encoder_spec
-from rllava.weights import weights_folder, weights_path
+from rllava.weights import weights_folder, weights_of, weights_path
 
 
 def main() -> None:
@@ -10,8 +10,9 @@ def main() -> None:
     for name in encoder_names():
         spec = encoder_spec(name)
         size = "" if spec.parameters is None else f"{spec.parameters:.1f}M"
-        here = spec.weights is None or weights_path(spec.weights).exists()
-        place = "here" if here else f"{spec.weights}, from {spec.origin}"
+        path = weights_of(spec)
+        here = path is None or weights_path(path).exists()
+        place = "here" if here else f"{path}, from {spec.origin}"
         print(f"{name:20s} {spec.image_size:6d} {spec.tokens:6d} {spec.width:6d} {size:>8s}  {place}")
     print(f"weights folder: {weights_folder()} ($RLLAVA_WEIGHTS); files of the hub may also be in its own cache")
 

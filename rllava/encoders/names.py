@@ -31,6 +31,7 @@ from rllava.encoders.base import Activation, EncoderSpec, measured
 from rllava.encoders.paper import STATISTICS
 from rllava.errors import UserError
 from rllava.hub import OPEN_CLIP_CONFIG
+from rllava.pinned import Pinned
 from rllava.registry import unknown
 from rllava.weights import find_weights, holds_weights, weights_path
 
@@ -119,7 +120,7 @@ def _of_path(name: str, like: EncoderSpec | None) -> EncoderSpec:
         )
     # The stem, not the path: the same weights mean the same results wherever they lie.
     own, training = Path(name).stem, f"the weights in {Path(name).name}"
-    return replace(like, name=own, weights=weights, sha256=None, training=training, origin="", parameters=None)
+    return replace(like, name=own, weights=Pinned(weights), training=training, origin="", parameters=None)
 
 
 def _of_folder(folder: Path, name: str, weights: str) -> EncoderSpec:
@@ -130,7 +131,7 @@ def _of_folder(folder: Path, name: str, weights: str) -> EncoderSpec:
         return configured_spec(folder, name, weights)
     from rllava.encoders.towers.hugging_face import hugging_face_spec  # imports transformers
 
-    return replace(hugging_face_spec(folder, name), weights=weights)
+    return replace(hugging_face_spec(folder, name), weights=Pinned(weights))
 
 
 def _of_transformers(folder: Path) -> bool:

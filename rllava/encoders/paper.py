@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, EncoderSpec
 from rllava.hub import OPEN_CLIP_CONFIG
+from rllava.pinned import Pinned
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -39,8 +40,7 @@ def _clips() -> Iterator[EncoderSpec]:
     clip = EncoderSpec(
         name="clip-l-336",
         builder=_HUGGING_FACE,
-        weights="hub:openai/clip-vit-large-patch14-336",
-        sha256=None,
+        weights=Pinned("hub:openai/clip-vit-large-patch14-336"),
         image_size=336,
         tokens=576,
         width=1024,
@@ -56,7 +56,7 @@ def _clips() -> Iterator[EncoderSpec]:
     yield replace(
         clip,
         name="clip-l-224",
-        weights="hub:openai/clip-vit-large-patch14",
+        weights=Pinned("hub:openai/clip-vit-large-patch14"),
         image_size=224,
         tokens=256,
         origin="the hub's openai/clip-vit-large-patch14",
@@ -65,8 +65,7 @@ def _clips() -> Iterator[EncoderSpec]:
     tuned = EncoderSpec(
         name="",
         builder=_OPEN_CLIP,
-        weights="",
-        sha256=None,
+        weights=Pinned(""),
         image_size=224,
         tokens=256,
         width=1024,
@@ -92,7 +91,7 @@ def _clips() -> Iterator[EncoderSpec]:
             yield replace(
                 tuned,
                 name=name,
-                weights=f"{key}_eps_{epsilon}.pt",
+                weights=Pinned(f"{key}_eps_{epsilon}.pt"),
                 training=f"CLIP ViT-L/14 fine-tuned on ImageNet by {method}, L-inf {epsilon}/255",
                 licence=licence,
                 origin=origin.format(name=name),
@@ -100,7 +99,7 @@ def _clips() -> Iterator[EncoderSpec]:
     yield replace(
         tuned,
         name="fare4-336",
-        weights="fare_eps_4_336.pt",
+        weights=Pinned("fare_eps_4_336.pt"),
         image_size=336,
         tokens=576,
         architecture="ViT-L-14-336",
@@ -114,7 +113,7 @@ def _clips() -> Iterator[EncoderSpec]:
         yield replace(
             tuned,
             name=f"deltaclip-{name}",
-            weights=f"hub:{repository}/open_clip_pytorch_model.bin",
+            weights=Pinned(f"hub:{repository}/open_clip_pytorch_model.bin"),
             image_size=size,
             tokens=tokens,
             width=width,
@@ -141,8 +140,7 @@ def _base_sized() -> Iterator[EncoderSpec]:
             yield EncoderSpec(
                 name=f"{method.lower()}4-{name}",
                 builder=_OPEN_CLIP,
-                weights=f"hub:{repository}/open_clip_model.safetensors",
-                sha256=None,
+                weights=Pinned(f"hub:{repository}/open_clip_model.safetensors"),
                 image_size=size,
                 tokens=tokens,
                 width=width,
@@ -165,8 +163,7 @@ def _leaf() -> Iterator[EncoderSpec]:
         yield EncoderSpec(
             name=f"leaf-fare2-{name}",
             builder=_HUGGING_FACE,
-            weights=f"hub:LEAF-CLIP/{repository}",
-            sha256=None,
+            weights=Pinned(f"hub:LEAF-CLIP/{repository}"),
             image_size=224,
             tokens=256,
             width=width,
@@ -192,8 +189,7 @@ def _vision_transformers() -> Iterator[EncoderSpec]:
     advxl = EncoderSpec(
         name="advxl-h",
         builder=_TIMM,
-        weights="hub:UCSC-VLAA/AdvXL-ViT-H14/advxl_vit_h14.pth",
-        sha256=None,
+        weights=Pinned("hub:UCSC-VLAA/AdvXL-ViT-H14/advxl_vit_h14.pth"),
         image_size=336,
         tokens=576,
         width=1280,
@@ -210,7 +206,7 @@ def _vision_transformers() -> Iterator[EncoderSpec]:
     yield replace(
         advxl,
         name="advxl-g",
-        weights="hub:UCSC-VLAA/AdvXL-ViT-g14/advxl_vit_g14.pth",
+        weights=Pinned("hub:UCSC-VLAA/AdvXL-ViT-g14/advxl_vit_g14.pth"),
         width=1408,
         architecture="vit_giant_patch14_224",
         origin="the hub's UCSC-VLAA/AdvXL-ViT-g14",
@@ -219,7 +215,7 @@ def _vision_transformers() -> Iterator[EncoderSpec]:
     yield replace(
         advxl,
         name="ares-vit-b-at",
-        weights="ARES_ViT_base_patch16_224_AT.pth",
+        weights=Pinned("ARES_ViT_base_patch16_224_AT.pth"),
         image_size=224,
         tokens=196,
         width=768,
@@ -233,7 +229,7 @@ def _vision_transformers() -> Iterator[EncoderSpec]:
     yield replace(
         advxl,
         name="vit-l-21k",
-        weights="hub:timm/vit_large_patch16_224.augreg_in21k_ft_in1k/model.safetensors",
+        weights=Pinned("hub:timm/vit_large_patch16_224.augreg_in21k_ft_in1k/model.safetensors"),
         image_size=224,
         tokens=196,
         width=1024,
@@ -249,7 +245,7 @@ def _vision_transformers() -> Iterator[EncoderSpec]:
     yield replace(
         advxl,
         name="dinov2-l",
-        weights="hub:timm/vit_large_patch14_dinov2.lvd142m/model.safetensors",
+        weights=Pinned("hub:timm/vit_large_patch14_dinov2.lvd142m/model.safetensors"),
         width=1024,
         training="DINOv2 (LVD-142M), natural images; position embeddings interpolated from 518 to 336 pixels",
         licence="Apache-2.0",
@@ -276,8 +272,7 @@ def _of_the_figure() -> Iterator[EncoderSpec]:
         yield EncoderSpec(
             name=name,
             builder=_TIMM,
-            weights=f"{file}.pth",
-            sha256=None,
+            weights=Pinned(f"{file}.pth"),
             image_size=224,
             tokens=49,
             width=width,

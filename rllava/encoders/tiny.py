@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, EncoderSpec
+from rllava.pinned import Pinned, Weights
 from rllava.weights import weights_path
 
 CHANNELS = (32, 64, 64, 128)
@@ -86,13 +87,12 @@ def build(spec: EncoderSpec) -> TinyConvEncoder:
     return TinyConvEncoder(spec)
 
 
-def tiny_spec(name: str, *, weights: str | None = None, sha256: str | None = None, training: str = "") -> EncoderSpec:
+def tiny_spec(name: str, *, weights: Weights | None = None, training: str = "") -> EncoderSpec:
     """Spec of an encoder of this architecture.
 
     Args:
         name: its name.
         weights: see :class:`EncoderSpec`.
-        sha256: of the weights.
         training: one line on how it was trained.
 
     Returns:
@@ -102,7 +102,6 @@ def tiny_spec(name: str, *, weights: str | None = None, sha256: str | None = Non
         name=name,
         builder="rllava.encoders.tiny:build",
         weights=weights,
-        sha256=sha256,
         image_size=64,
         tokens=16,
         width=CHANNELS[-1],
@@ -121,7 +120,7 @@ def shipped_specs() -> list[EncoderSpec]:
     """
     card = json.loads(weights_path(CARD).read_text())
     return [
-        tiny_spec(name, weights=f"asset:{name}.safetensors", sha256=entry["sha256"], training=entry["training"])
+        tiny_spec(name, weights=Pinned(f"asset:{name}.safetensors", entry["sha256"]), training=entry["training"])
         for name, entry in card["encoders"].items()
     ]
 

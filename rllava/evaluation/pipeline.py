@@ -28,6 +28,7 @@ from rllava.evaluation.in_flight import InFlight, Keeping, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, run_as
+from rllava.made import at_hand
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import load_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec
@@ -234,12 +235,11 @@ class ShardAttacker:
         spec = job.specs[0]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = load_dtype(job.specs)
+        encoders = [at_hand(encoder, self.store) for encoder in spec.encoders]
         if isinstance(spec.model, CheckpointSpec):
-            llava = load_checkpoint(spec.model, spec.encoders, device, dtype)
+            llava = load_checkpoint(spec.model, encoders, device, dtype)
         else:
-            llava = load_llava(
-                spec.model, self.store.filesystem, job.model_path, spec.encoders, device=device, dtype=dtype
-            )
+            llava = load_llava(spec.model, self.store.filesystem, job.model_path, encoders, device=device, dtype=dtype)
         self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
         self.answered: dict[tuple[str, int, str], dict[str, tuple[str, float]]] = {}

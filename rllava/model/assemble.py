@@ -23,6 +23,7 @@ from rllava.model.causal_lm import embedding_width
 from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.language import LanguageModelSpec, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
+from rllava.pinned import Pinned
 from rllava.specs import ModelSpec
 
 
@@ -121,7 +122,7 @@ def load_llava(
     """
     with _on_disk(filesystem, f"{path}/stage2") as stage2:
         language_model, tokenizer = load_language_model(
-            LanguageModelSpec(spec.language_model.name, str(stage2 / "language_model")), dtype, device
+            LanguageModelSpec(spec.language_model.name, Pinned(str(stage2 / "language_model"))), dtype, device
         )
         width = embedding_width(language_model)
         projectors = [build_projector(spec.projector, encoder.width, width) for encoder in spec.encoders]

@@ -24,7 +24,8 @@ class CheckpointSpec:
         format: see :mod:`rllava.model.checkpoint`.
         weights: where it is: a folder or ``hub:ORG/NAME``; after it, where the language model is a folder of its
             own, that folder.
-        sha256: of all files that are read: configuration, weights, tokenizer; checked whenever they are.
+        sha256: of all files that are read, in whichever of those places: configuration, weights, tokenizer; checked
+            whenever they are. One hash for several places is why this is not a :class:`rllava.pinned.Pinned`.
         encoders: that it was trained with.
         projectors: name of each encoder's projector in the weights.
         projector: kind of projector.

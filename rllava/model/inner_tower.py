@@ -17,7 +17,8 @@ from rllava.encoders import EncoderSpec
 from rllava.encoders.towers import hugging_face
 from rllava.encoders.towers.hugging_face import MODELS, HuggingFaceEncoder, described_spec
 from rllava.errors import UserError
-from rllava.weights import files_of, find_weights, is_safetensors, load_pickle, read_weights, readable
+from rllava.pinned import Pinned
+from rllava.weights import files_of, find_weights, is_safetensors, load_pickle, read_weights, readable, weights_of
 
 PREFIXES = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.")
 """Before the tower's keys: in LLaVA's own format, and in transformers', the older one last."""
@@ -119,8 +120,7 @@ def chosen_tower(named: EncoderSpec, folder: Path, what: str, choice: str | None
         named,
         name=f"{folder.name}-tower",
         builder="rllava.model.inner_tower:build",
-        weights=str(folder),
-        sha256=None,
+        weights=Pinned(str(folder)),
         training=f"the vision tower within {folder.name}",
         licence="",
         origin="",
@@ -129,7 +129,8 @@ def chosen_tower(named: EncoderSpec, folder: Path, what: str, choice: str | None
 
 def _difference(inside: Mapping[str, Tensor], named: EncoderSpec) -> str:
     """What the tower within has other than the named one, rounded as it is; empty: nothing."""
-    path = None if named.weights is None else find_weights(named.weights)
+    weights = weights_of(named)
+    path = None if weights is None else find_weights(weights)
     if path is None:
         return f"{named.name} is not here to compare it with"
     outside = {_bare(key): value for key, value in read_weights(path, named.label).items()}

@@ -5,16 +5,17 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rllava.errors import UserError
-from rllava.fingerprint import Described, PinnedBy
+from rllava.fingerprint import Described
 from rllava.model.causal_lm import check_language_model
 from rllava.model.conversation import TEMPLATES, stop_ids
 from rllava.model.weight_stream import Stored, bare, contents, problems, stream
+from rllava.pinned import Pinned, Weights
 from rllava.pretrained import read_pretrained
 from rllava.weights import TOKENIZERS, check_weights, files_of, pin_weights
 
@@ -25,15 +26,12 @@ class LanguageModelSpec:
 
     Attributes:
         name: readable.
-        weights: a folder in Hugging Face format, ``hub:ORG/NAME``, ``asset:NAME`` for one shipped with the package, or
-            a GGUF file (see :mod:`rllava.weights`).
-        sha256: of the weights; None: :func:`rllava.weights.pin_weights` fills it in before a sweep.
+        weights: a folder in Hugging Face format or a GGUF file.
         origin: where the weights can be had.
     """
 
     name: str
-    weights: Annotated[str, PinnedBy("sha256")]
-    sha256: str | None = None
+    weights: Weights
     origin: Described[str] = ""
 
     @property
@@ -42,7 +40,7 @@ class LanguageModelSpec:
         return f"language model '{self.name}'"
 
 
-TINY_LLAMA = pin_weights(LanguageModelSpec("tiny-llama", "asset:tiny-llama"))
+TINY_LLAMA = pin_weights(LanguageModelSpec("tiny-llama", Pinned("asset:tiny-llama")))
 """The embedded language model, made by ``sweeps/pretrain_language_model.py``."""
 
 

@@ -25,6 +25,7 @@ from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
 from rllava.encoders import build_encoder, input_size
 from rllava.errors import UserError
+from rllava.made import at_hand
 from rllava.model.assemble import build_connector, load_projectors, save_projectors, save_stage2
 from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.llava import Connector, check_ensemble
@@ -252,7 +253,7 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
         What it leaves.
     """
     stage = job.spec.stage1 if number == 1 else job.spec.stage2
-    encoders = [build_encoder(spec) for spec in job.spec.encoders]
+    encoders = [build_encoder(at_hand(spec, Store(job.storage))) for spec in job.spec.encoders]
     check_ensemble(encoders)
     # In the stage's precision and onto the device at once: every worker of a machine would hold 7B in its memory.
     connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision], ray.train.torch.get_device())

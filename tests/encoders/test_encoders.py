@@ -11,15 +11,19 @@ from safetensors.torch import load_file, save_file
 from rllava.encoders import build_encoder, encoder_names, encoder_spec, register
 from rllava.encoders.base import EncoderSpec
 from rllava.errors import UserError
+from rllava.pinned import Pinned
 from rllava.weights import weights_path
 
 HERE = [name for name in encoder_names() if not encoder_spec(name).origin]
 """Registered encoders whose weights need not be fetched: the shipped ones, and any that a reader adds."""
 
 
+TINY = encoder_spec("tiny-clip")
+
+
 def spec_with(path: Path, **changes: object) -> EncoderSpec:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return dataclasses.replace(encoder_spec("tiny-clip"), weights=str(path), sha256=digest, **changes)
+    return dataclasses.replace(encoder_spec("tiny-clip"), weights=Pinned(str(path), digest), **changes)
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -74,9 +78,13 @@ def test_registering_twice_or_with_a_grammar_character_is_refused() -> None:
 
 def test_a_missing_file_another_hash_and_a_damaged_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="do not exist; put them there"):
-        build_encoder(dataclasses.replace(encoder_spec("tiny-clip"), weights=str(tmp_path / "none.safetensors")))
+        build_encoder(
+            dataclasses.replace(encoder_spec("tiny-clip"), weights=Pinned(str(tmp_path / "none.safetensors")))
+        )
     with pytest.raises(UserError, match=r"sha256 .*, expected 0000"):
-        build_encoder(dataclasses.replace(encoder_spec("tiny-clip"), sha256="0" * 64))
+        build_encoder(
+            dataclasses.replace(encoder_spec("tiny-clip"), weights=Pinned("asset:tiny-clip.safetensors", "0" * 64))
+        )
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(weights_path("asset:tiny-clip.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="damaged or no weights file"):

@@ -28,7 +28,8 @@ from rllava.encoders.towers import open_clip as open_clip_towers
 from rllava.encoders.towers import timm as timm_towers
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
-from rllava.weights import pin_weights
+from rllava.pinned import Pinned
+from rllava.weights import hash_of, pin_weights, weights_of
 from tests.test_hub import cached
 
 _REGISTERED: list[EncoderSpec] = []
@@ -106,7 +107,7 @@ def test_every_entry_says_where_its_weights_come_from_and_is_in_the_docs() -> No
 
 
 def small(architecture: str, **changes: Any) -> EncoderSpec:
-    spec = EncoderSpec("small", "rllava.encoders.towers.timm:build", None, None, 224, 0, 0, architecture=architecture)
+    spec = EncoderSpec("small", "rllava.encoders.towers.timm:build", None, 224, 0, 0, architecture=architecture)
     return dataclasses.replace(spec, **changes)
 
 
@@ -114,7 +115,6 @@ VIT = small("test_vit", image_size=160)
 OPEN_CLIP = EncoderSpec(
     "small",
     "rllava.encoders.towers.open_clip:build",
-    None,
     None,
     28,
     0,
@@ -127,7 +127,6 @@ OPEN_CLIP = EncoderSpec(
 HUGGING_FACE = EncoderSpec(
     "small",
     "rllava.encoders.towers.hugging_face:build",
-    None,
     None,
     28,
     0,
@@ -225,7 +224,7 @@ def test_gradients_reach_every_pixel_and_a_sample_does_not_depend_on_its_batch(s
 
 
 def given_weights(spec: EncoderSpec, path: Path, **changes: Any) -> EncoderSpec:
-    return pin_weights(dataclasses.replace(measured(spec), weights=str(path), **changes))
+    return pin_weights(dataclasses.replace(measured(spec), weights=Pinned(str(path)), **changes))
 
 
 def pixels_of(spec: EncoderSpec) -> Tensor:
@@ -334,7 +333,7 @@ def test_a_folder_of_open_clips_layout_is_what_open_clip_computes(
     file = "open_clip_model.safetensors" if kind == "laion" else "open_clip_pytorch_model.bin"
     visual = write_open_clip(tmp_path / "org" / "model", CONFIGS[kind], file)
     spec = pin_weights(encoder_spec("hub:org/model"))
-    assert (spec.name, spec.weights) == ("model", f"hub:org/model/{file}")
+    assert (spec.name, weights_of(spec)) == ("model", f"hub:org/model/{file}")
     assert spec.mean == (CLIP_MEAN if kind in ("fare", "entries at the top", "timm") else tuple(IMAGENET["mean"]))
     images = pixels_of(spec)
     seen: list[Tensor] = []
@@ -359,7 +358,7 @@ def test_a_repository_of_open_clip_is_taken_from_the_hubs_cache(
     assert build_encoder(spec)(pixels_of(spec)).shape == (2, 4, 32)
     again = pin_weights(encoder_spec("open_clip:hf-hub:chs20/fare4-clip"))
     assert fingerprint(again) == fingerprint(spec)
-    assert pin_weights(encoder_spec("fare4")).sha256 == spec.sha256
+    assert hash_of(pin_weights(encoder_spec("fare4"))) == hash_of(spec)
 
 
 def test_a_repository_of_both_layouts_is_read_as_transformers_does_unless_open_clip_is_named(tmp_path: Path) -> None:
@@ -388,7 +387,7 @@ def test_a_registered_tower_of_the_hub_is_what_transformers_computes_and_no_othe
     if vision["hidden_act"] == "quick_gelu":
         del vision["hidden_act"]  # the default, which transformers leaves out
     whole_clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
-    folder = tmp_path / str(registered.weights).removeprefix("hub:")
+    folder = tmp_path / str(weights_of(registered)).removeprefix("hub:")
     randomised(whole_clip, 0).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
     images = pixels_of(spec)
@@ -558,7 +557,7 @@ def test_a_weights_file_needs_to_be_like_something(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"say what the file is like"):
         encoder_spec(str(path))
     like = encoder_spec(f"{path}[like=fare4]")
-    assert (like.name, like.architecture, like.weights, like.sha256) == ("mine", "ViT-L-14", str(path), None)
+    assert (like.name, like.architecture, like.weights) == ("mine", "ViT-L-14", Pinned(str(path)))
     assert encoder_spec(f"{path}[like=timm:test_vit.r160_in1k]").architecture == "test_vit"
 
 
@@ -626,7 +625,7 @@ def test_weights_that_are_nowhere_say_what_to_put_where(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=rf"{tmp_path}/UCSC-VLAA/AdvXL-ViT-H14/advxl_vit_h14.pth do not exist"):
         pin_weights(encoder_spec("advxl-h"))
     torch.save({}, tmp_path / "fare_eps_4.pt")
-    assert len(pin_weights(encoder_spec("fare4")).sha256 or "") == 64
+    assert len(hash_of(pin_weights(encoder_spec("fare4"))) or "") == 64
 
 
 def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
@@ -683,7 +682,7 @@ def test_a_tower_of_the_hub_is_called_by_its_name_wherever_it_lies(
     transformers.SiglipVisionModel(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
     spec = encoder_spec("hub:google/siglip-small")
-    assert (spec.name, spec.weights, spec.mean) == ("siglip-small", "hub:google/siglip-small", (0.5, 0.5, 0.5))
+    assert (spec.name, weights_of(spec), spec.mean) == ("siglip-small", "hub:google/siglip-small", (0.5, 0.5, 0.5))
     assert build_encoder(pin_weights(spec))(pixels_of(spec)).shape == (2, 4, 32)
 
 
@@ -696,7 +695,7 @@ def test_weights_are_looked_into_before_anything_is_built(tmp_path: Path) -> Non
         check_encoder(spec)
     path.write_text("404: not found")
     with pytest.raises(UserError, match="damaged or no weights file"):
-        check_encoder(dataclasses.replace(spec, sha256=None))
+        check_encoder(dataclasses.replace(spec, weights=Pinned(str(path))))
 
 
 def test_an_empty_folder_holds_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ from rllava.fingerprint import FORMAT, fields_of, fingerprint, to_json, versions
 from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
-from rllava.weights import Weighted
+from rllava.pinned import Pinned
+from rllava.weights import Weighted, hash_of, weights_of
 from sweeps.grid import attack_conditions
 from sweeps.plan import Plan
 from sweeps.presets import PRESETS, Candidate, Preset, benchmark_spec, parse_candidate
@@ -55,8 +56,11 @@ class Change:
 
 def pinned(spec: SpecT) -> SpecT:
     """A spec with a hash, made up where none is known."""
-    made_up = hashlib.sha256(str(spec.weights).encode()).hexdigest()
-    return dataclasses.replace(spec, sha256=spec.sha256 or made_up)  # type: ignore[type-var]
+    path = weights_of(spec)
+    if path is None:
+        return spec
+    made_up = hashlib.sha256(path.encode()).hexdigest()
+    return dataclasses.replace(spec, weights=Pinned(path, hash_of(spec) or made_up))  # type: ignore[type-var]
 
 
 def pinned_all(specs: tuple[EncoderSpec, ...]) -> tuple[EncoderSpec, ...]:

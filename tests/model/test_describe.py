@@ -18,6 +18,7 @@ from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.describe import Description, answer_logits, describe, describe_parts
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector
+from rllava.pinned import Pinned
 from sweeps.presets import PRESETS, model_spec
 from tests.model.checkpoints import GIANT, GIANT_PROJECTOR, write_checkpoint, write_tower
 
@@ -71,7 +72,9 @@ def assert_counts(described: Description, encoders: Sequence[nn.Module], connect
 
 def test_a_7b_llava_has_its_published_size_and_the_cost_of_its_matrix_products(tmp_path: Path) -> None:
     transformers.LlamaConfig().save_pretrained(tmp_path)  # Llama-2-7B's and Vicuna's
-    described = describe_parts([encoder_spec("clip-l-336")], LanguageModelSpec("vicuna", str(tmp_path)), text_tokens=64)
+    described = describe_parts(
+        [encoder_spec("clip-l-336")], LanguageModelSpec("vicuna", Pinned(str(tmp_path))), text_tokens=64
+    )
     assert described.language_model_parameters == 6_738_415_616
     assert round(described.projector_parameters / 1e6, 1) == 21.0  # section 3 of the protocol
     assert described.bytes["bfloat16"] / 1e9 == pytest.approx(14.1, abs=0.01)
@@ -89,7 +92,9 @@ def test_a_7b_llava_has_its_published_size_and_the_cost_of_its_matrix_products(t
 
 def test_a_language_model_that_is_not_here_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLLAVA_WEIGHTS", str(tmp_path))
-    spec = dataclasses.replace(LanguageModelSpec("vicuna-7b-v1.5", "vicuna"), origin="the hub's lmsys/vicuna-7b-v1.5")
+    spec = dataclasses.replace(
+        LanguageModelSpec("vicuna-7b-v1.5", Pinned("vicuna")), origin="the hub's lmsys/vicuna-7b-v1.5"
+    )
     with pytest.raises(
         UserError, match=rf"{tmp_path}/vicuna do not exist; put them there; they come from the hub's lmsys"
     ):

@@ -54,9 +54,7 @@ IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224,
 
 def spec(name: str, builder: str, **fields: Any) -> EncoderSpec:
     return measured(
-        EncoderSpec(
-            name, f"rllava.encoders.towers.{builder}:build", None, None, image_size=SIDE, tokens=0, width=0, **fields
-        )
+        EncoderSpec(name, f"rllava.encoders.towers.{builder}:build", None, image_size=SIDE, tokens=0, width=0, **fields)
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from rllava.errors import UserError
 from rllava.model.conversation import TEMPLATES, pieces, tokenize
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec, check_language_model_files, load_language_model
-from rllava.weights import pin_weights, weights_path
+from rllava.pinned import Pinned
+from rllava.weights import pin_weights, weights_of, weights_path
 
 CHAT = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
@@ -64,7 +65,7 @@ def write(file: Path, model: Any, tokenizer: Any, without: str = "") -> Path:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    stored = json.loads((weights_path(str(TINY_LLAMA.weights)) / "tokenizer.json").read_text())["model"]
+    stored = json.loads((weights_path(str(weights_of(TINY_LLAMA))) / "tokenizer.json").read_text())["model"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(config.vocab_size)))
     special = set(tokenizer.all_special_ids)
@@ -96,7 +97,7 @@ def written(original: tuple[Any, Any], tmp_path: Path) -> Path:
 
 def test_a_gguf_file_gives_the_same_logits_and_words(original: tuple[Any, Any], written: Path) -> None:
     model, tokenizer = original
-    spec = pin_weights(LanguageModelSpec("tiny", str(written)))
+    spec = pin_weights(LanguageModelSpec("tiny", Pinned(str(written))))
     read, words = load_language_model(spec)
     id_1T = torch.tensor([tokenizer("what colour is the circle in the image?").input_ids])
     assert words("what colour is the circle in the image?").input_ids[-10:] == id_1T[0, -10:].tolist()
@@ -109,20 +110,20 @@ def test_a_gguf_file_gives_the_same_logits_and_words(original: tuple[Any, Any], 
 def test_a_gguf_file_that_lacks_a_weight_is_refused(original: tuple[Any, Any], tmp_path: Path) -> None:
     write(tmp_path / "tiny.gguf", *original, without="blk.1.ffn_up.weight")
     with pytest.raises(UserError, match=r"language model 'tiny': .* missing model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_language_model(pin_weights(LanguageModelSpec("tiny", str(tmp_path / "tiny.gguf"))))
+        load_language_model(pin_weights(LanguageModelSpec("tiny", Pinned(str(tmp_path / "tiny.gguf")))))
 
 
 @pytest.mark.parametrize("left", [3, 2000, -1000])
 def test_a_torn_gguf_file_is_answered_in_one_line(left: int, written: Path) -> None:
     written.write_bytes(written.read_bytes()[:left])
     with pytest.raises(UserError, match=r"language model 'tiny': cannot load .*tiny\.gguf") as caught:
-        load_language_model(pin_weights(LanguageModelSpec("tiny", str(written))))
+        load_language_model(pin_weights(LanguageModelSpec("tiny", Pinned(str(written)))))
     assert "\n" not in str(caught.value)
 
 
 def test_planning_reads_the_words_of_a_gguf_file(written: Path) -> None:
-    spec = pin_weights(LanguageModelSpec("tiny", str(written)))
+    spec = pin_weights(LanguageModelSpec("tiny", Pinned(str(written))))
     check_language_model_files(spec, ("chat", "vicuna_v1"))
     written.write_bytes(written.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"language model 'tiny': the tokenizer in .*tiny\.gguf cannot be read"):
-        check_language_model_files(replace(spec, sha256=None), ("chat",))
+        check_language_model_files(replace(spec, weights=Pinned(str(written))), ("chat",))

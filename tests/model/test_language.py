@@ -12,6 +12,7 @@ import transformers
 from rllava.errors import UserError
 from rllava.model.conversation import IMAGE_TOKEN, TEMPLATES, pieces, tokenize
 from rllava.model.language import LanguageModelSpec, load_language_model
+from rllava.pinned import Pinned
 from rllava.weights import pin_weights
 
 
@@ -36,7 +37,7 @@ def write_like_vicuna(folder: Path) -> transformers.LlamaForCausalLM:
 
 def test_a_folder_like_vicunas_is_read(tmp_path: Path) -> None:
     written = write_like_vicuna(tmp_path)
-    spec = pin_weights(LanguageModelSpec("vicuna", str(tmp_path)))
+    spec = pin_weights(LanguageModelSpec("vicuna", Pinned(str(tmp_path))))
     model, tokenizer = load_language_model(spec)
     id_1T = torch.tensor([[1, 5, 9]])
     torch.testing.assert_close(model(id_1T).logits, written(id_1T).logits)
@@ -50,14 +51,14 @@ def test_a_folder_like_vicunas_is_read(tmp_path: Path) -> None:
 
 def test_weights_that_changed_are_named(tmp_path: Path) -> None:
     write_like_vicuna(tmp_path)
-    spec = pin_weights(LanguageModelSpec("vicuna", str(tmp_path)))
+    spec = pin_weights(LanguageModelSpec("vicuna", Pinned(str(tmp_path))))
     with open(tmp_path / "tokenizer.model", "ab") as file:
         file.write(b"\n")
     with pytest.raises(UserError, match=r"language model 'vicuna': weights .* have sha256"):
         load_language_model(spec)
     (tmp_path / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer; copy tokenizer\.json"):
-        load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+        load_language_model(pin_weights(LanguageModelSpec("vicuna", Pinned(str(tmp_path)))))
 
 
 class _Runs:
@@ -92,7 +93,7 @@ def test_wrong_weights_are_answered_in_one_line(name: str, tmp_path: Path, capsy
     change, message = WRONG[name]
     change(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=message) as caught:
-        load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+        load_language_model(pin_weights(LanguageModelSpec("vicuna", Pinned(str(tmp_path)))))
     assert "\n" not in str(caught.value)
     assert "language model 'vicuna'" in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
@@ -104,7 +105,7 @@ def test_torn_safetensors_are_answered_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"language model 'vicuna': .*model.safetensors is damaged"):
-        load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+        load_language_model(pin_weights(LanguageModelSpec("vicuna", Pinned(str(tmp_path)))))
 
 
 def test_buffers_that_older_releases_stored_are_no_surplus(tmp_path: Path) -> None:
@@ -112,6 +113,6 @@ def test_buffers_that_older_releases_stored_are_no_surplus(tmp_path: Path) -> No
     rewritten(lambda state: state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})(
         tmp_path / "pytorch_model.bin"
     )
-    model, _ = load_language_model(pin_weights(LanguageModelSpec("vicuna", str(tmp_path))))
+    model, _ = load_language_model(pin_weights(LanguageModelSpec("vicuna", Pinned(str(tmp_path)))))
     id_1T = torch.tensor([[1, 5, 9]])
     torch.testing.assert_close(model(id_1T).logits, written(id_1T).logits)

@@ -13,6 +13,7 @@ from rllava.data.easy_vqa_source import KINDS
 from rllava.data.pairs import caption_of, labelled_images
 from rllava.model.conversation import TEMPLATES, pieces, tokenize
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec, load_language_model
+from rllava.pinned import Pinned
 
 READS = 0.99
 """Share of questions answered right about a description in words; 1.00 was measured for every kind."""
@@ -40,7 +41,7 @@ def test_its_script_makes_one_that_loads(tmp_path: Path) -> None:
     command = [sys.executable, "sweeps/pretrain_language_model.py", "--output", str(output), "--steps", "40"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    model, tokenizer = load_language_model(LanguageModelSpec("made", str(output)))
+    model, tokenizer = load_language_model(LanguageModelSpec("made", Pinned(str(output))))
     facts = json.loads((output / "training.json").read_text())
     assert facts["parameters"] == model.num_parameters()
     assert facts["final_loss"]["plain text"] < 6.0  # ln 448 = 6.1 is what knowing nothing costs

@@ -20,10 +20,12 @@ from rllava.conditions.clean import Clean
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import encoder_spec
+from rllava.encoders.pretraining import RECIPES
 from rllava.fingerprint import Field, fields_of, fingerprint
 from rllava.metrics import metric as metric_module
 from rllava.metrics.metric import METRICS
 from rllava.model import conversation
+from rllava.pinned import MadeBy, Pinned
 from rllava.specs import EvalSpec, ModelSpec
 from sweeps.presets import PRESETS
 from tests.golden.make_identity import GOLDEN, REGENERATE, Snapshot, changes, outside_fields, plan_of
@@ -114,6 +116,7 @@ def other(field: Field, spec: Any) -> Iterator[Any]:
         "conversation": tuple(conversation.TEMPLATES),
         "metric": tuple(METRICS),
         "sha256": ("1" * 64,),
+        "weights": (Pinned("elsewhere", "1" * 64), MadeBy(RECIPES[1]), MadeBy(RECIPES[2])),
         "protocol": (with_steps(PROTOCOLS.get("strong"), 7),),
         "condition": (Clean("float16"), within(PROTOCOLS.get("strong"), 7.0)),
         "smaller": (spec,),

@@ -10,6 +10,7 @@ from rllava.encoders.towers.open_clip import flat
 from rllava.encoders.towers.open_clip_config import read_open_clip_config
 from rllava.errors import UserError
 from rllava.hub import OPEN_CLIP_CONFIG
+from rllava.pinned import Pinned
 from rllava.weights import find_weights
 
 
@@ -27,8 +28,8 @@ def completed(spec: EncoderSpec) -> EncoderSpec:
     Raises:
         UserError: if the configuration is damaged, not understood, or of an encoder of another size.
     """
-    assert spec.weights is not None
-    file = find_weights(f"{spec.weights.rpartition('/')[0]}/{OPEN_CLIP_CONFIG}")
+    assert isinstance(spec.weights, Pinned)
+    file = find_weights(f"{spec.weights.path.rpartition('/')[0]}/{OPEN_CLIP_CONFIG}")
     if file is None:
         return spec
     config = read_open_clip_config(file, spec.label)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, measured
 from rllava.errors import UserError
+from rllava.pinned import Pinned
 from rllava.pretrained import read_pretrained
 from rllava.weights import read_weights, readable
 
@@ -195,8 +196,7 @@ def described_spec(
         EncoderSpec(
             name=name,
             builder="rllava.encoders.towers.hugging_face:build",
-            weights=str(folder),
-            sha256=None,
+            weights=Pinned(str(folder)),
             image_size=vision.get("image_size", 224),
             tokens=0,
             width=0,

@@ -23,6 +23,7 @@ from rllava.encoders.towers.open_clip_config import (
 from rllava.errors import UserError
 from rllava.hub import OPEN_CLIP as WEIGHTS
 from rllava.hub import OPEN_CLIP_CONFIG as CONFIG
+from rllava.pinned import Pinned
 from rllava.registry import unknown
 from rllava.weights import find_weights, fitting, read_weights, weights_path
 
@@ -222,8 +223,7 @@ def configured_spec(folder: Path, name: str, weights: str) -> EncoderSpec:
     spec = EncoderSpec(
         name=name,
         builder="rllava.encoders.towers.open_clip:build",
-        weights=f"{weights}/{file}",
-        sha256=None,
+        weights=Pinned(f"{weights}/{file}"),
         image_size=image_size,
         tokens=0,
         width=0,
@@ -280,8 +280,7 @@ def open_clip_spec(name: str) -> EncoderSpec:
     spec = EncoderSpec(
         name=f"open_clip:{name}",
         builder="rllava.encoders.towers.open_clip:build",
-        weights=f"hub:{organisation}/{repository}/{file}",
-        sha256=None,
+        weights=Pinned(f"hub:{organisation}/{repository}/{file}"),
         image_size=described["vision_cfg"].get("image_size", 224),
         tokens=0,
         width=0,

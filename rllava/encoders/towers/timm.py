@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, EncoderSpec, measured
 from rllava.errors import UserError
+from rllava.pinned import Pinned
 from rllava.registry import unknown
 from rllava.weights import fitting, read_weights
 
@@ -201,8 +202,7 @@ def described_spec(name: str) -> EncoderSpec:
     return EncoderSpec(
         name=f"timm:{name}",
         builder="rllava.encoders.towers.timm:build",
-        weights=f"hub:{defaults.hf_hub_id}/{file}",
-        sha256=None,
+        weights=Pinned(f"hub:{defaults.hf_hub_id}/{file}"),
         image_size=defaults.input_size[-1],
         tokens=0,
         width=0,

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from rllava.errors import UserError
 from rllava.model.checkpoint.layout import Layout, own_language_model
 from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.pinned import MadeBy
 from rllava.snapshot import MARKER
 from rllava.specs import ModelSpec
 
@@ -42,6 +43,12 @@ def trained_spec(folder: Path, what: str) -> CheckpointSpec:
     except (OSError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} has no readable spec.json ({reason}); copy the whole folder") from error
+    for encoder in spec.encoders:
+        if isinstance(encoder.weights, MadeBy):
+            raise UserError(
+                f"{what}: its encoder {encoder.name} was made by a step of its sweep; evaluate it there, by the "
+                "sweep's own command"
+            )
     return CheckpointSpec(
         name="",
         format="trained",

@@ -1,0 +1,37 @@
+"""Where weights come from: a file that somebody made, or a step of the sweep."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rllava.fingerprint import PinnedBy
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Weights that are there.
+
+    Attributes:
+        path: where they are, see :mod:`rllava.weights`.
+        sha256: of them, checked whenever they are read. None: :func:`rllava.weights.pin_weights` fills it in before a
+            sweep.
+    """
+
+    path: Annotated[str, PinnedBy("sha256")]
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """Weights that a step leaves in the storage, in the file :data:`WEIGHTS` of its artifact.
+
+    Attributes:
+        spec: of the step; its fingerprint is theirs.
+    """
+
+    spec: Any
+
+
+Weights = Pinned | MadeBy
+
+WEIGHTS = "weights.safetensors"
+"""File that a step of kind ``encoders`` leaves; the facts of its marker hold its ``sha256``."""
