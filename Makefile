@@ -25,6 +25,7 @@ setup: $(STAMP)
 
 # --no-compile: pip compiles one file after the other; compileall uses all cores (some packages ship files that no
 # Python 3 compiles). Without bytecode the first run would compile in every worker at once.
+# imagecorruptions-imaug comes without what it asks for: an OpenCV that needs a desktop; the headless one is there.
 # pydoclint has an environment of its own: it brings a fork of docstring_parser, with which tyro finds no help texts.
 # The last step: DeepSpeed compiles an operator when it is first used, so it is used here and the first training run
 # need not wait.
@@ -34,6 +35,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --constraint $(CONSTRAINTS) imagecorruptions-imaug
 	$(BIN)/python -m venv $(VENV)/pydoclint
 	$(VENV)/pydoclint/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) pydoclint
 	ln -sf ../pydoclint/bin/pydoclint $(BIN)/pydoclint

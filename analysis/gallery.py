@@ -158,9 +158,9 @@ def _card(sample: pd.DataFrame, candidate: str, epsilon: float, images: dict[Rec
         best_round=_text(row["best_round"]),
         linf=float(row["linf"]),
         error=_text(row["error"]),
-        clean_image=_data_uri(clean),
-        adversarial_image=_data_uri(adversarial),
-        perturbation_image=_data_uri(change),
+        clean_image=data_uri(clean),
+        adversarial_image=data_uri(adversarial),
+        perturbation_image=data_uri(change),
     )
 
 
@@ -186,7 +186,7 @@ def _text(value: Any) -> str:
     return "" if value is None or pd.isna(value) else str(value)
 
 
-def _data_uri(png: bytes | None) -> str | None:
+def data_uri(png: bytes | None) -> str | None:
     if png is None:
         return None
     with Image.open(io.BytesIO(png)) as image:

@@ -32,11 +32,12 @@ _STORAGE_MARKER = "rllava-storage.json"
 _READERS = 16
 """Parts that are read at a time."""
 
-IMAGE_COLUMNS = ("clean_png", "adversarial_png", "adversarial_rest")
+IMAGE_COLUMNS = ("clean_png", "adversarial_png", "adversarial_rest", "shown_png")
 """Columns that are left in storage until :func:`fetch_images` asks for them."""
 
-RecordKey = tuple[str, str, str, str, float, int | None, int, str]
-"""The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, condition, epsilon, seed, draw, evaluation."""
+RecordKey = tuple[str, str, str, str, float | None, int | None, int | None, int, str]
+"""The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, condition, epsilon, severity, seed, draw,
+evaluation."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ class SweepResults:
 class RecordImages:
     """PNG bytes of a record; None where the record holds none (clean: epsilon 0 only; adversarial: attacked only).
 
-    ``rest`` is what the 8-bit adversarial image lacks of the scored one; see ``rllava.records``.
+    ``shown`` is what was shown where it is neither, of a few samples. ``rest`` is what the 8-bit adversarial image
+    lacks of the scored one; see ``rllava.records``.
     """
 
     clean: bytes | None
     adversarial: bytes | None
     rest: bytes | None = None
+    shown: bytes | None = None
 
 
 def load_sweep(

@@ -39,8 +39,8 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
         confidence=confidence(findings),
         epsilon=findings.epsilon,
         level=findings.resampling.level,
-        vega=_vega_bundle(),
-        charts={name: _inline_json(chart_spec(chart)) for name, chart in charts.items()},
+        vega=vega_bundle(),
+        charts={name: inline_json(chart_spec(chart)) for name, chart in charts.items()},
         front=_records(findings.front.sort_values("robust", ascending=False, na_position="last")),
         results=_results_table(findings),
         comparisons=_comparisons_table(findings),
@@ -65,19 +65,24 @@ def chart_spec(chart: Any) -> dict[str, Any]:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty)
-    return environment.from_string(resources.files("analysis").joinpath("template.html").read_text(encoding="utf-8"))
+    return environment().from_string(resources.files("analysis").joinpath("template.html").read_text(encoding="utf-8"))
+
+
+def environment() -> jinja2.Environment:
+    """What the templates of all reports are filled with."""
+    found = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    found.filters.update(number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty)
+    return found
 
 
 @functools.cache
-def _vega_bundle() -> str:
+def vega_bundle() -> str:
     """Returns Vega, Vega-Lite and Vega-Embed as one script, safe to stand inside a script element."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _inline_json(value: Any) -> str:
+def inline_json(value: Any) -> str:
     """Serialises to JSON that cannot end the script element around it, whatever text it holds."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

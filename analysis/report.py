@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,21 @@ import altair as alt
 import tyro
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
+from analysis.corruption_page import corrupted_samples, heat_map, render_corruptions
+from analysis.corruptions import (
+    CorruptionFindings,
+    analyse_corruptions,
+    corruption_answer,
+    format_corruptions,
+    is_about_corruptions,
+)
 from analysis.findings import Findings, analyse, answer
 from analysis.gallery import build_gallery
 from analysis.loading import SweepResults, load_sweep
 from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
-from analysis.tables import summary_csv, table_csv
+from analysis.scores import AVERAGE
+from analysis.tables import format_table, summary_csv, table_csv
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
 
@@ -94,7 +104,6 @@ def write_findings(findings: Findings) -> ReportPaths:
     """Writes the report of findings that are already computed, into the storage they come from."""
     storage = findings.results.storage.rstrip("/")
     folder = f"reports/{findings.results.manifest.sweep}"
-    filesystem, root = open_filesystem(storage)
     exhibits = build_gallery(findings.results, findings.scores, findings.epsilon)
     charts: dict[str, Chart] = {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}
     files = {
@@ -105,14 +114,43 @@ def write_findings(findings: Findings) -> ReportPaths:
         **{f"{name}.svg": render_svg(chart) for name, chart in charts.items()},
         "index.html": render_page(findings, charts, exhibits).encode(),
     }
+    _write(findings.results, files)
+    return _paths(f"{storage}/{folder}")
+
+
+def write_corruptions(findings: CorruptionFindings) -> str:
+    """Writes the report of a sweep of corruptions into the storage it comes from.
+
+    Args:
+        findings: from ``corruptions.analyse_corruptions``.
+
+    Returns:
+        Path or URL of the page.
+    """
+    chart = heat_map(findings)
+    files = {
+        "corruptions.csv": table_csv(findings.table[findings.table["benchmark"] != AVERAGE]),
+        "means.csv": table_csv(findings.means),
+        "comparisons.csv": table_csv(findings.comparisons),
+        "heatmap.png": render_png(chart),
+        "heatmap.svg": render_svg(chart),
+        "index.html": render_corruptions(findings, chart, corrupted_samples(findings)).encode(),
+    }
+    assert set(files) == set(_CORRUPTION_FILES)
+    _write(findings.results, files)
+    return f"{findings.results.storage.rstrip('/')}/reports/{findings.results.manifest.sweep}/index.html"
+
+
+def _write(results: SweepResults, files: Mapping[str, bytes]) -> None:
+    folder = f"reports/{results.manifest.sweep}"
+    filesystem, root = open_filesystem(results.storage.rstrip("/"))
     with contextlib.suppress(FileNotFoundError):
         filesystem.rm_file(f"{root}/{folder}/{_MADE_FROM}")  # whoever wants it said of these files writes it again
     for name, data in files.items():
         write_whole(filesystem, f"{root}/{folder}/{name}", data)
-    return _paths(f"{storage}/{folder}")
 
 
-def refresh_report(storage: str, sweep: str) -> tuple[ReportPaths, SweepResults]:
+def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     """As :func:`write_report`, unless the report that is there was made from the same records by the same code.
 
     Args:
@@ -120,7 +158,7 @@ def refresh_report(storage: str, sweep: str) -> tuple[ReportPaths, SweepResults]
         sweep: name of the sweep.
 
     Returns:
-        The paths of the files, and what they tell about.
+        Path or URL of its page, and its table for a terminal.
 
     Raises:
         UserError: if the results are missing or damaged.
@@ -130,12 +168,27 @@ def refresh_report(storage: str, sweep: str) -> tuple[ReportPaths, SweepResults]
     folder = f"{root}/reports/{sweep}"
     made_from = _made_from(results)
     there = {str(path).rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)}
-    paths = _paths(f"{storage.rstrip('/')}/reports/{sweep}")
-    if {*_FILES, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from:
-        return paths, results
-    write_findings(analyse(results))
-    write_whole(filesystem, f"{folder}/{_MADE_FROM}", made_from)
-    return paths, results
+    corrupted = is_about_corruptions(results)
+    names = _CORRUPTION_FILES if corrupted else _FILES
+    fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
+    if corrupted:
+        findings = analyse_corruptions(results)
+        table = format_corruptions(findings)
+        if not fresh:
+            write_corruptions(findings)
+    else:
+        table = format_table(results)
+        if not fresh:
+            write_findings(analyse(results))
+    if not fresh:
+        write_whole(filesystem, f"{folder}/{_MADE_FROM}", made_from)
+    return f"{storage.rstrip('/')}/reports/{sweep}/index.html", table
+
+
+_CORRUPTION_FILES = (
+    "index.html", "corruptions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg",
+)  # fmt: skip
+"""Of a report on corruptions."""
 
 
 _FILES = (
@@ -191,13 +244,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m analysis.report")
     try:
         resampling = Resampling(draws=options.draws, seed=options.seed)
-        findings = analyse(load_sweep(options.storage, options.sweep), options.epsilon, options.baseline, resampling)
-        paths = write_findings(findings)
+        results = load_sweep(options.storage, options.sweep)
+        if is_about_corruptions(results):
+            corrupted = analyse_corruptions(results, options.baseline, resampling)
+            said, page = corruption_answer(corrupted), write_corruptions(corrupted)
+        else:
+            findings = analyse(results, options.epsilon, options.baseline, resampling)
+            said, page = answer(findings), write_findings(findings).index
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(answer(findings))
-    print(paths.index)
+    print(said)
+    print(page)
     return 0
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 
 from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
 from rllava.conditions.attack import within
+from rllava.conditions.clean import Clean
 from rllava.conditions.condition import Condition
+from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BenchmarkSpec
+from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, check_library, known_fit
 from rllava.errors import UserError
 from sweeps.options import AttackOptions, CandidateOptions, SweepOptions, absolute, check_numbers, read_budgets
 from sweeps.plan import Plan, check_inputs
@@ -63,6 +66,36 @@ def attack_conditions(protocol: Protocol, budgets: Sequence[float]) -> tuple[Con
         The conditions, budgets rising.
     """
     return tuple(within(protocol, size) for size in sorted(budgets))
+
+
+def corruption_conditions(
+    preset: Preset, names: Sequence[str], side: int | None = None, fit: str = "inside"
+) -> tuple[Condition, ...]:
+    """Clean images and corrupted ones, answered in the precision of the recipe's clean answers.
+
+    Args:
+        preset: of the sweep.
+        names: of corruptions; none: all.
+        side: size at which images are corrupted, in pixels; None: the recipe's.
+        fit: how they get that size, see ``rllava.data.corruptions.Fit``.
+
+    Returns:
+        The conditions.
+
+    Raises:
+        UserError: if a corruption is unknown, a number senseless, or the library that corrupts is not here.
+    """
+    if side is not None and side < SMALLEST_SIDE:
+        raise UserError(f"--corrupted-at {side}: expected at least {SMALLEST_SIDE} pixels")
+    if not known_fit(fit):
+        raise UserError(f"--fit {fit}: expected inside or squash")
+    for name in names:
+        CORRUPTIONS.get(name)
+    check_library()
+    precision = PROTOCOLS.get(preset.protocol).clean_precision
+    chosen = dict.fromkeys(names or CORRUPTIONS)
+    size = side or preset.corrupted_at
+    return (Clean(precision), *(Corruption(name, size, fit, precision) for name in chosen))  # type: ignore[arg-type]
 
 
 def grid_of(options: SweepOptions, preset: Preset, conditions: Sequence[Condition]) -> Grid:

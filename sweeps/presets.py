@@ -32,6 +32,7 @@ class Preset:
         batch_size: samples attacked together.
         rows_per_shard: samples per unit of work.
         checkpoint_every: optimiser steps between training checkpoints.
+        corrupted_at: size at which images are corrupted, in pixels.
         for_gpus: whether its training is meant for GPUs: CPUs do it only if they are asked for.
     """
 
@@ -48,6 +49,7 @@ class Preset:
     batch_size: int
     rows_per_shard: int
     checkpoint_every: int
+    corrupted_at: int = 336
     for_gpus: bool = False
 
 
@@ -119,6 +121,7 @@ _TINY = Preset(
     batch_size=32,
     rows_per_shard=32,
     checkpoint_every=200,
+    corrupted_at=64,
 )
 PRESETS.register("tiny", _TINY)
 
@@ -165,6 +168,7 @@ PRESETS.register(
         batch_size=16,
         rows_per_shard=16,
         checkpoint_every=50,
+        corrupted_at=224,
     ),
 )
 

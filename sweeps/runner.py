@@ -19,7 +19,6 @@ from ray import tune
 
 from analysis.manifest import ConditionEntry, Manifest, ModelEntry, RecordsEntry
 from analysis.report import refresh_report
-from analysis.tables import format_table
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
 from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
@@ -135,12 +134,12 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
     if most or rows:
         found = plan.store.snapshot(plan.artifacts(), keep=True)
     manifest = write_manifest(plan, found, before, machine, started)
-    paths, records = refresh_report(plan.storage, plan.sweep)
-    say(format_table(records))
+    page, table = refresh_report(plan.storage, plan.sweep)
+    say(table)
     minutes, seconds = divmod(int(manifest.wall_seconds), 60)
     say(f"records: {plan.store.root}/records   took {minutes} min {seconds} s")
-    say(f"report:  {paths.index}")
-    return str(paths.index)
+    say(f"report:  {page}")
+    return page
 
 
 def kept(plan: Plan, candidate: Candidate) -> str:

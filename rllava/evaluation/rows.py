@@ -43,8 +43,8 @@ def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict
     }
 
 
-def clean_fields(prediction: str, score: float) -> dict[str, Any]:
-    """The clean answer of a sample, as what it is until an attack does worse.
+def attacked_as_clean(prediction: str, score: float) -> dict[str, Any]:
+    """The clean answer of a sample as that to what was shown: what it is until an attack does worse.
 
     Args:
         prediction: clean answer.
@@ -54,9 +54,7 @@ def clean_fields(prediction: str, score: float) -> dict[str, Any]:
         Part of a record.
     """
     return {
-        "clean_prediction": prediction,
         "prediction": prediction,
-        "clean_score": score,
         "score": score,
         "prediction_8bit": prediction,
         "score_8bit": score,

@@ -55,10 +55,13 @@ def decode_shard(table: pa.Table, image_size: int, views: Views | None = None) -
         references = tuple(text for text in row["references"] or () if text.strip())
         try:
             pixels = preprocess(row["image"] or b"", image_size)
-            if views is not None:
-                shown = tuple(fit(view, image_size) for view in views(row["image"], row["sample_id"]))
         except DamagedImage as damage:
             error = f"damaged image: {damage}"
+        try:
+            if views is not None and error is None:
+                shown = tuple(fit(view, image_size) for view in views(row["image"], row["sample_id"]))
+        except DamagedImage as damage:
+            error = f"cannot be shown: {damage}"
         if error is None and not references:
             error = "no references"
         samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error, row["row"], shown))

@@ -21,7 +21,7 @@ from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_t
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.in_flight import Keeping
-from rllava.evaluation.rows import clean_fields, record_head
+from rllava.evaluation.rows import attacked_as_clean, record_head
 from rllava.evaluation.samples import Sample
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.causal_lm import copy_in_precision, layers
@@ -321,14 +321,25 @@ class ShardWork:
     others: Mapping[str, Tensor] | None = None
 
     def clean_rows(self) -> list[dict[str, Any]]:
-        """Per sample, the record of its clean answer, until a condition does worse."""
-        (part,) = self.spec.condition.parts
+        """Per sample, the record of its clean answer, until an attack does worse."""
         return [
-            {**record_head(self.spec, sample, part), **clean_fields(prediction, score)}
-            for sample, prediction, score in zip(
-                self.shard.samples, self.shard.predictions, self.shard.scores, strict=True
-            )
+            row | attacked_as_clean(prediction, score)
+            for b, (prediction, score) in enumerate(zip(self.shard.predictions, self.shard.scores, strict=True))
+            for row in self.rows_of(b)
         ]
+
+    def rows_of(self, b: int) -> list[dict[str, Any]]:
+        """A sample's records, one per part of the condition, with its clean answer and nothing else yet.
+
+        Args:
+            b: place of the sample.
+
+        Returns:
+            Records to fill in.
+        """
+        clean = {"clean_prediction": self.shard.predictions[b], "clean_score": self.shard.scores[b]}
+        parts = self.spec.condition.parts
+        return [record_head(self.spec, self.shard.samples[b], part) | clean for part in parts]
 
     def answer(self, images: Sequence[np.ndarray]) -> tuple[list[str], list[float]]:
         """Answers to other images of the samples, in the precision of the clean ones.

@@ -77,7 +77,7 @@ def test_the_record_of_a_checkpoint_has_no_seed_and_is_found(tmp_path: Path) -> 
     assert records["seed"].dtype == "Int64"
     (key, image), *_ = fetch_images(str(tmp_path), records[:1]).items()
     assert key == record_keys(records)[0]
-    assert key[5] is None
+    assert (key[5], key[6]) == (None, None)
     assert image.adversarial == rows[0]["adversarial_png"]
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from rllava.attacks.outcome import GRID, GRID_VERSION
 from rllava.attacks.protocols import PROTOCOLS
 from rllava.data.benchmarks import BENCHMARKS
+from rllava.data.corruptions import CORRUPTIONS, SIZING_VERSION
 from rllava.data.images import MAX_SIDE, PADDING_COLOUR, PREPROCESSING_VERSION
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import EncoderSpec, encoder_names, encoder_spec
@@ -28,7 +29,7 @@ from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.pinned import Pinned
 from rllava.weights import Weighted, hash_of, weights_of
-from sweeps.grid import attack_conditions
+from sweeps.grid import attack_conditions, corruption_conditions
 from sweeps.plan import Plan
 from sweeps.presets import PRESETS, Candidate, Preset, benchmark_spec, parse_candidate
 
@@ -84,6 +85,8 @@ def code_constants() -> dict[str, Any]:
     return {
         "preprocessing": {"version": PREPROCESSING_VERSION, "colour": list(PADDING_COLOUR), "most": MAX_SIDE},
         "grid": {"version": GRID_VERSION, "levels": GRID},
+        "sizing": {"version": SIZING_VERSION},
+        **{f"corruption {name}": {"version": CORRUPTIONS.get(name).version} for name in CORRUPTIONS},
         "decoys": {"version": DECOYS_VERSION, "bank": BANK_SIZE},
         **{f"metric {name}": {"version": METRICS.get(name).version} for name in METRICS},
         **{f"template {name}": to_json(TEMPLATES.get(name)) for name in TEMPLATES},
@@ -118,6 +121,9 @@ class Snapshot:
         plan = plan_of(preset, preset.protocol)
         for candidate in plan.candidates:
             self._note(f"{preset.name} model {candidate.name}", plan.model(candidate)[0])
+        corrupted = dataclasses.replace(plan, conditions=corruption_conditions(preset, ()))
+        for spec, _ in corrupted.evaluations(plan.candidates[0]):
+            self._note(f"{preset.name} {spec.condition.label} {spec.candidate} {spec.benchmark.name}", spec)
         for name in PROTOCOLS:
             plan = plan_of(preset, name)
             for candidate in plan.candidates:

@@ -21,16 +21,19 @@ from tests.fixtures.processes import Tracked
 SMOKE = (sys.executable, "sweeps/encoder_ablation.py", "--preset", "smoke")
 
 
-def start(storage: str, tracked: Tracked, *options: str) -> "subprocess.Popen[str]":
-    """Starts the smoke ablation in the background.
+def start(
+    storage: str, tracked: Tracked, *options: str, script: str = "sweeps/encoder_ablation.py"
+) -> "subprocess.Popen[str]":
+    """Starts the smoke ablation, or another sweep, in the background.
 
     Args:
         storage: results folder.
         tracked: marks its processes.
         *options: more of the command line.
+        script: of the sweep.
     """
     return subprocess.Popen(
-        [*SMOKE, "--storage", storage, *options],
+        [sys.executable, script, "--preset", "smoke", "--storage", storage, *options],
         env=tracked.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

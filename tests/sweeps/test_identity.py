@@ -17,6 +17,7 @@ import tests
 from rllava.attacks.protocols import PROTOCOLS, with_steps
 from rllava.conditions.attack import within
 from rllava.conditions.clean import Clean
+from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import encoder_spec
@@ -177,7 +178,10 @@ def all_specs(spec: Any) -> Iterator[Any]:
 def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snapshot: Snapshot) -> None:
     plan = plan_of(PRESETS.get("tiny"), "fast")
     evaluation = plan.evaluations(plan.candidates[3])[2][0]
-    specs = {type(spec).__name__: spec for spec in (*all_specs(snapshot.checkpoint), *all_specs(evaluation), Clean())}
+    specs = {
+        type(spec).__name__: spec
+        for spec in (*all_specs(snapshot.checkpoint), *all_specs(evaluation), Clean(), Corruption("fog"))
+    }
     assert specs.keys() == snapshot.kinds.keys()
     found = {(name, f.name) for name, spec in specs.items() for f in fields_of(type(spec)) if not moves(spec, f)}
     assert found == outside_fields(snapshot.kinds)

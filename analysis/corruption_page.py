@@ -1,0 +1,169 @@
+"""The report of a sweep of corruptions: heat map, tables, comparisons and gallery on one self-contained HTML page."""
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import altair as alt
+import jinja2
+import pandas as pd
+
+from analysis.corruptions import ALL, CorruptionFindings, corruption_answer
+from analysis.gallery import data_uri
+from analysis.loading import fetch_images, record_keys
+from analysis.page import chart_spec, environment, inline_json, vega_bundle
+from analysis.scores import AVERAGE, is_error
+
+SHOWN_SEVERITIES = (1, 3, 5)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One corrupted image and what each candidate said to it; ``image`` is a data URI."""
+
+    corruption: str
+    severity: int
+    image: str
+    answers: tuple[tuple[str, str, float], ...]
+
+
+@dataclass(frozen=True)
+class CorruptedSample:
+    """One sample under all corruptions; ``references`` are distinct."""
+
+    benchmark: str
+    sample_id: str
+    prompt: str
+    references: tuple[str, ...]
+    clean: tuple[tuple[str, str, float], ...]
+    pictures: tuple[Picture, ...]
+
+
+def heat_map(findings: CorruptionFindings) -> alt.ConcatChart:
+    """Draws what is lost, a panel per candidate: corruptions downwards, severities rightwards.
+
+    Args:
+        findings: from ``corruptions.analyse_corruptions``.
+
+    Returns:
+        An Altair chart.
+    """
+    table = findings.table[(findings.table["benchmark"] == AVERAGE) & (findings.table["severity"] > 0)]
+    table = table.assign(lost=100 * table["drop"])[["candidate", "corruption", "severity", "lost", "mean"]]
+    order = list(dict.fromkeys(label for label, severity in findings.columns if severity))
+    panels = []
+    for name in findings.results.manifest.candidates:
+        own = table[table["candidate"] == name]
+        values: Any = own.astype(object).where(own.notna(), None).to_dict("records")
+        base = alt.Chart(alt.InlineData(values=values), title=name).encode(
+            x=alt.X("severity:O", title="severity", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("corruption:N", sort=order, title=None),
+        )
+        tiles = base.mark_rect().encode(
+            color=alt.Color(
+                "lost:Q", title="clean score lost, %", scale=alt.Scale(domain=[0, 100], scheme="oranges", clamp=True)
+            ),
+            tooltip=["corruption:N", "severity:O", alt.Tooltip("lost:Q", format=".1f")],
+        )
+        text = base.mark_text(fontSize=10).encode(
+            text=alt.Text("lost:Q", format=".0f"),
+            color=alt.condition("datum.lost > 60", alt.value("white"), alt.value("#0f172a")),
+        )
+        panels.append((tiles + text).properties(width=170, height=16 * len(order)))
+    chart: alt.ConcatChart = alt.concat(*panels, columns=3).resolve_scale(color="shared").configure_view(stroke=None)
+    return chart
+
+
+def corrupted_samples(findings: CorruptionFindings) -> list[CorruptedSample]:
+    """The gallery: of each benchmark the first sample whose images were kept.
+
+    Args:
+        findings: from ``corruptions.analyse_corruptions``.
+
+    Returns:
+        Samples with images of a few severities.
+    """
+    results = findings.results
+    records = results.records[~is_error(results.records)]
+    found = []
+    for benchmark in results.manifest.benchmarks:
+        rows = records[(records["benchmark"] == benchmark) & records["severity"].isin(SHOWN_SEVERITIES)]
+        first = records[(records["benchmark"] == benchmark) & (records["severity"] == 1)]["sample_id"]
+        chosen = None
+        for sample_id in dict.fromkeys(first):
+            own = rows[rows["sample_id"] == sample_id]
+            images = fetch_images(results.storage, own.drop_duplicates(["condition", "severity"]))
+            if any(image.shown is not None for image in images.values()):
+                chosen = (sample_id, own, images)
+                break
+        if chosen is not None:
+            found.append(_sample(findings, records, benchmark, *chosen))
+    return found
+
+
+def _sample(
+    findings: CorruptionFindings, records: pd.DataFrame, benchmark: str, sample_id: str, own: pd.DataFrame, images: Any
+) -> CorruptedSample:
+    clean = records[
+        (records["benchmark"] == benchmark) & (records["sample_id"] == sample_id) & (records["kind"] == "clean")
+    ]
+    pictures = []
+    for label, severity in findings.columns:
+        cell = own[(own["condition"] == label) & (own["severity"] == severity)]
+        shown = [images[key].shown for key in record_keys(cell) if key in images]
+        image = data_uri(shown[0]) if shown else None
+        if image is not None:
+            pictures.append(Picture(label, severity, image, _answers(cell)))
+    first = own.iloc[0]
+    references = tuple(dict.fromkeys(first["references"]))
+    return CorruptedSample(benchmark, sample_id, first["prompt"], references, _answers(clean), tuple(pictures))
+
+
+def _answers(rows: pd.DataFrame) -> tuple[tuple[str, str, float], ...]:
+    return tuple(
+        (str(name), str(said), float(score))
+        for name, said, score in zip(rows["candidate"], rows["prediction"], rows["score"], strict=True)
+    )
+
+
+def render_corruptions(findings: CorruptionFindings, chart: alt.ConcatChart, samples: list[CorruptedSample]) -> str:
+    """Renders the report.
+
+    Args:
+        findings: from ``corruptions.analyse_corruptions``.
+        chart: from :func:`heat_map`.
+        samples: from :func:`corrupted_samples`.
+
+    Returns:
+        An HTML page that loads nothing from the network; text of models and data sets is escaped.
+    """
+    comparisons = findings.comparisons
+    if not comparisons.empty:
+        comparisons = comparisons[comparisons["benchmark"] == AVERAGE]
+    errors = findings.table[(findings.table["benchmark"] != AVERAGE) & (findings.table["errors"] > 0)]
+    return _template().render(
+        manifest=findings.results.manifest,
+        findings=findings,
+        answer=corruption_answer(findings),
+        level=findings.resampling.level,
+        vega=vega_bundle(),
+        chart=inline_json(chart_spec(chart)),
+        means=_rows(findings.means[findings.means["benchmark"] == AVERAGE]),
+        table=_rows(findings.table[findings.table["severity"] > 0]),
+        clean=_rows(findings.table[findings.table["severity"] == 0]),
+        comparisons=_rows(comparisons),
+        errors=_rows(errors),
+        samples=samples,
+        everything=ALL,
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    text = resources.files("analysis").joinpath("corruptions.html").read_text(encoding="utf-8")
+    return environment().from_string(text)
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

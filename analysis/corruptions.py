@@ -1,0 +1,220 @@
+"""Statistics of a sweep of corruptions: what each leaves of a candidate's clean score, at each severity.
+
+Shape legend: B bootstrap draws, S samples of one benchmark, C candidates, E columns (the clean images, then each
+corruption at each severity).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import DEFAULT_RESAMPLING, Bootstrap, Resampling, bca_interval, column_quantiles
+from analysis.cells import require_one_evaluation
+from analysis.comparisons import compare
+from analysis.loading import SweepResults
+from analysis.scores import AVERAGE, Scores, arrange_scores
+from analysis.summary import best_candidate, bootstrap_scores, summarise
+from rllava.errors import UserError
+from rllava.records import CLEAN
+
+CORRUPTION = "corruption"
+"""Kind of condition that this is about."""
+
+ALL = "all corruptions"
+"""Name of the mean over all corruptions at all severities, where it stands beside them."""
+
+CORRUPTION_COLUMNS = (
+    "candidate", "benchmark", "corruption", "severity", "mean", "low", "high", "n",
+    "drop", "drop_low", "drop_high",
+)  # fmt: skip
+"""Columns of corruptions.csv."""
+
+
+@dataclass(frozen=True)
+class CorruptionFindings:
+    """The statistics of a sweep of corruptions.
+
+    Attributes:
+        results: the manifest and records they come from.
+        columns: corruption and severity of each column of the arrays; the first is the clean image, of severity 0.
+        baseline: candidate that the others are compared with.
+        resampling: draws, seed and level of all intervals and tests.
+        table: per candidate, benchmark or AVERAGE, corruption and severity: ``mean, low, high`` in the paper's units,
+            ``n`` scores, and ``drop, drop_low, drop_high``, the share of the candidate's own clean score that is lost,
+            with its percentile interval.
+        means: the same over the severities of each corruption, and over all corruptions (ALL), severity left out.
+        comparisons: see ``comparisons.compare``, with ``corruption`` and ``severity`` for the budget.
+    """
+
+    results: SweepResults
+    columns: tuple[tuple[str, int], ...]
+    baseline: str
+    resampling: Resampling
+    table: pd.DataFrame
+    means: pd.DataFrame
+    comparisons: pd.DataFrame
+
+
+def is_about_corruptions(results: SweepResults) -> bool:
+    """Whether a sweep corrupted images."""
+    return any(entry.kind == CORRUPTION for entry in results.manifest.conditions)
+
+
+def analyse_corruptions(
+    results: SweepResults, baseline: str | None = None, resampling: Resampling = DEFAULT_RESAMPLING
+) -> CorruptionFindings:
+    """Computes means, drops, intervals and comparisons of a sweep of corruptions.
+
+    Args:
+        results: from ``loading.load_sweep``.
+        baseline: candidate to compare with; by default the best on average over everything.
+        resampling: draws, seed and level.
+
+    Returns:
+        The findings.
+
+    Raises:
+        UserError: if there are no records, or no clean ones, or the baseline is unknown.
+    """
+    columns = columns_of(results)
+    scores = _arranged(results, columns)
+    bootstraps = bootstrap_scores(scores, resampling)
+    reference = best_candidate(scores, float(len(columns) - 1)) if baseline is None else baseline
+    return CorruptionFindings(
+        results=results,
+        columns=columns,
+        baseline=reference,
+        resampling=resampling,
+        table=_table(summarise(scores, bootstraps, resampling), columns),
+        means=_means(scores, bootstraps, columns, resampling.level),
+        comparisons=_named(compare(scores, reference, resampling), columns),
+    )
+
+
+def columns_of(results: SweepResults) -> tuple[tuple[str, int], ...]:
+    """The clean image, then the corruptions of a sweep in their order, each at its severities.
+
+    Args:
+        results: of a sweep.
+
+    Returns:
+        Labels and severities.
+    """
+    entries = [entry for entry in results.manifest.conditions if entry.kind == CORRUPTION]
+    return ((CLEAN, 0), *((entry.label, severity) for entry in entries for severity in entry.severities))
+
+
+def _arranged(results: SweepResults, columns: tuple[tuple[str, int], ...]) -> Scores:
+    """Scores as of an attack's budgets, which stand here for the columns by number."""
+    records, manifest = results.records, results.manifest
+    require_one_evaluation(records)
+    numbers = {column: float(number) for number, column in enumerate(columns)}
+    severities = records["severity"].fillna(0).astype(int)
+    keys = zip(records["condition"], severities, strict=True)
+    numbered = records.assign(epsilon=[numbers.get(key, np.nan) for key in keys], severity=0)
+    if not (numbered["epsilon"] == 0).any():
+        raise UserError("records: no clean answers to compare with; run the sweep again")
+    return arrange_scores(numbered, manifest.candidates, manifest.benchmarks, tuple(numbers.values()))
+
+
+def _named(table: pd.DataFrame, columns: tuple[tuple[str, int], ...]) -> pd.DataFrame:
+    if table.empty:
+        return table
+    numbers = table["epsilon"].astype(int)
+    named = table.assign(corruption=[columns[n][0] for n in numbers], severity=[columns[n][1] for n in numbers])
+    return named.drop(columns="epsilon")
+
+
+def _table(summary: pd.DataFrame, columns: tuple[tuple[str, int], ...]) -> pd.DataFrame:
+    table = _named(summary, columns)
+    lost = table.assign(
+        drop=1 - table["retained"], drop_low=1 - table["retained_high"], drop_high=1 - table["retained_low"]
+    )
+    return lost[[*CORRUPTION_COLUMNS, "errors"]]
+
+
+def _means(
+    scores: Scores, bootstraps: Mapping[str, Bootstrap], columns: tuple[tuple[str, int], ...], level: float
+) -> pd.DataFrame:
+    labels = list(dict.fromkeys(label for label, severity in columns if severity > 0))
+    groups = {label: [e for e, column in enumerate(columns) if column[0] == label] for label in labels}
+    groups[ALL] = [e for e, (_, severity) in enumerate(columns) if severity > 0]
+    rows = []
+    for benchmark, bootstrap in bootstraps.items():
+        shape = (len(scores.candidates), len(columns))
+        draws_BCE = bootstrap.draws.reshape(-1, *shape)
+        influence_SCE = bootstrap.influence.reshape(-1, *shape)
+        mean_CE, n_CE = bootstrap.mean.reshape(shape), bootstrap.n.reshape(shape)
+        for label, own in groups.items():
+            over = Bootstrap(
+                mean_CE[:, own].mean(1), draws_BCE[:, :, own].mean(2), influence_SCE[:, :, own].mean(2), n_CE[:, own[0]]
+            )
+            low_C, high_C = bca_interval(over, level)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                drop_C, drops_BC = 1 - over.mean / mean_CE[:, 0], 1 - over.draws / draws_BCE[:, :, 0]
+            usable_C = np.isfinite(drop_C) & np.isfinite(over.influence).all(axis=0)
+            tails = [column_quantiles(drops_BC, np.where(usable_C, tail, np.nan)) for tail in _tails(level)]
+            rows += [
+                {
+                    "candidate": candidate, "benchmark": benchmark, "corruption": label, "mean": over.mean[c],
+                    "low": low_C[c], "high": high_C[c], "n": over.n[c],
+                    "drop": drop_C[c] if usable_C[c] else np.nan, "drop_low": tails[0][c], "drop_high": tails[1][c],
+                }
+                for c, candidate in enumerate(scores.candidates)
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _tails(level: float) -> tuple[float, float]:
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def corruption_answer(findings: CorruptionFindings) -> str:
+    """States in a sentence who loses least, and to what everybody loses most."""
+    means = findings.means[findings.means["benchmark"] == AVERAGE]
+    overall = means[(means["corruption"] == ALL) & means["drop"].notna()].sort_values("drop")
+    if overall.empty:
+        return "No candidate has a clean score above 0 to lose."
+    best = overall.iloc[0]
+    said = f"{best['candidate']} keeps most of its own clean score under corruptions, {1 - best['drop']:.0%}"
+    single = means[means["corruption"] != ALL].groupby("corruption", sort=False)["drop"].mean()
+    if len(single) > 1:
+        said += f"; {single.idxmax()} takes most ({single.max():.0%} on average over candidates)"
+    return f"{said}."
+
+
+def format_corruptions(findings: CorruptionFindings) -> str:
+    """Formats a sweep for the terminal: a row per corruption, a column per candidate.
+
+    Args:
+        findings: from :func:`analyse_corruptions`.
+
+    Returns:
+        Plain text: the percentage of the candidate's own clean score that is lost, over the severities, with half the
+        width of its interval; the average over benchmarks.
+    """
+    means = findings.means[findings.means["benchmark"] == AVERAGE]
+    candidates = list(findings.results.manifest.candidates)
+    cells = {(row["corruption"], row["candidate"]): row for row in means.to_dict("records")}
+    labels = list(dict.fromkeys(means["corruption"]))
+    first = max(len("corruption"), *map(len, labels))
+    width = max(9, *map(len, candidates))
+    lines = [f"{'corruption':<{first}}" + "".join(f"  {name:>{width}}" for name in candidates)]
+    lines.append("-" * len(lines[0]))
+    for label in labels:
+        lines.append(f"{label:<{first}}" + "".join(f"  {_lost(cells[label, name]):>{width}}" for name in candidates))
+    legend = (
+        "percent of the candidate's own clean score that is lost, mean over severities and benchmarks; ± half the "
+        f"width of the {findings.resampling.level:.0%} bootstrap interval; every severity is in the report"
+    )
+    return "\n".join([*lines, "", legend])
+
+
+def _lost(row: Mapping[Any, float]) -> str:
+    if not np.isfinite(row["drop"]):
+        return "–"
+    half = (row["drop_high"] - row["drop_low"]) / 2
+    return f"{100 * row['drop']:.0f} ±{100 * half:.0f}" if np.isfinite(half) else f"{100 * row['drop']:.0f} ±?"

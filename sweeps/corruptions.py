@@ -1,0 +1,71 @@
+"""What common corruptions (noise, blur, weather, compression) leave of each candidate's answers.
+
+The fifteen corruptions of ImageNet-C at five severities, on the LLaVAs of the encoder ablation: those that are in
+storage are found, the others trained first. Writes records, statistics and a report under STORAGE/reports/corruptions/.
+The same command again computes only what is missing.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sweeps.console import run_script
+from sweeps.options import CandidateOptions, SweepOptions, check_numbers
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+
+SWEEP = "corruptions"
+
+
+@dataclass(frozen=True)
+class Options(CandidateOptions, SweepOptions):
+    """Corruptions; lists are given as ``--corruptions fog frost``.
+
+    Attributes:
+        corruptions: some of the fifteen of ImageNet-C; by default all.
+        corrupted_at: size at which images are corrupted, in pixels of the longer side, instead of the preset's; every
+            model then pads and resizes the same picture.
+        fit: inside (keeps the aspect ratio) or squash (to a square, as in the published code).
+    """
+
+    corruptions: tuple[str, ...] = ()
+    corrupted_at: int | None = None
+    fit: str = "inside"
+
+
+def make_plan(options: Options) -> "Plan":
+    """Turns options into a plan, and refuses what cannot work.
+
+    Args:
+        options: from the command line.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: naming the option and the remedy.
+    """
+    check_numbers(options)
+    from sweeps.grid import candidates_of, corruption_conditions, grid_of, in_portions  # imports torch and transformers
+    from sweeps.grid import make_plan as plan_of
+    from sweeps.presets import PRESETS
+
+    preset = in_portions(PRESETS.get(options.preset), options.micro_batch)
+    conditions = corruption_conditions(preset, options.corruptions, options.corrupted_at, options.fit)
+    return plan_of(options, SWEEP, grid_of(options, preset, conditions), candidates_of(options, preset))
+
+
+def main(options: Options) -> None:
+    """Runs the sweep.
+
+    Args:
+        options: from the command line.
+    """
+    plan = make_plan(options)
+    from sweeps.grid import run_plan  # imports torch and transformers
+
+    run_plan(options, plan, options.workers)
+
+
+if __name__ == "__main__":
+    run_script(main, Options, __doc__, log=True)
