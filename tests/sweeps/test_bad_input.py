@@ -1,5 +1,6 @@
 """A user's mistake costs a second and one line."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -11,9 +12,8 @@ from typing import Any
 import pytest
 
 from rllava.errors import UserError
-from sweeps import pretrain_encoders
+from sweeps import corruptions, pretrain_encoders
 from sweeps.encoder_ablation import Options, main, make_plan
-from sweeps.options import AttackOptions
 from sweeps.presets import parse_candidate
 from tests.sweeps.conftest import Run
 
@@ -167,13 +167,16 @@ def test_the_grammar_of_candidates() -> None:
     assert not parse_candidate("tiny-clip+tiny-tecoa4").plugged
 
 
-@pytest.mark.parametrize("script", ["sweeps/encoder_ablation.py"])
-def test_help_explains_every_option(script: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("sweeps/encoder_ablation.py", Options), ("sweeps/corruptions.py", corruptions.Options)],
+)
+def test_help_explains_every_option(script: str, options: type) -> None:
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=600, check=True)
     shown = re.sub(r"[\s│]+", " ", done.stdout)
-    for text in (AttackOptions.__doc__ or "", Options.__doc__ or ""):
-        explained = re.findall(r"^        (\w+): (\w+ \w+)", text, re.MULTILINE)
-        assert explained
-        for name, words in explained:
-            assert f"--{name.replace('_', '-')}" in shown
-            assert words in shown, name
+    texts = [vars(base).get("__doc__") or "" for base in options.__mro__ if dataclasses.is_dataclass(base)]
+    explained = dict(re.findall(r"^        (\w+): (\w+ \w+)", "\n".join(texts), re.MULTILINE))
+    assert explained.keys() == {field.name for field in dataclasses.fields(options)}
+    for name, words in explained.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert words in shown, name
