@@ -175,7 +175,7 @@ def test_help_explains_every_option(script: str, options: type) -> None:
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=600, check=True)
     shown = re.sub(r"[\s│]+", " ", done.stdout)
     texts = [vars(base).get("__doc__") or "" for base in options.__mro__ if dataclasses.is_dataclass(base)]
-    explained = dict(re.findall(r"^        (\w+): (\w+ \w+)", "\n".join(texts), re.MULTILINE))
+    explained = dict(re.findall(r"^        (\w+): (\S+ \S+)", "\n".join(texts), re.MULTILINE))
     assert explained.keys() == {field.name for field in dataclasses.fields(options)}
     for name, words in explained.items():
         assert f"--{name.replace('_', '-')}" in shown
