@@ -216,5 +216,5 @@ def format_corruptions(findings: CorruptionFindings) -> str:
 def _lost(row: Mapping[Any, float]) -> str:
     if not np.isfinite(row["drop"]):
         return "–"
-    half = (row["drop_high"] - row["drop_low"]) / 2
-    return f"{100 * row['drop']:.0f} ±{100 * half:.0f}" if np.isfinite(half) else f"{100 * row['drop']:.0f} ±?"
+    lost, half = round(100 * row["drop"]), (row["drop_high"] - row["drop_low"]) / 2
+    return f"{lost} ±{100 * half:.0f}" if np.isfinite(half) else f"{lost} ±?"

@@ -10,7 +10,7 @@ from rllava.conditions.clean import Clean
 from rllava.conditions.condition import Condition
 from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BenchmarkSpec
-from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, check_library, known_fit
+from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, all_corruptions, check_library, known_fit
 from rllava.errors import UserError
 from sweeps.options import AttackOptions, CandidateOptions, SweepOptions, absolute, check_numbers, read_budgets
 from sweeps.plan import Plan, check_inputs
@@ -93,7 +93,7 @@ def corruption_conditions(
         CORRUPTIONS.get(name)
     check_library()
     precision = PROTOCOLS.get(preset.protocol).clean_precision
-    chosen = dict.fromkeys(names or CORRUPTIONS)
+    chosen = dict.fromkeys(names or all_corruptions())
     size = side or preset.corrupted_at
     return (Clean(precision), *(Corruption(name, size, fit, precision) for name in chosen))  # type: ignore[arg-type]
 

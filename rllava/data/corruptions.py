@@ -32,6 +32,8 @@ code."""
 SIZING_VERSION = 1
 """Raised when :func:`at_stated_size` makes other pixels of an image."""
 
+Group = Literal["noise", "blur", "weather", "digital"]
+
 _LIBRARY = "imagecorruptions"
 _SEEDED = frozenset({"impulse_noise", "glass_blur"})
 """Those that draw from a generator of their own, not from NumPy's global one."""
@@ -43,13 +45,13 @@ class CorruptionKind:
 
     Attributes:
         name: in ImageNet-C and in the library.
-        group: noise, blur, weather or digital.
+        group: of ImageNet-C.
         variant: in what it differs from ImageNet-C's own code; empty: in nothing.
         version: raised when it makes other pixels of an image, e.g. with another release of the library.
     """
 
     name: str
-    group: Literal["noise", "blur", "weather", "digital"]
+    group: Group
     variant: str = ""
     version: int = 1
 
@@ -72,13 +74,22 @@ for _kind in (
     CorruptionKind("snow", "weather", "a motion kernel of its own in place of ImageMagick's"),
     CorruptionKind("frost", "weather", "one of six photographs, where ImageNet-C draws one of the first five"),
     CorruptionKind("fog", "weather"),
-    CorruptionKind("brightness", "digital"),
+    CorruptionKind("brightness", "weather"),
     CorruptionKind("contrast", "digital"),
     CorruptionKind("elastic_transform", "digital", "no affine map, and other strengths, in shares of the image's side"),
     CorruptionKind("pixelate", "digital", "scaled up by nearest neighbours, where ImageNet-C takes boxes"),
     CorruptionKind("jpeg_compression", "digital"),
 ):
     CORRUPTIONS.register(_kind.name, _kind)
+
+
+def all_corruptions() -> list[str]:
+    """All names, by group.
+
+    Returns:
+        In the order of ImageNet-C's groups.
+    """
+    return sorted(CORRUPTIONS, key=lambda name: get_args(Group).index(CORRUPTIONS.get(name).group))
 
 
 def check_library() -> None:
