@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig
-from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from cluster.connect import connect
@@ -40,6 +39,7 @@ from rllava.encoders.pretraining import (
 from rllava.encoders.tiny import TinyConvEncoder, tiny_spec
 from rllava.errors import UserError
 from rllava.registry import unknown
+from rllava.training.ray_trainer import Trainer
 from sweeps.console import run_script
 
 TRAINING = {
@@ -231,7 +231,7 @@ def main(options: Options) -> None:
             "output": str(weights),
             "test_images": options.test_images,
         }
-        trainer = TorchTrainer(
+        trainer = Trainer(
             train_worker,
             train_loop_config=config,
             scaling_config=place(info, options.workers, gpus=0).scaling_config(),

@@ -11,7 +11,7 @@ from rllava.training import ray_trainer
 def test_nobody_waits_for_an_actor_that_needs_the_dashboard_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainer = ray_trainer._Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    trainer = ray_trainer.Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
     callbacks = trainer._create_default_callbacks()
     assert callbacks
     assert not any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
