@@ -1,5 +1,6 @@
 """Registers the shared fixtures; see the modules for what each gives."""
 
+import gc
 import os
 
 import hypothesis
@@ -12,6 +13,13 @@ hypothesis.settings.load_profile("fixed")
 # cores. (To be set before PyTorch is imported.)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when its client is imported; no test may fetch real weights
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through a million objects again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 pytest_plugins = [
     "pytester",

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rllava", "analysis", "cluster", "sweeps")
 TREE = (*PACKAGES, "benchmarks", "tests")
-PURE = ("rllava.encoders", "rllava.model", "rllava.attacks", "rllava.metrics", "rllava.data")
+PURE = ("rllava.encoders", "rllava.model", "rllava.attacks", "rllava.conditions", "rllava.metrics", "rllava.data")
 
 ADAPTERS = ("rllava.data.ray_dataset", "rllava.training.ray_trainer", "rllava.evaluation.pipeline")
 """The only modules of the library that know Ray."""
