@@ -42,7 +42,7 @@ def ready_benchmark(benchmark: BenchmarkSpec, image_size: int) -> tuple[list[Sam
     """A benchmark built and read back as the pipeline does.
 
     Args:
-        benchmark: data, prompt and sample list.
+        benchmark: data, task and sample list.
         image_size: of the encoder.
 
     Returns:
@@ -51,7 +51,8 @@ def ready_benchmark(benchmark: BenchmarkSpec, image_size: int) -> tuple[list[Sam
     with tempfile.TemporaryDirectory(prefix="rllava-benchmark-") as name:
         filesystem, folder = open_filesystem(name)
         shards = build_benchmark(benchmark, filesystem, folder)
-        samples = [sample for shard in shards for sample in decode_shard(read_shard(filesystem, shard), image_size)]
+        tables = [read_shard(filesystem, shard) for shard in shards]
+        samples = [sample for table in tables for sample in decode_shard(table, image_size, needs=benchmark.task.needs)]
         return samples, *read_metric(filesystem, folder)
 
 

@@ -90,7 +90,7 @@ def answered_by_itself(
     clean = replace(evaluation, condition=Clean(evaluation.precisions[0]))
     ((_, table),) = evaluate_shard(worker, samples, [clean], metric, state)
     answers = [answer or "nothing" for answer in table.column("clean_prediction").to_pylist()]
-    if evaluation.benchmark.task == "captioning":
+    if evaluation.benchmark.task.kind == "captioning":
         references = [(answer, *sample.references[:captions]) for answer, sample in zip(answers, samples, strict=True)]
     else:
         references = [(answer,) * ANNOTATORS for answer in answers]

@@ -53,7 +53,7 @@ def main(options: Options) -> None:
     spec = replace(BENCHMARKS.get(options.benchmark), samples=options.samples)
     samples, _, _ = ready_benchmark(spec, llava.image_size)
     images_BCHW = torch.stack([torch.from_numpy(s.pixels_HWC) for s in samples]).permute(0, 3, 1, 2).float() * PIXEL
-    tokens = [llava.tokens(sample.prompt, sample.references[0]) for sample in samples]
+    tokens = [llava.tokens(sample.prompt, spec.task.labels(sample.references)[0]) for sample in samples]
 
     def loss(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
         return llava.answer_loss(pixels_BCHW, [tokens[b] for b in index_B.tolist()])

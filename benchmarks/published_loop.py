@@ -29,10 +29,9 @@ from rllava.attacks.protocols import PROTOCOLS, Round, in_precision
 from rllava.conditions.attack import Attack, within
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.errors import UserError
-from rllava.evaluation.answers import most_common_answers
 from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
-from rllava.evaluation.worker import AttackWorker, evaluate_shard, labels_of
+from rllava.evaluation.worker import AttackWorker, evaluate_shard
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, spliced_labels
@@ -199,12 +198,12 @@ class PublishedLoop:
         images = [torch.from_numpy(s.pixels_HWC).permute(2, 0, 1)[None].float() * PIXEL for s in samples]
         worst = [self.answer(image, sample, benchmark) for image, sample in zip(images, samples, strict=True)]
         best_images, best_labels = list(images), [0] * len(samples)
-        active = [not benchmark.drops(score) for score in worst]
+        active = [not benchmark.task.drops(score) for score in worst]
         condition = evaluation.condition
         assert isinstance(condition, Attack)
-        for entry in condition.protocol.rounds(benchmark.task):
+        for entry in condition.protocol.rounds(benchmark.task.kind):
             for b, sample in enumerate(samples):
-                labels = labels_of(sample, benchmark.task)
+                labels = benchmark.task.labels(sample.references)
                 place = best_labels[b] if entry.label == "best" else entry.label
                 text = entry.target or (labels[int(place)] if int(place) < len(labels) else None)
                 if not active[b] or text is None:
@@ -216,7 +215,7 @@ class PublishedLoop:
                     worst[b], best_images[b] = score, image
                     if entry.target is None and entry.label != "best":
                         best_labels[b] = int(entry.label)
-                active[b] = not benchmark.drops(score)
+                active[b] = not benchmark.task.drops(score)
         return worst, time.perf_counter() - started
 
     def attack(
@@ -274,9 +273,9 @@ class PublishedLoop:
         """
         tokens = self.llava.tokens(sample.prompt)
         if self.as_released:
-            text = self.decoded(image, tokens, benchmark.max_new_tokens)
+            text = self.decoded(image, tokens, benchmark.task.decoding.max_new_tokens)
         else:
-            text = self.llava.generate(image, [tokens], benchmark.max_new_tokens)[0]
+            text = self.llava.generate(image, [tokens], benchmark.task.decoding.max_new_tokens)[0]
         return self.metric.score(self.metric.clean(text), sample.references, self.state)
 
     @torch.no_grad()
@@ -344,7 +343,7 @@ def ours(
     """
     started = time.perf_counter()
     worker = AttackWorker(llava, torch.device("cpu"))
-    bank = most_common_answers([sample.references for sample in samples])
+    bank = evaluation.benchmark.task.decoys([sample.references for sample in samples])
     ((_, table),) = evaluate_shard(worker, samples, [evaluation], metric, state, bank=bank, checked=checked)
     return table.column("score").to_pylist(), time.perf_counter() - started
 

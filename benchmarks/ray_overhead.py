@@ -206,7 +206,8 @@ def run_bare(work: Work, folder: Path) -> Run:
     metric, state = read_metric(store.filesystem, work.data)
     attacking = {}
     for shard, path in enumerate(list_shards(store.filesystem, work.data)):
-        samples = decode_shard(read_shard(store.filesystem, path), work.llava.image_size)
+        table = read_shard(store.filesystem, path)
+        samples = decode_shard(table, work.llava.image_size, needs=job.specs[0].benchmark.task.needs)
         started = time.monotonic()
         for spec, table in evaluate_shard(worker, samples, job.specs, metric, state):
             store.write(job.part(job.specs.index(spec), shard), parquet_bytes(table))

@@ -418,7 +418,7 @@ def workload(name: str, llava: Llava, options: Options, batch_size: int) -> Work
     benchmark = replace(BENCHMARKS.get(options.benchmark), samples=max(batch_size, 2))  # CIDEr needs two
     samples = ready_benchmark(benchmark, llava.image_size)[0][:batch_size]
     images_BCHW = torch.stack([torch.from_numpy(s.pixels_HWC) for s in samples]).permute(0, 3, 1, 2).float() * PIXEL
-    tokens = [llava.tokens(sample.prompt, sample.references[0]) for sample in samples]
+    tokens = [llava.tokens(sample.prompt, benchmark.task.labels(sample.references)[0]) for sample in samples]
     return Workload(name, llava, images_BCHW, tokens, options.epsilon, options.steps)
 
 

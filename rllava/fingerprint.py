@@ -23,9 +23,9 @@ training loss is a mean over the tokens of each.
 
 **Versions.** Code that decides a result has a version, which is raised by the change that makes something else come
 out of it. It stands beside that code: as a field ``version`` of what is a spec itself (protocols, data sources,
-encoders, those of plug-ins too) or an entry of a registry (metrics, conversation templates), else as a constant
-``..._VERSION``. A spec names those of the second and third kind that it depends on in ``versions()``. Version 1 does
-not enter the hash, as no default does. What has no version of its own (the model's arithmetic, seeds) has
+encoders, those of plug-ins too) or an entry of a registry (kinds of tasks, metrics, conversation templates), else as a
+constant ``..._VERSION``. A spec names those of the second and third kind that it depends on in ``versions()``. Version
+1 does not enter the hash, as no default does. What has no version of its own (the model's arithmetic, seeds) has
 :data:`FORMAT`.
 """
 

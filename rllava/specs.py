@@ -122,7 +122,7 @@ class EvalSpec:
         candidate: its name in the records.
         model: the LLaVA as trained, here or elsewhere.
         encoders: what stands in for the trained encoders: the model's own (end-to-end) or others (plug-and-play).
-        benchmark: data, prompt, metric and sample list.
+        benchmark: data, task and sample list.
         condition: what the model is shown.
         batch_size: samples in flight together; 0: as many as memory holds. What it came to is in the facts of the
             records.
@@ -149,7 +149,7 @@ class EvalSpec:
     @property
     def precisions(self) -> tuple[str, ...]:
         """In which precisions the model is asked: that of the clean answers first."""
-        return self.condition.precisions(self.benchmark.task)
+        return self.condition.precisions(self.benchmark.task.kind)
 
     @property
     def seed(self) -> int | None:
@@ -163,4 +163,4 @@ class EvalSpec:
 
     def versions(self) -> Mapping[str, int]:
         """Of what is done to images before a model sees them, and of what the condition depends on."""
-        return {"preprocessing": PREPROCESSING_VERSION, **self.condition.versions_for(self.benchmark.task)}
+        return {"preprocessing": PREPROCESSING_VERSION, **self.condition.versions_for(self.benchmark.task.kind)}

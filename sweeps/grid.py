@@ -23,7 +23,7 @@ class Grid:
 
     Attributes:
         preset: with the options' numbers of samples.
-        benchmarks: data, prompt, metric.
+        benchmarks: data and tasks.
         conditions: what models are shown, clean images first.
     """
 

@@ -49,7 +49,7 @@ class Plan:
         storage: URL.
         preset: recipe.
         candidates: rows of the grid.
-        benchmarks: data, prompt, metric.
+        benchmarks: data and tasks.
         conditions: what models are shown: clean answers first, budgets rising.
         save_every_s: seconds between two saved states of an attack in flight.
         compiled: whether attacked models go through torch.compile.
@@ -276,12 +276,15 @@ def check_inputs(plan: Plan) -> Plan:
 
     Raises:
         UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, are
-            damaged or do not fit, or the protocol is not for a benchmark or for so many candidates.
+            damaged or do not fit, a task cannot be evaluated or attacked, or the protocol is not for a benchmark or for
+            so many candidates.
     """
+    for benchmark in plan.benchmarks:
+        benchmark.task.check(attacked=any(condition.epsilon for condition in plan.conditions))
     for protocol, benchmark in itertools.product(plan.protocols, plan.benchmarks):
         replays = [
             entry
-            for entry in protocol.rounds(benchmark.task)
+            for entry in protocol.rounds(benchmark.task.kind)
             if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
         ]
         first = protocol.after

@@ -12,7 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rllava", "analysis", "cluster", "sweeps")
 TREE = (*PACKAGES, "benchmarks", "tests")
-PURE = ("rllava.encoders", "rllava.model", "rllava.attacks", "rllava.conditions", "rllava.metrics", "rllava.data")
+PURE = (
+    "rllava.encoders",
+    "rllava.model",
+    "rllava.attacks",
+    "rllava.conditions",
+    "rllava.metrics",
+    "rllava.tasks",
+    "rllava.data",
+)
+ASKED = ("rllava.tasks", "rllava.metrics")
+"""What the tasks that read and decode import: light, or each of their processes would load torch."""
 
 ADAPTERS = ("rllava.data.ray_dataset", "rllava.training.ray_trainer", "rllava.evaluation.pipeline")
 """The only modules of the library that know Ray."""
@@ -58,6 +68,11 @@ RULES = {
         ("rllava.attacks",),
         ("rllava", "transformers", "timm", "deepspeed"),
         allowed=("rllava.attacks", "rllava.check_list", "rllava.errors", "rllava.registry"),
+    ),
+    "tasks and metrics are plain descriptions": Rule(
+        ASKED,
+        ("rllava", *GPU_STACK),
+        allowed=(*ASKED, "rllava.errors", "rllava.registry"),
     ),
     "analysis runs without the GPU stack": Rule(("analysis",), (*GPU_STACK, "sweeps", "cluster")),
     "analysis knows the record, not what wrote it": Rule(("analysis",), ("rllava",), allowed=LIGHT),
@@ -191,6 +206,10 @@ def test_the_adapters_exist() -> None:
         ("rllava/attacks/apgd.py", "from rllava.model.llava import Llava", "attacks know no LLaVA"),
         ("rllava/attacks/apgd.py", "from rllava import encoders", "attacks know no LLaVA"),
         ("rllava/attacks/apgd.py", "from ..model import llava", "attacks know no LLaVA"),
+        ("rllava/attacks/protocols.py", "from rllava.tasks.task import TASKS", "attacks know no LLaVA"),
+        ("rllava/tasks/captioning.py", "import torch", "plain descriptions"),
+        ("rllava/tasks/captioning.py", "import ray.data", "Ray appears"),
+        ("rllava/metrics/vqa.py", "from rllava.evaluation.worker import seed_of", "plain descriptions"),
         ("rllava/evaluation/worker.py", "from cluster.placement import place", "neither its users nor the cluster"),
         ("rllava/store.py", "import sweeps.presets", "neither its users nor the cluster"),
         ("cluster/connect.py", "import sweeps", "knows no sweep"),
@@ -227,7 +246,9 @@ def test_the_checker_lets_the_allowed_through(path: str, line: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("packages", "absent"), [(("analysis",), GPU_STACK), (PURE, ("ray",))], ids=["analysis", "plain process"]
+    ("packages", "absent"),
+    [(("analysis",), GPU_STACK), (PURE, ("ray",)), (ASKED, GPU_STACK)],
+    ids=["analysis", "plain process", "tasks and metrics"],
 )
 def test_importing_everything_loads_no_more(packages: tuple[str, ...], absent: tuple[str, ...]) -> None:
     """What the packages they use load counts too, so this asks the interpreter."""

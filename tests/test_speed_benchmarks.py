@@ -118,7 +118,7 @@ def test_own_answers_are_right_and_captions_have_others_beside_them() -> None:
         assert {len(sample.references) for sample in answered} == {count}
         ((_, table),) = evaluate_shard(AttackWorker(llava, torch.device("cpu")), answered, [evaluation], metric, state)
         scores = table.column("clean_score").to_pylist()
-        assert scores == [100.0] * 4 if name == "easy_vqa" else max(scores) > benchmark.drop_threshold
+        assert scores == [100.0] * 4 if name == "easy_vqa" else max(scores) > benchmark.task.drop_threshold
 
 
 def test_the_published_side_answers_as_ours_does_but_reads_everything_for_every_token(checkout: Path) -> None:

@@ -343,9 +343,9 @@ class Engine:
         if entry.target is not None:
             return entry.target
         if entry.label == "best":
-            return labels[outcome.label or 0]
+            return labels[outcome.label or 0] if labels else None
         if entry.label == "answer":
-            return outcome.prediction or labels[0]
+            return outcome.prediction or next(iter(labels), None)
         assert entry.decoy is not None
         assert self.victims.decoys is not None
         if sample not in self.decoys or self.decoys[sample][0] != outcome.best_round:

@@ -15,7 +15,6 @@ from typing import Literal, cast
 from rllava.errors import UserError
 from rllava.registry import Registry
 
-Task = Literal["captioning", "vqa"]
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
@@ -87,7 +86,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Rounds per task, and the rules between them.
+    """Rounds per kind of task, and the rules between them.
 
     A sample whose score is dropped, on the clean image or in a round, is left out of all later rounds. The worst answer
     over all rounds counts.
@@ -95,8 +94,8 @@ class Protocol:
     Attributes:
         name: of the protocol.
         version: raised when its meaning changes.
-        captioning: rounds against captions; none: the protocol is not for captions.
-        vqa: rounds against short answers; none: it is not for questions.
+        rounds_by_kind: kinds of tasks, each with the rounds against it. The protocol is not for a kind that is left
+            out, or has no rounds. Their order does not matter.
         drops: which scores are dropped. ``"threshold"``: those below the benchmark's threshold, and 0 (the paper's
             rule); ``"floor"``: 0, below which no score falls; ``"never"``.
         after: protocols that are run on all candidates first, and whose images this one starts from. With P of them,
@@ -106,21 +105,29 @@ class Protocol:
 
     name: str
     version: int
-    captioning: tuple[Round, ...]
-    vqa: tuple[Round, ...]
+    rounds_by_kind: tuple[tuple[str, tuple[Round, ...]], ...]
     drops: Literal["threshold", "floor", "never"] = "threshold"
     after: "tuple[Protocol, ...]" = ()
 
     def __post_init__(self) -> None:
+        kinds = sorted((kind, rounds) for kind, rounds in self.rounds_by_kind if rounds)
+        object.__setattr__(self, "rounds_by_kind", tuple(kinds))
+        if len(set(self.kinds)) < len(kinds):
+            raise ValueError(f"rounds_by_kind: {self.name} has two lists of rounds for one of {', '.join(self.kinds)}")
         for first in self.after:
             if first.after:
                 raise ValueError(f"after: {self.name} comes after {first.name}, which comes after another one itself")
 
-    def rounds(self, task: Task) -> tuple[Round, ...]:
-        """The rounds against one kind of benchmark.
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of tasks that it has rounds for."""
+        return tuple(kind for kind, _ in self.rounds_by_kind)
+
+    def rounds(self, kind: str) -> tuple[Round, ...]:
+        """The rounds against one kind of task.
 
         Args:
-            task: kind of benchmark.
+            kind: of task.
 
         Returns:
             Its rounds.
@@ -128,26 +135,33 @@ class Protocol:
         Raises:
             UserError: if the protocol has none.
         """
-        found = self.captioning if task == "captioning" else self.vqa
-        if not found:
-            other = "captioning" if task == "vqa" else "vqa"
-            raise UserError(f"protocol {self.name} is for {other} benchmarks only; give --benchmarks of that kind")
+        found = dict(self.rounds_by_kind).get(kind)
+        if found is None:
+            raise UserError(
+                f"protocol {self.name} is for {' and '.join(self.kinds)} benchmarks only, not for {kind}; give "
+                "--benchmarks of that kind, or another --protocol"
+            )
         return found
+
+    @property
+    def all_rounds(self) -> tuple[Round, ...]:
+        """The rounds against all kinds of tasks."""
+        return tuple(entry for _, rounds in self.rounds_by_kind for entry in rounds)
 
     @property
     def chained(self) -> bool:
         """Whether it starts from its images at the next smaller budget."""
-        return any(entry.start == "other:smaller" for entry in (*self.captioning, *self.vqa))
+        return any(entry.start == "other:smaller" for entry in self.all_rounds)
 
     @property
     def clean_precision(self) -> Precision:
         """In which clean images are answered: that of the first round."""
-        return (*self.captioning, *self.vqa)[0].precision
+        return self.all_rounds[0].precision
 
     @property
     def targeted(self) -> bool:
         """Whether every round aims at a text that the model shall say, rather than away from what it says."""
-        return all(entry.target is not None for entry in (*self.captioning, *self.vqa))
+        return all(entry.target is not None for entry in self.all_rounds)
 
     @property
     def label(self) -> str:
@@ -166,13 +180,11 @@ class Protocol:
             "never": "every sample takes part in every round",
         }
         lines = [f"{self.label}: worst case per sample over rounds of APGD (L-inf); {stops[self.drops]}"]
-        for task, rounds in (("captioning", self.captioning), ("vqa", self.vqa)):
-            if not rounds:
-                continue
+        for kind, rounds in self.rounds_by_kind:
             forwards, backwards = sum(r.steps + 1 for r in rounds), sum(r.steps for r in rounds)
             answers = sum(r.judged + len(r.answers) for r in rounds)
             lines.append(
-                f"  {task}: at most {forwards} forward and {backwards} backward passes and {answers} answers per "
+                f"  {kind}: at most {forwards} forward and {backwards} backward passes and {answers} answers per "
                 "sample and budget"
             )
             width = max(len(r.name) for r in rounds)
@@ -200,7 +212,7 @@ def _ensemble(name: str, steps: int, precision: Literal["float32", "float16"]) -
     labels = tuple(Round(f"label{k}", steps, precision, "clean", k) for k in range(5))
     again = Round("from-best", steps, "float32", "best", "best")
     targets = tuple(Round(f"target-{text}", steps, "float32", "clean", f"={text}") for text in ("maybe", "Word"))
-    return Protocol(name, 1, captioning=(*labels, again), vqa=(*labels, again, *targets))
+    return Protocol(name, 1, (("captioning", (*labels, again)), ("short_answer", (*labels, again, *targets))))
 
 
 def _register(protocol: Protocol) -> Protocol:
@@ -214,8 +226,10 @@ paper_apgd = _register(
     Protocol(
         "paper_apgd",
         1,
-        captioning=(Round("label0", 100, "float16", "clean", 0),),
-        vqa=(Round("label0", 100, "float16", "clean", 0),),
+        (
+            ("captioning", (Round("label0", 100, "float16", "clean", 0),)),
+            ("short_answer", (Round("label0", 100, "float16", "clean", 0),)),
+        ),
     )
 )
 """The paper's tables 6 and 14, but for their missing clean filter: here clean failures are not attacked."""
@@ -227,7 +241,7 @@ paper_ensemble_3steps = _register(_ensemble("paper_ensemble_3steps", 3, "float32
 """The same with 3 steps: shows that everything runs; too weak to conclude anything from."""
 
 
-def _fast_rounds(task: Task) -> tuple[Round, ...]:
+def _fast_rounds(kind: str) -> tuple[Round, ...]:
     """Cheap rounds first; each step of a round is worth less than the step before, so rounds are short.
 
     On models whose loss reaches its plateau in ten steps (``docs/loss-curves.png``), the worst of many answers is lower
@@ -240,7 +254,7 @@ def _fast_rounds(task: Task) -> tuple[Round, ...]:
 
     smaller = Round("smaller-budget", 0, "float16", "other:smaller", "answer")
     first = replace(entry("answer", "answer"), gives_up=0.01)
-    if task == "captioning":
+    if kind == "captioning":
         labels = (entry("label0", 0, steps=20), entry("label1", 1), entry("label2", 2))
         decoys = (entry("decoy0", "~0", "best", 20, 0.25), entry("decoy1", "~1", "best", 10, 0.25))
         return (smaller, first, *labels, *decoys)
@@ -249,20 +263,22 @@ def _fast_rounds(task: Task) -> tuple[Round, ...]:
     return (smaller, first, *others, *targets, entry("answer-long", "answer", steps=100))
 
 
-fast = _register(Protocol("fast", 1, captioning=_fast_rounds("captioning"), vqa=_fast_rounds("vqa"), drops="floor"))
+_KINDS = ("captioning", "short_answer")
+
+fast = _register(Protocol("fast", 1, tuple((kind, _fast_rounds(kind)) for kind in _KINDS), drops="floor"))
 """A fifth of ``paper_ensemble``'s gradient steps, spent otherwise: many short rounds, answers on the way, wrong answers
 of the benchmark as targets, the images of the next smaller budget as a start, and no more steps for a sample that
 scores 0 or whose answer does not budge. ``docs/protocols.md`` says how it compares."""
 
 
-def _strong_rounds(task: Task) -> tuple[Round, ...]:
+def _strong_rounds(kind: str) -> tuple[Round, ...]:
     def entry(name: str, label: int | str, start: str, steps: int, step_size: float = 1.0) -> Round:
         answers = tuple(range(10, steps, 10))
         return Round(name, steps, "float32", start, label, step_size=step_size, answers=answers)
 
     replays = tuple(Round(f"other{k}", 0, "float32", f"other:{k}", "answer") for k in range(32))
     smaller = Round("smaller-budget", 0, "float32", "other:smaller", "answer")
-    labels = tuple(entry(f"label{k}", k, "clean", 100) for k in range(5 if task == "captioning" else 3))
+    labels = tuple(entry(f"label{k}", k, "clean", 100) for k in range(5 if kind == "captioning" else 3))
     # Croce & Hein's warm start: maximise in a larger ball, then in the ball itself from where that ended.
     wide = (
         Round("wide2", 30, "float32", "clean", "answer", step_size=0.5, width=2.0, judged=False),
@@ -279,8 +295,7 @@ strong = _register(
     Protocol(
         "strong",
         2,
-        captioning=_strong_rounds("captioning"),
-        vqa=_strong_rounds("vqa"),
+        tuple((kind, _strong_rounds(kind)) for kind in _KINDS),
         drops="floor",
         after=(fast, paper_ensemble),
     )
@@ -300,8 +315,12 @@ paper_targeted = _register(
     Protocol(
         "paper_targeted",
         1,
-        captioning=tuple(Round(f"target-{text}", 10_000, "float32", "clean", f"={text}") for text in TARGET_STRINGS),
-        vqa=(),
+        (
+            (
+                "captioning",
+                tuple(Round(f"target-{text}", 10_000, "float32", "clean", f"={text}") for text in TARGET_STRINGS),
+            ),
+        ),
         drops="never",
     )
 )
@@ -351,7 +370,7 @@ def in_precision(protocol: Protocol, precision: str) -> Protocol:
     if precision not in ("float32", "float16", "bfloat16"):
         raise UserError(f"--attack-precision {precision}: expected float32, float16 or bfloat16")
     after = tuple(in_precision(first, precision) for first in protocol.after)
-    if {entry.precision for entry in (*protocol.captioning, *protocol.vqa)} == {precision} and after == protocol.after:
+    if {entry.precision for entry in protocol.all_rounds} == {precision} and after == protocol.after:
         return protocol
     changed = _changed(
         protocol, f"{protocol.name}_{precision}", lambda entry: replace(entry, precision=cast(Precision, precision))
@@ -360,8 +379,8 @@ def in_precision(protocol: Protocol, precision: str) -> Protocol:
 
 
 def _changed(protocol: Protocol, name: str, change: Callable[[Round], Round]) -> Protocol:
-    captioning, vqa = (tuple(map(change, rounds)) for rounds in (protocol.captioning, protocol.vqa))
-    return replace(protocol, name=name, captioning=captioning, vqa=vqa)
+    changed = tuple((kind, tuple(map(change, rounds))) for kind, rounds in protocol.rounds_by_kind)
+    return replace(protocol, name=name, rounds_by_kind=changed)
 
 
 if __name__ == "__main__":

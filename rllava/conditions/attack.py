@@ -16,12 +16,12 @@ from rllava.attacks.protocols import Protocol, Round
 from rllava.conditions.clean import Clean
 from rllava.conditions.condition import CONDITIONS, Condition
 from rllava.data.benchmarks import BenchmarkSpec
-from rllava.evaluation.answers import DECOYS_VERSION
 from rllava.evaluation.checking import findings
 from rllava.evaluation.in_flight import Flight
 from rllava.evaluation.rows import attack_fields, image_fields
 from rllava.evaluation.samples import Sample
-from rllava.evaluation.worker import AttackWorker, ShardWork, labels_of
+from rllava.evaluation.worker import AttackWorker, ShardWork
+from rllava.tasks.decoys import DECOYS_VERSION
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Attack(Condition):
 
     def precisions(self, task: str) -> tuple[str, ...]:
         """Of the rounds, in order; the clean image is answered as in the first."""
-        return tuple(dict.fromkeys(entry.precision for entry in self.protocol.rounds(task)))  # type: ignore[arg-type]
+        return tuple(dict.fromkeys(entry.precision for entry in self.protocol.rounds(task)))
 
     def versions_for(self, task: str) -> Mapping[str, int]:
         """Of the grid of stored images, and of the bank of wrong answers if any round aims at one."""
@@ -93,7 +93,7 @@ class Attack(Condition):
 
     def aims_at_decoys(self, task: str) -> bool:
         """Whether any round does."""
-        return any(entry.decoy is not None for entry in self.protocol.rounds(task))  # type: ignore[arg-type]
+        return any(entry.decoy is not None for entry in self.protocol.rounds(task))
 
     def run(self, work: ShardWork) -> list[dict[str, Any]]:
         """Attacks, checks some of the attacks, and answers the found images again in 8 bits."""
@@ -127,7 +127,7 @@ class Attack(Condition):
 
         victims = Victims(
             images_BCHW=shard.pixels_BCHW,
-            labels=[labels_of(sample, work.spec.benchmark.task) for sample in samples],
+            labels=[work.spec.benchmark.task.labels(sample.references) for sample in samples],
             predictions=shard.predictions,
             scores=shard.scores,
             seeds=shard.seeds,
@@ -168,7 +168,7 @@ class Attack(Condition):
         )
 
     def _rounds(self, work: ShardWork) -> tuple[Round, ...]:
-        return self.protocol.rounds(work.spec.benchmark.task)
+        return self.protocol.rounds(work.spec.benchmark.task.kind)
 
 
 CONDITIONS.register(Attack.kind, Attack)
@@ -216,7 +216,7 @@ def dropped_by(protocol: Protocol, benchmark: BenchmarkSpec) -> Callable[[float]
         A function of a score.
     """
     rules: dict[str, Callable[[float], bool]] = {
-        "threshold": benchmark.drops,
+        "threshold": benchmark.task.drops,
         "floor": lambda score: score <= 0,
         "never": lambda score: False,
     }

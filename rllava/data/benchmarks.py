@@ -1,14 +1,15 @@
-"""Benchmarks: a data set, a prompt and a metric, built once into Parquet shards and the metric's frozen state.
+"""Benchmarks: a data set and a task, built once into Parquet shards and the frozen state of the task's metric.
 
-A new benchmark is one source function in :data:`SOURCES` and one spec in :data:`BENCHMARKS`.
+A new benchmark is one source function in :data:`SOURCES` and one spec in :data:`BENCHMARKS`; ``docs/data.md`` has an
+example, with a task and a metric of its own.
 """
 
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,18 +31,9 @@ from rllava.errors import UserError
 from rllava.filesystem import write_whole
 from rllava.metrics.metric import METRICS, Metric, MetricState, metric_from_json, metric_to_json
 from rllava.registry import Registry
-
-VQA_PROMPT = "<image>\n{question}\nAnswer the question using a single word or phrase."
-"""The paper's prompt for VQA (Robust-LLaVA ``open_flamingo/eval/models/llava.py``)."""
-
-CAPTION_PROMPT = "<image>\nProvide a short caption for this image."
-"""The paper's prompt for captioning (same file)."""
-
-VIZWIZ_PROMPT = (
-    "<image>\n{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
-    "Answer the question using a single word or phrase."
-)
-"""The paper's prompt for VizWiz, many of whose images do not show what is asked (same file)."""
+from rllava.tasks.captioning import CAPTION_PROMPT, Captioning
+from rllava.tasks.short_answer import VIZWIZ_PROMPT, VQA_PROMPT, ShortAnswer
+from rllava.tasks.task import Decoding, Task
 
 ANNOTATORS = 10
 """Answers per question in VQAv2; the VQA accuracy compares each with the others."""
@@ -67,13 +59,14 @@ class Sample:
 
     Attributes:
         sample_id: unique within the source.
-        load_image: reads the encoded image; called once, when the sample's shard is written.
-        references: reference captions, or the annotators' answers; may be empty (the row then gets no score).
+        load_image: reads the encoded image; called once, when the sample's shard is written. None: there is no image.
+        references: reference captions, or the annotators' answers; may be empty (the row then gets no score, unless
+            its task needs none).
         question: what replaces ``{question}`` in the prompt; empty for captioning.
     """
 
     sample_id: str
-    load_image: Callable[[], bytes]
+    load_image: Callable[[], bytes] | None
     references: tuple[str, ...]
     question: str = ""
 
@@ -88,10 +81,7 @@ class BenchmarkSpec:
         split: passed to the source.
         samples: length of the fixed sample list.
         seed: of the sample list; the list depends only on source, split, samples and seed.
-        metric: name in ``rllava.metrics.metric.METRICS``.
-        prompt: the user's turn; ``{question}`` stands for the sample's question.
-        max_new_tokens: longest generated answer, in tokens.
-        drop_threshold: in the metric's units; see :meth:`drops`.
+        task: what is asked, and how answers are scored.
         rows_per_shard: rows of every shard but the last.
         version: raised when a source changes what it yields.
     """
@@ -101,21 +91,9 @@ class BenchmarkSpec:
     split: str
     samples: int
     seed: int
-    metric: str
-    prompt: str
-    max_new_tokens: int
-    drop_threshold: float
+    task: Task
     rows_per_shard: int = 25
     version: int = 1
-
-    def versions(self) -> Mapping[str, int]:
-        """Of the metric, whose frozen state lies beside the shards."""
-        return {"metric": METRICS.get(self.metric).version}
-
-    @property
-    def task(self) -> Literal["captioning", "vqa"]:
-        """The kind of rounds this benchmark is attacked by."""
-        return "captioning" if self.metric == "cider" else "vqa"
 
     def shards_of(self, samples: int) -> int:
         """How many of the first shards hold so many samples.
@@ -127,20 +105,6 @@ class BenchmarkSpec:
             The number.
         """
         return math.ceil(min(samples, self.samples) / self.rows_per_shard)
-
-    def drops(self, score: float) -> bool:
-        """Tells whether a sample is left out of later rounds, because nothing is left to attack.
-
-        Captioning: the score is below the threshold (10.0 for COCO); VQA: it is 0 (Robust-LLaVA
-        ``vlm_eval/run_evaluation.py``).
-
-        Args:
-            score: the sample's worst score so far.
-
-        Returns:
-            True if the sample is not attacked any more.
-        """
-        return score < self.drop_threshold or score == 0.0
 
 
 Source = Callable[[str], Sequence[Sample]]
@@ -176,7 +140,7 @@ def build_benchmark(
         UserError: if the source or metric is unknown, the source has too few samples or doubled sample ids, or the
             metric cannot be prepared from so few references.
     """
-    metric = METRICS.get(spec.metric)
+    metric = METRICS.get(spec.task.metric)
     listing = list_benchmark(spec)
     state = metric.prepare([sample.references for sample in listing.entries])
     write_whole(filesystem, f"{folder}/metric.json", metric_to_json(metric, state).encode())
@@ -198,7 +162,7 @@ def list_benchmark(spec: BenchmarkSpec) -> Listing:
     samples = list_samples(spec)
     return Listing(
         samples,
-        make_row=functools.partial(_row, spec.prompt),
+        make_row=functools.partial(_row, spec.task),
         identity=_identity,
         schema=BENCHMARK_SCHEMA,
         rows_per_shard=spec.rows_per_shard,
@@ -245,12 +209,12 @@ def read_metric(filesystem: Any, folder: str) -> tuple[Metric, MetricState]:
         raise UserError(f"'{path}' is damaged ({error}); build the benchmark again") from error
 
 
-def _row(prompt: str, row: int, sample: Sample) -> dict[str, Any]:
+def _row(task: Task, row: int, sample: Sample) -> dict[str, Any]:
     return {
         "row": row,
         "sample_id": sample.sample_id,
-        "image": read_image(sample.load_image),
-        "prompt": prompt.replace("{question}", sample.question),
+        "image": None if sample.load_image is None else read_image(sample.load_image),
+        "prompt": task.ask(sample.question),
         "references": list(sample.references),
     }
 
@@ -357,10 +321,7 @@ BENCHMARKS.register(
         split="test",
         samples=500,
         seed=42,
-        metric="vqa_accuracy",
-        prompt=VQA_PROMPT,
-        max_new_tokens=5,
-        drop_threshold=0.0,
+        task=ShortAnswer(VQA_PROMPT, Decoding(5)),
     ),
 )
 BENCHMARKS.register(
@@ -371,10 +332,7 @@ BENCHMARKS.register(
         split="test",
         samples=500,
         seed=42,
-        metric="cider",
-        prompt=CAPTION_PROMPT,
-        max_new_tokens=20,
-        drop_threshold=10.0,
+        task=Captioning(CAPTION_PROMPT, Decoding(20), drop_threshold=10.0),
     ),
 )
 
@@ -389,41 +347,17 @@ for _name, _read in {
     SOURCES.register(_name, functools.partial(published_samples, _read))
 
 
-def _paper_captions(name: str, drop_threshold: float) -> BenchmarkSpec:
-    return BenchmarkSpec(
-        name=name,
-        source=name,
-        split="test",
-        samples=500,
-        seed=42,
-        metric="cider",
-        prompt=CAPTION_PROMPT,
-        max_new_tokens=20,
-        drop_threshold=drop_threshold,
-    )
-
-
-def _paper_vqa(name: str, prompt: str, max_new_tokens: int) -> BenchmarkSpec:
-    return BenchmarkSpec(
-        name=name,
-        source=name,
-        split="val",
-        samples=500,
-        seed=42,
-        metric="vqa_accuracy",
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        drop_threshold=0.0,
-    )
+def _paper(name: str, split: str, task: Task) -> BenchmarkSpec:
+    return BenchmarkSpec(name=name, source=name, split=split, samples=500, seed=42, task=task)
 
 
 # Prompts, token limits, thresholds and samples of Robust-LLaVA's vlm_eval/run_evaluation.py.
 for _spec in (
-    _paper_captions("coco", 10.0),
-    _paper_captions("flickr30k", 2.0),
-    _paper_vqa("vqav2", VQA_PROMPT, 5),
-    _paper_vqa("okvqa", VQA_PROMPT, 5),
-    _paper_vqa("textvqa", VQA_PROMPT, 10),
-    _paper_vqa("vizwiz", VIZWIZ_PROMPT, 5),
+    _paper("coco", "test", Captioning(CAPTION_PROMPT, Decoding(20), drop_threshold=10.0)),
+    _paper("flickr30k", "test", Captioning(CAPTION_PROMPT, Decoding(20), drop_threshold=2.0)),
+    _paper("vqav2", "val", ShortAnswer(VQA_PROMPT, Decoding(5))),
+    _paper("okvqa", "val", ShortAnswer(VQA_PROMPT, Decoding(5))),
+    _paper("textvqa", "val", ShortAnswer(VQA_PROMPT, Decoding(10))),
+    _paper("vizwiz", "val", ShortAnswer(VIZWIZ_PROMPT, Decoding(5))),
 ):
     BENCHMARKS.register(_spec.name, _spec)

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT
 from rllava.data.easy_vqa_source import EasyImage, easy_images
 from rllava.data.pairs import CAPTION_TEMPLATES, captions_of
+from rllava.tasks.captioning import CAPTION_PROMPT
+from rllava.tasks.short_answer import VQA_PROMPT
 
 _QUESTIONS_PER_IMAGE = 4
 _ASK = VQA_PROMPT.rsplit("\n", 1)[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT, read_image
+from rllava.data.benchmarks import read_image
 from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
 from rllava.data.files import data_path, read_file, seen_image
 from rllava.data.llava_json import MARKER, read_conversations
@@ -18,6 +18,8 @@ from rllava.data.sampling import check_unique, sample_list
 from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
 from rllava.errors import UserError
 from rllava.registry import Registry
+from rllava.tasks.captioning import CAPTION_PROMPT
+from rllava.tasks.short_answer import VQA_PROMPT
 
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("row", pa.int64(), "position in the seeded global shuffle"),

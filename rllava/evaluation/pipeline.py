@@ -147,7 +147,8 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     image_size = input_size(job.specs[0].encoders)
     views = {place: spec.condition.views for place, spec in enumerate(job.specs)}
-    loading = {"storage": job.storage, "image_size": image_size, "views": views}
+    needs = {spec.benchmark.name: spec.benchmark.task.needs for spec in job.specs}
+    loading = {"storage": job.storage, "image_size": image_size, "views": views, "needs": needs}
     dataset = dataset.map(load_unit, fn_kwargs=loading, **pool.data)
     dataset = dataset.map_batches(
         ShardAttacker,
@@ -254,10 +255,10 @@ class ShardAttacker:
             Texts.
         """
         name = specs[0].benchmark.name
-        if not any(spec.condition.aims_at_decoys(spec.benchmark.task) for spec in specs):
+        if not any(spec.condition.aims_at_decoys(spec.benchmark.task.kind) for spec in specs):
             return ()
         if name not in self.banks:
-            self.banks[name] = answer_bank(self.store.filesystem, self.job.data[name])
+            self.banks[name] = answer_bank(self.store.filesystem, self.job.data[name], specs[0].benchmark.task)
         return self.banks[name]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,9 @@ from rllava.conditions.condition import Views
 from rllava.data.images import DamagedImage, fit, preprocess
 from rllava.data.shards import read_shard
 from rllava.store import Store
+from rllava.tasks.task import Needs
+
+IMAGE_AND_REFERENCES = Needs()
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,16 @@ class Sample:
     views: tuple[np.ndarray, ...] = ()
 
 
-def decode_shard(table: pa.Table, image_size: int, views: Views | None = None) -> list[Sample]:
+def decode_shard(
+    table: pa.Table, image_size: int, views: Views | None = None, needs: Needs = IMAGE_AND_REFERENCES
+) -> list[Sample]:
     """Samples of a benchmark's shard; what is wrong with one becomes its error.
 
     Args:
         table: rows of ``BENCHMARK_SCHEMA``.
         image_size: of the encoder, in pixels.
         views: makes other images of each; None: none.
+        needs: what the benchmark's task needs of a row.
 
     Returns:
         The samples, in order.
@@ -53,22 +59,27 @@ def decode_shard(table: pa.Table, image_size: int, views: Views | None = None) -
         pixels, error = None, None
         shown: tuple[np.ndarray, ...] = ()
         references = tuple(text for text in row["references"] or () if text.strip())
-        try:
-            pixels = preprocess(row["image"] or b"", image_size)
-        except DamagedImage as damage:
-            error = f"damaged image: {damage}"
+        if row["image"] is None:
+            error = "no image" if needs.image else "no image, and models are asked about images only"
+        else:
+            try:
+                pixels = preprocess(row["image"], image_size)
+            except DamagedImage as damage:
+                error = f"damaged image: {damage}"
         try:
             if views is not None and error is None:
                 shown = tuple(fit(view, image_size) for view in views(row["image"], row["sample_id"]))
         except DamagedImage as damage:
             error = f"cannot be shown: {damage}"
-        if error is None and not references:
+        if error is None and needs.references and not references:
             error = "no references"
         samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error, row["row"], shown))
     return samples
 
 
-def load_unit(item: dict[str, Any], storage: str, image_size: int, views: Mapping[int, Views | None]) -> dict[str, Any]:
+def load_unit(
+    item: dict[str, Any], storage: str, image_size: int, views: Mapping[int, Views | None], needs: Mapping[str, Needs]
+) -> dict[str, Any]:
     """Reads and decodes a shard (in a CPU task).
 
     Args:
@@ -76,12 +87,13 @@ def load_unit(item: dict[str, Any], storage: str, image_size: int, views: Mappin
         storage: URL.
         image_size: of the encoder, in pixels.
         views: what each evaluation makes of the images, by its place.
+        needs: what the tasks of benchmarks need of a row, by the benchmark's name.
 
     Returns:
         The unit with its samples as one serialised table.
     """
     table = read_shard(Store(storage).filesystem, item["path"])
-    samples = decode_shard(table, image_size, views[int(item["places"][0])])
+    samples = decode_shard(table, image_size, views[int(item["places"][0])], needs=needs[item["benchmark"]])
     kept = {name: item[name] for name in ("benchmark", "shard", "places")}
     return {**kept, "samples": pack(samples)}
 

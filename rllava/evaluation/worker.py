@@ -6,7 +6,6 @@ Shapes: B batch, N some of its samples, C channel, H/W image.
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,21 +71,6 @@ class Answered:
     def seeds(self) -> list[int]:
         """One per sample."""
         return [seed_of(sample.sample_id) for sample in self.samples]
-
-
-def labels_of(sample: Sample, task: str) -> list[str]:
-    """The texts whose loss a protocol's untargeted rounds maximise.
-
-    Args:
-        sample: whose.
-        task: ``captioning``: its captions in order; ``vqa``: its distinct answers, the most common first.
-
-    Returns:
-        At least one text.
-    """
-    if task == "captioning":
-        return list(sample.references)
-    return [answer for answer, _ in Counter(sample.references).most_common()]
 
 
 def seed_of(sample_id: str) -> int:
@@ -198,7 +182,7 @@ class AttackWorker:
         llava, metric = self.model(precision), scoring.metric
         prompts = [self.tokens(sample.prompt, None) for sample in samples]
         with torch.compiler.set_stance("force_eager"):  # decoding reads a cache, see loss
-            texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.max_new_tokens)
+            texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.task.decoding.max_new_tokens)
         predictions = [metric.clean(text) for text in texts]
         scores = [
             metric.score(prediction, sample.references, scoring.state)
@@ -283,7 +267,7 @@ class AttackWorker:
         say = logging.getLogger(__name__).warning
         if batch_size > 0 or self.device.type != "cuda":
             return Batches(batch_size or len(samples), say)
-        tokens = [self.tokens(sample.prompt, max(sample.references, key=len)) for sample in samples[:2]] * 2
+        tokens = [self.tokens(sample.prompt, max(sample.references, key=len, default="")) for sample in samples[:2]] * 2
         images = [sample.pixels_HWC for sample in samples[:2] if sample.pixels_HWC is not None]
         pixels_2CHW = self.pixels((images * 2)[:2])
 
@@ -383,8 +367,12 @@ def evaluate_shard(
     Yields:
         Per spec, the shard's records in the order of its samples; the schema's metadata says how they were computed
         (:func:`run_as`).
+
+    Raises:
+        UserError: if the task cannot be evaluated so (:meth:`rllava.tasks.task.Task.check`).
     """
     first = specs[0]
+    first.benchmark.task.check(attacked=any(spec.condition.epsilon for spec in specs))
     scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
     whole = [sample for sample in samples if sample.error is None]
     precision = first.precisions[0]

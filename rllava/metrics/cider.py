@@ -6,13 +6,15 @@ own, by whichever worker holds it, and the corpus score is the mean of the sampl
 scores from the same scorer (RobustVLM ``open_flamingo/eval/coco_metric.py``).
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rllava.errors import UserError
+from rllava.metrics.cleaning import clean_caption
+from rllava.metrics.metric import METRICS, Metric
 from rllava.metrics.ptb import ptb_tokenize
 
 LONGEST_NGRAM = 4
@@ -34,25 +36,24 @@ class DocumentFrequencies:
     documents: int
     counts: dict[str, int]
 
-    def to_json(self) -> str:
-        """Writes the frequencies as JSON; n-grams are sorted, so equal frequencies give equal text."""
-        return json.dumps({"documents": self.documents, "counts": self.counts}, sort_keys=True, ensure_ascii=False)
+    def to_json(self) -> dict[str, Any]:
+        """The frequencies as plain JSON values; n-grams are sorted, so equal frequencies give equal text."""
+        return {"documents": self.documents, "counts": dict(sorted(self.counts.items()))}
 
     @staticmethod
-    def from_json(text: str) -> "DocumentFrequencies":
-        """Reads what :meth:`to_json` wrote.
+    def from_json(fields: Any) -> "DocumentFrequencies":
+        """Reads what :meth:`to_json` gave.
 
         Args:
-            text: the JSON.
+            fields: JSON values.
 
         Returns:
             Equal frequencies.
 
         Raises:
-            ValueError: if the text is not such JSON.
+            ValueError: if they are no such values.
         """
         try:
-            fields = json.loads(text)
             counts = {str(ngram): int(count) for ngram, count in fields["counts"].items()}
             return DocumentFrequencies(int(fields["documents"]), counts)
         except (KeyError, TypeError, AttributeError) as error:
@@ -140,3 +141,17 @@ def _clipped_cosine(hypothesis: dict[str, float], reference: dict[str, float]) -
     norm = math.sqrt(sum(weight**2 for weight in hypothesis.values()))
     reference_norm = math.sqrt(sum(weight**2 for weight in reference.values()))
     return dot / (norm * reference_norm) if norm and reference_norm else 0.0
+
+
+METRICS.register(
+    "cider",
+    Metric(
+        "cider",
+        "CIDEr x 100",
+        clean=clean_caption,
+        score=cider,
+        prepare=document_frequencies,
+        state_to_json=DocumentFrequencies.to_json,
+        state_from_json=DocumentFrequencies.from_json,
+    ),
+)

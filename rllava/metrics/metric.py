@@ -1,16 +1,33 @@
-"""The metrics a benchmark can name: how they are prepared, how they score one sample, and how text is cleaned."""
+"""What a metric is: how it is prepared, scores one sample, and cleans text before; and the registry of metrics."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rllava.metrics.cider import DocumentFrequencies, cider, document_frequencies
-from rllava.metrics.cleaning import clean_caption, clean_vqa_answer
-from rllava.metrics.vqa import vqa_accuracy
 from rllava.registry import Registry
 
-MetricState = DocumentFrequencies | None
-"""What a metric knows about the whole sample list: CIDEr its document frequencies, VQA accuracy nothing."""
+MetricState = Any
+"""What a metric knows about the whole sample list. Only the metric itself looks into it: CIDEr finds its document
+frequencies there, the VQA accuracy None."""
+
+
+def prepare_nothing(references_of_each_sample: Sequence[Sequence[str]]) -> None:
+    """Prepares a metric that knows nothing about the sample list.
+
+    Args:
+        references_of_each_sample: not looked at.
+    """
+    del references_of_each_sample
+
+
+def _none_to_json(state: MetricState) -> None:
+    assert state is None, f"a metric without state_to_json has no state, but was given {state!r}"
+
+
+def _none_from_json(value: Any) -> None:
+    if value is not None:
+        raise ValueError(f"the metric has no state, but one lies there: {value!r}")
 
 
 @dataclass(frozen=True)
@@ -21,18 +38,26 @@ class Metric:
         name: its name in :data:`METRICS`.
         unit: of its scores, as in the paper's tables.
         clean: from generated text to the prediction that is scored.
+        score: from (prediction, references, state) to the sample's score; raises ``ValueError`` if it needs references
+            and there are none. An attack takes a score of 0 for the worst there is, as that of an empty prediction.
         prepare: from the references of each sample to the frozen state; raises ``UserError`` if they are too few.
-        score: from (prediction, references, state) to the sample's score, larger is better, 0 for an empty
-            prediction; raises ``ValueError`` if there are no references.
+        state_to_json: from the state to plain JSON values, the same for an equal state.
+        state_from_json: its inverse; raises ``ValueError`` if the values are not such.
         version: raised when any answer gets another score, or is cleaned otherwise.
+        higher_is_better: whether a larger score is a better answer.
+        needs_references: whether a sample without references has no score.
     """
 
     name: str
     unit: str
     clean: Callable[[str], str]
-    prepare: Callable[[Sequence[Sequence[str]]], MetricState]
     score: Callable[[str, Sequence[str], MetricState], float]
+    prepare: Callable[[Sequence[Sequence[str]]], MetricState] = prepare_nothing
+    state_to_json: Callable[[MetricState], Any] = _none_to_json
+    state_from_json: Callable[[Any], MetricState] = _none_from_json
     version: int = 1
+    higher_is_better: bool = True
+    needs_references: bool = True
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -48,11 +73,8 @@ def metric_to_json(metric: Metric, state: MetricState) -> str:
     Returns:
         JSON; the same text for an equal state.
     """
-    return json.dumps(
-        {"metric": metric.name, "state": None if state is None else json.loads(state.to_json())},
-        sort_keys=True,
-        ensure_ascii=False,
-    )
+    fields = {"metric": metric.name, "state": metric.state_to_json(state)}
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
 
 def metric_from_json(text: str) -> tuple[Metric, MetricState]:
@@ -71,23 +93,5 @@ def metric_from_json(text: str) -> tuple[Metric, MetricState]:
     fields = json.loads(text)
     if not isinstance(fields, dict) or "metric" not in fields or "state" not in fields:
         raise ValueError("no metric and state in it")
-    state = fields["state"]
-    return METRICS.get(fields["metric"]), None if state is None else DocumentFrequencies.from_json(json.dumps(state))
-
-
-def _score_cider(prediction: str, references: Sequence[str], state: MetricState) -> float:
-    assert state is not None, "CIDEr needs the state that its prepare returned"
-    return cider(prediction, references, state)
-
-
-def _score_vqa(prediction: str, references: Sequence[str], state: MetricState) -> float:
-    assert state is None, "the VQA accuracy has no state"
-    return vqa_accuracy(prediction, references)
-
-
-def _prepare_nothing(references_of_each_sample: Sequence[Sequence[str]]) -> None:
-    del references_of_each_sample
-
-
-METRICS.register("cider", Metric("cider", "CIDEr x 100", clean_caption, document_frequencies, _score_cider))
-METRICS.register("vqa_accuracy", Metric("vqa_accuracy", "%", clean_vqa_answer, _prepare_nothing, _score_vqa))
+    metric = METRICS.get(fields["metric"])
+    return metric, metric.state_from_json(fields["state"])

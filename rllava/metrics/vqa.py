@@ -7,6 +7,8 @@ After the VQA evaluation code (https://github.com/GT-Vision-Lab/VQA) in the form
 import re
 from collections.abc import Sequence
 
+from rllava.metrics.cleaning import clean_vqa_answer
+from rllava.metrics.metric import METRICS, Metric, MetricState
 from rllava.metrics.vqa_contractions import CONTRACTIONS
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -70,3 +72,11 @@ def _process_punctuation(text: str) -> str:
         beside_space = symbol + " " in text or " " + symbol in text
         result = result.replace(symbol, "" if beside_space or comma_in_number else " ")
     return _PERIOD.sub("", result, count=_MOST_PERIODS)
+
+
+def _score(prediction: str, references: Sequence[str], state: MetricState) -> float:
+    assert state is None, "the VQA accuracy has no state"
+    return vqa_accuracy(prediction, references)
+
+
+METRICS.register("vqa_accuracy", Metric("vqa_accuracy", "%", clean=clean_vqa_answer, score=_score))

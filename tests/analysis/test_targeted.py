@@ -44,4 +44,4 @@ def test_a_sweep_without_targets_gives_an_empty_table() -> None:
 
 
 def test_the_names_are_those_of_the_protocol() -> None:
-    assert [entry.name for entry in PROTOCOLS.get("paper_targeted").captioning] == [VISIT, RESET, STUPID]
+    assert [entry.name for entry in PROTOCOLS.get("paper_targeted").rounds("captioning")] == [VISIT, RESET, STUPID]

@@ -89,6 +89,22 @@ def run(bench: Bench, scores: list[float], labels: list[list[str]]) -> list[Outc
     ).run()  # fmt: skip
 
 
+def test_a_sample_without_labels_takes_only_the_rounds_that_bring_their_text() -> None:
+    bench = Bench({f"round{n}": [60, 60, 60] for n in range(1, 6)})
+    rounds = (*STEPS4, dataclasses.replace(ROUNDS[0], name="answer", label="answer"))
+    attacked = Victims(CLEAN_BCHW, [[], ["b"], []], ["said", "said", ""], [100.0] * 3, seeds=[0, 1, 2])
+    # The answers it gives are not empty: after one, sample 2 has a text to be driven from.
+    outcomes = engine(rounds, 3, 0.0, victims=attacked, answer_loss=bench.loss, judge=bench.judge).run()
+    assert [outcome.rounds for outcome in outcomes] == [
+        ["target", "answer"],
+        ["label0", "from-best", "target", "answer"],
+        ["target", "answer"],
+    ]
+    silent = Victims(CLEAN_BCHW[:1], [[]], [""], [100.0], seeds=[0])
+    (outcome,) = engine(rounds[-1:], 1, 0.0, victims=silent, answer_loss=bench.loss, judge=bench.judge).run()
+    assert outcome.rounds == []
+
+
 def test_rounds_lower_scores_only_and_drop_what_reached_the_floor() -> None:
     bench = Bench({"round1": [60, 0, 90], "round2": [80, 9, 70], "round3": [50, 9, 99], "round4": [55, 9, 70]})
     outcomes = run(bench, [100.0, 100.0, 100.0], [["a0", "a1"], ["b0", "b1"], ["c0", "c1"]])

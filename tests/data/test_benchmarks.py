@@ -126,8 +126,8 @@ def test_wrong_captions_score_less_than_right_ones(local: Any, folder: str) -> N
             shape = "circle" if image.shape != "circle" else "triangle"
             assert right > metric.score(f"A {colour} {image.shape}.", references, state)
             assert right > metric.score(f"A {image.colour} {shape}.", references, state)
-            assert spec.drops(metric.score(f"A {colour} {shape}.", references, state))
-            assert not spec.drops(right)
+            assert spec.task.drops(metric.score(f"A {colour} {shape}.", references, state))
+            assert not spec.task.drops(right)
 
 
 def test_state_comes_from_the_fixed_sample_list_alone(local: Any, folder: str) -> None:
@@ -157,7 +157,11 @@ def test_sample_count_must_fit(samples: int, local: Any, folder: str) -> None:
     ("field", "kind"), [("source", "benchmark source"), ("metric", "metric"), ("split", "easy-VQA")]
 )
 def test_unknown_names_are_user_errors(field: str, kind: str, local: Any, folder: str) -> None:
-    spec = dataclasses.replace(BENCHMARKS.get("easy_vqa"), **{field: "nonsense"})
+    spec: Any = BENCHMARKS.get("easy_vqa")
+    if field == "metric":
+        spec = dataclasses.replace(spec, task=dataclasses.replace(spec.task, metric="nonsense"))
+    else:
+        spec = dataclasses.replace(spec, **{field: "nonsense"})
     with pytest.raises(UserError, match=kind):
         build_benchmark(spec, local, folder)
 
@@ -179,7 +183,9 @@ def test_damaged_rows_are_kept(source: Callable[[list[Sample]], BenchmarkSpec], 
         Sample("missing", missing, ("yes",), "?"),
     ]
     for metric in ("vqa_accuracy", "cider"):
-        build_benchmark(dataclasses.replace(_spec(source, samples), metric=metric), local, folder)
+        spec = _spec(source, samples)
+        scored = dataclasses.replace(spec.task, metric=metric)
+        build_benchmark(dataclasses.replace(spec, task=scored), local, folder)
         rows = {row["sample_id"]: row for row in rows_of(local, folder)}
         assert len(rows) == 4
         assert rows["no answers"]["references"] == []
@@ -232,7 +238,7 @@ def test_missing_or_damaged_metric_json_names_the_remedy(local: Any, folder: str
     ],
 )
 def test_drop_rule(name: str, score: float, dropped: bool) -> None:
-    assert BENCHMARKS.get(name).drops(score) is dropped
+    assert BENCHMARKS.get(name).task.drops(score) is dropped
 
 
 def test_importing_the_benchmarks_imports_neither_ray_nor_torch() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from rllava.data.benchmarks import CAPTION_PROMPT, VQA_PROMPT
 from rllava.data.easy_vqa_source import easy_images
 from rllava.data.instructions import (
     INSTRUCTION_SCHEMA,
@@ -21,6 +20,8 @@ from rllava.data.instructions import (
 )
 from rllava.data.shards import read_shard
 from rllava.errors import UserError
+from rllava.tasks.captioning import CAPTION_PROMPT
+from rllava.tasks.short_answer import VQA_PROMPT
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).parent.joinpath("golden/easy.json").read_text("utf-8"))
 NAMES = ["easy_align", "easy_instruct"]

@@ -16,6 +16,7 @@ from rllava.data.sampling import sample_list
 from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.samples import decode_shard
+from rllava.tasks.task import Decoding
 from tests.data.published_files import ROWS, jpeg, write, write_benchmarks, write_training
 
 SHORT = "Answer the question using a single word or phrase."
@@ -64,21 +65,22 @@ def test_files_become_shards_with_the_papers_samples(name: str, root: Path, loca
     assert [row["sample_id"] for row in rows] == [IDS[name][index] for index in chosen]
     for row, index in zip(rows, chosen, strict=True):
         assert row["image"] == jpeg(index)
-        if spec.task == "vqa":
+        if spec.task.kind == "short_answer":
             assert row["references"] == [f"{index} or {k}" for k in range(10)]
         else:
             assert row["references"] == [f"Caption {k} of {index}." for k in range(5)]
     assert rows[list(chosen).index(3)]["prompt"] == PAPER[name][0]
     metric, _ = read_metric(local, folder)
-    assert metric.name == ("vqa_accuracy" if spec.task == "vqa" else "cider")
+    assert metric.name == ("vqa_accuracy" if spec.task.kind == "short_answer" else "cider")
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_specs_are_the_papers(name: str, root: Path) -> None:
     spec = BENCHMARKS.get(name)
     prompt, tokens, threshold = PAPER[name]
-    assert spec.prompt.replace("{question}", SOURCES.get(name)(spec.split)[3].question) == prompt
-    assert (spec.max_new_tokens, spec.drop_threshold, spec.samples, spec.seed) == (tokens, threshold, 500, 42)
+    assert spec.task.ask(SOURCES.get(name)(spec.split)[3].question) == prompt
+    assert (spec.task.decoding, spec.task.drop_threshold) == (Decoding(tokens), threshold)
+    assert (spec.samples, spec.seed) == (500, 42)
 
 
 def test_500_of_so_many_entries_are_those_of_numpys_global_generator() -> None:

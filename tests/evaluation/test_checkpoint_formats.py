@@ -79,7 +79,7 @@ def attacked(spec: Any, dtype: torch.dtype) -> list[dict[str, Any]]:
     llava = load_checkpoint(spec, dtype=dtype)
     benchmark = replace(BENCHMARKS.get("easy_vqa"), samples=SAMPLES)
     samples = decode_shard(shard("easy_vqa", SAMPLES), llava.image_size)
-    metric = METRICS.get(benchmark.metric)
+    metric = METRICS.get(benchmark.task.metric)
     protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), PRECISIONS[dtype])
     evaluations = [
         EvalSpec("any", spec, spec.encoders, benchmark, within(protocol, epsilon), SAMPLES) for epsilon in (0.0, 8.0)

@@ -94,7 +94,7 @@ def test_the_bank_holds_the_most_common_first_references(tmp_path: Path) -> None
     for number, part in enumerate((rows[:1], rows[1:])):
         table = pa.Table.from_pylist(part, schema=shard("easy_vqa", 1).schema)
         store.write(f"{folder}/part-{number:05d}.parquet", parquet_bytes(table))
-    assert answer_bank(store.filesystem, folder) == ("blue", "red")
+    assert answer_bank(store.filesystem, folder, spec_of("easy_vqa", 8.0).benchmark.task) == ("blue", "red")
 
 
 def test_complete_records_say_in_what_portions_they_were_computed(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from rllava.data.corruptions import CORRUPTIONS, SIZING_VERSION
 from rllava.data.images import MAX_SIDE, PADDING_COLOUR, PREPROCESSING_VERSION
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import EncoderSpec, encoder_names, encoder_spec
-from rllava.evaluation.answers import BANK_SIZE, DECOYS_VERSION
 from rllava.fingerprint import FORMAT, fields_of, fingerprint, to_json, versions_of
 from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.pinned import Pinned
+from rllava.tasks.decoys import BANK_SIZE, DECOYS_VERSION
+from rllava.tasks.task import TASKS
 from rllava.weights import Weighted, hash_of, weights_of
 from sweeps.grid import attack_conditions, corruption_conditions
 from sweeps.plan import Plan
@@ -74,7 +75,7 @@ def plan_of(preset: Preset, protocol: str) -> Plan:
     candidates = tuple(Candidate(c.name, pinned_all(c.trained), pinned_all(c.used)) for c in parsed)
     chosen = PROTOCOLS.get(protocol)
     benchmarks = tuple(benchmark_spec(preset, name) for name in preset.benchmarks)
-    benchmarks = tuple(spec for spec in benchmarks if getattr(chosen, spec.task))
+    benchmarks = tuple(spec for spec in benchmarks if spec.task.kind in chosen.kinds)
     language_model = pinned(preset.language_model)
     preset = dataclasses.replace(preset, language_model=language_model)
     return Plan("golden", "nowhere", preset, candidates, benchmarks, attack_conditions(chosen, preset.budgets))
@@ -89,6 +90,7 @@ def code_constants() -> dict[str, Any]:
         **{f"corruption {name}": {"version": CORRUPTIONS.get(name).version} for name in CORRUPTIONS},
         "decoys": {"version": DECOYS_VERSION, "bank": BANK_SIZE},
         **{f"metric {name}": {"version": METRICS.get(name).version} for name in METRICS},
+        **{f"task {kind}": {"version": TASKS.get(kind).version} for kind in TASKS},
         **{f"template {name}": to_json(TEMPLATES.get(name)) for name in TEMPLATES},
     }
 

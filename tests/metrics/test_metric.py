@@ -41,10 +41,30 @@ def test_a_right_answer_of_agreeing_annotators_scores_100() -> None:
     assert metric.score(metric.clean("Red."), ["red"] * 10, metric.prepare([["red"] * 10])) == 100.0
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"metric": "cider", "state": {"documents": 1}})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps({"metric": "cider", "state": {"documents": 1}}),
+        json.dumps({"metric": "cider", "state": None}),
+        json.dumps({"metric": "vqa_accuracy", "state": {"documents": 1, "counts": {}}}),
+    ],
+)
 def test_damaged_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"\S"):
         metric_from_json(text)
+
+
+def test_the_text_of_a_state_stays_what_it_was() -> None:
+    """It lies beside the shards of benchmarks that were built before."""
+    metric = METRICS.get("cider")
+    state = metric.prepare([["roter Kreis", "é"], ["roter"]])
+    counts = '{"kreis": 1, "roter": 2, "roter kreis": 1, "é": 1}'
+    assert metric_to_json(metric, state) == f'{{"metric": "cider", "state": {{"counts": {counts}, "documents": 2}}}}'
+    stateless = METRICS.get("vqa_accuracy")
+    assert metric_to_json(stateless, stateless.prepare([["a"]])) == '{"metric": "vqa_accuracy", "state": null}'
 
 
 def test_metrics_import_neither_ray_nor_torch() -> None:

@@ -210,7 +210,7 @@ def test_a_public_llava_is_attacked(name: str, tmp_path: Path) -> None:
     spec = pin_checkpoint(read(write(name, tmp_path / "model"), name))
     worker = AttackWorker(load_checkpoint(spec), torch.device("cpu"))
     benchmark = replace(BENCHMARKS.get("easy_vqa"), samples=SAMPLES)
-    metric = METRICS.get(benchmark.metric)
+    metric = METRICS.get(benchmark.task.metric)
     protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), PRECISIONS[torch.float32])
 
     def records(samples: list[Sample], epsilon: float) -> list[dict[str, Any]]:

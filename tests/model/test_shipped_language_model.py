@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from rllava.data.benchmarks import VQA_PROMPT
 from rllava.data.easy_vqa_source import KINDS
 from rllava.data.pairs import caption_of, labelled_images
 from rllava.model.conversation import TEMPLATES, pieces, tokenize
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec, load_language_model
 from rllava.pinned import Pinned
+from rllava.tasks.short_answer import VQA_PROMPT
 
 READS = 0.99
 """Share of questions answered right about a description in words; 1.00 was measured for every kind."""

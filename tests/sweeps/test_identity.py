@@ -79,7 +79,7 @@ def test_what_changes_a_result_needs_a_version_and_is_not_written_without(tmp_pa
     shutil.copy(ROOT / "tests/__init__.py", tmp_path / "tests")
     golden = tmp_path / "tests/golden/identity.json"
     edit(tmp_path, "rllava/specs.py", "    warmup: float = 0.03\n", "    warmup: float = 0.05\n")
-    edit(tmp_path, "rllava/evaluation/answers.py", "BANK_SIZE = 32\n", "BANK_SIZE = 16\n")
+    edit(tmp_path, "rllava/tasks/decoys.py", "BANK_SIZE = 32\n", "BANK_SIZE = 16\n")
     edit(tmp_path, "rllava/model/conversation.py", 'user: str = "USER"', 'user: str = "HUMAN"')
     field = "    version: int = 1\n"
     edit(tmp_path, "rllava/encoders/base.py", field, f"{field}    pooled: bool = False\n")
@@ -96,7 +96,7 @@ def test_what_changes_a_result_needs_a_version_and_is_not_written_without(tmp_pa
 
     edit(tmp_path, "rllava/specs.py", "    warmup: float = 0.05\n", "    warmup: float = 0.03\n")
     edit(tmp_path, "rllava/model/conversation.py", 'user: str = "HUMAN"', 'user: str = "USER"')
-    edit(tmp_path, "rllava/evaluation/answers.py", "DECOYS_VERSION = 1\n", "DECOYS_VERSION = 2\n")
+    edit(tmp_path, "rllava/tasks/decoys.py", "DECOYS_VERSION = 1\n", "DECOYS_VERSION = 2\n")
     done = regenerated(tmp_path)
     assert done.returncode == 0, done.stderr
     before, after = (json.loads(path.read_text())["recipes"] for path in (GOLDEN, golden))
@@ -166,22 +166,21 @@ def moves(spec: Any, field: Field) -> bool:
     return fingerprint(spec) not in prints
 
 
-def all_specs(spec: Any) -> Iterator[Any]:
-    yield spec
-    for field in fields_of(type(spec)):
-        value = getattr(spec, field.name)
-        for inner in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(inner):
-                yield from all_specs(inner)
+def all_specs(value: Any) -> Iterator[Any]:
+    """The specs in a value, itself included."""
+    if isinstance(value, tuple):
+        yield from (spec for entry in value for spec in all_specs(entry))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield value
+        yield from (spec for field in fields_of(type(value)) for spec in all_specs(getattr(value, field.name)))
 
 
 def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snapshot: Snapshot) -> None:
     plan = plan_of(PRESETS.get("tiny"), "fast")
-    evaluation = plan.evaluations(plan.candidates[3])[2][0]
-    specs = {
-        type(spec).__name__: spec
-        for spec in (*all_specs(snapshot.checkpoint), *all_specs(evaluation), Clean(), Corruption("fog"))
-    }
+    evaluations = [spec for spec, _ in plan.evaluations(plan.candidates[3])]
+    answers, captions = evaluations[2], evaluations[-1]
+    held = (snapshot.checkpoint, captions.benchmark, answers, Clean(), Corruption("fog"))
+    specs = {type(spec).__name__: spec for spec in all_specs(held)}
     assert specs.keys() == snapshot.kinds.keys()
     found = {(name, f.name) for name, spec in specs.items() for f in fields_of(type(spec)) if not moves(spec, f)}
     assert found == outside_fields(snapshot.kinds)
@@ -198,9 +197,12 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snap
 def test_a_new_version_of_a_metric_or_template_names_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     def prints() -> tuple[set[str], set[str], set[str], str]:
         plan = plan_of(PRESETS.get("smoke"), "paper_ensemble_3steps")
+        # Specs keep the name they were once given.
+        fresh = [dataclasses.replace(spec, task=dataclasses.replace(spec.task)) for spec in plan.benchmarks]
+        plan = dataclasses.replace(plan, benchmarks=tuple(fresh))
         cells = [spec for candidate in plan.candidates for spec, _ in plan.evaluations(candidate)]
-        scored = {fingerprint(spec) for spec in cells if spec.benchmark.metric == "cider"}
-        others = {fingerprint(spec) for spec in cells if spec.benchmark.metric != "cider"}
+        scored = {fingerprint(spec) for spec in cells if spec.benchmark.task.metric == "cider"}
+        others = {fingerprint(spec) for spec in cells if spec.benchmark.task.metric != "cider"}
         model, _ = plan.model(plan.candidates[0])
         assert isinstance(model, ModelSpec)
         stages = {fingerprint(dataclasses.replace(stage)) for stage in (model.stage1, model.stage2)}
