@@ -4,6 +4,7 @@ import re
 
 TIME = r"\d\d:\d\d:\d\d "
 NAME = r"[\w.+@-]+"
+SHOWN = r"(at [\d.]+/255|under \w+)"
 LINES = (
     rf"{TIME}\w+: .*shards.*",
     rf"{TIME}[\w.-]+-v\d+: worst case per sample over rounds of .*",
@@ -12,10 +13,10 @@ LINES = (
     rf"{TIME}\w+: \d+ candidates, \d+ with something to do; storage .*",
     rf"{TIME}messages of Ray and its workers: /.*\.log",
     rf"{TIME}{NAME} +(found in storage|waiting for|starting training workers|training stage \d: step) ?.*",
-    rf"{TIME}{NAME} +attacking: (\d+ parts to do|part \d+ of \d+ \(\w+ at [\d.]+/255: mean score [\d.]+\)).*",
+    rf"{TIME}{NAME} +evaluating: (\d+ parts to do|part \d+ of \d+ \(\w+ {SHOWN}: mean score [\d.]+\)).*",
     rf"{TIME}{NAME} +started again \([^()]+\); kept: .*",
     rf"{TIME}{NAME} +training goes on from its last checkpoint \([^()]+\).*",
-    rf"{TIME}{NAME} +done: clean [\d.]+, at the largest budget [\d.]+.*",
+    rf"{TIME}{NAME} +done: clean [\d.]+, (at the largest budget|under all others) [\d.]+.*",
     r"cluster of \d+ nodes? with .*",
     r"note: .*",
     r"",
@@ -23,6 +24,9 @@ LINES = (
     rf"{NAME} +\|.*",
     r"-+[-+]*",
     r"ε in 1/255; .*",
+    rf"corruption( +{NAME})+",
+    r"(\w+-v\d+(\[\w+\])?|all corruptions)( +-?\d+ ±\d+)+",
+    r"percent of the candidate's own clean score that is lost, .*",
     r"records: \S+   took \d+ min \d+ s",
     r"report:  \S+index\.html",
 )
