@@ -7,7 +7,9 @@ import pandas as pd
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.comparisons import compare
+from analysis.conditions import ConditionFindings, analyse_conditions, others
 from analysis.evidence import attack_evidence
+from analysis.judgements import JudgementFindings, analyse_judgements
 from analysis.loading import SweepResults
 from analysis.pareto import pareto_front
 from analysis.scores import AVERAGE, Scores, default_epsilon, sweep_scores
@@ -28,6 +30,8 @@ class Findings:
         comparisons: see ``comparisons.compare``.
         front: see ``pareto.pareto_front``, on average over the benchmarks, at ``epsilon``.
         evidence: see ``evidence.attack_evidence``.
+        others: of conditions that are no attacks; None: there are none, see ``conditions.analyse_conditions``.
+        judged: see ``judgements.analyse_judgements``.
     """
 
     results: SweepResults
@@ -39,6 +43,8 @@ class Findings:
     comparisons: pd.DataFrame
     front: pd.DataFrame
     evidence: pd.DataFrame
+    others: ConditionFindings | None = None
+    judged: JudgementFindings | None = None
 
 
 def analyse(
@@ -77,6 +83,8 @@ def analyse(
         comparisons=compare(scores, reference, resampling),
         front=pareto_front(scores, bootstraps, summary, chosen),
         evidence=attack_evidence(results.records, scores),
+        others=analyse_conditions(results, baseline, resampling) if others(results.manifest) else None,
+        judged=analyse_judgements(results, resampling),
     )
 
 

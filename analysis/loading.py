@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -13,16 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.cells import require_one_evaluation
-from analysis.manifest import Manifest
+from analysis.manifest import JudgementsEntry, Manifest, RecordsEntry
 from rllava.errors import UserError
 from rllava.faults import known_fault
 from rllava.filesystem import check_answers, open_filesystem, write_whole
 from rllava.fingerprint import FORMAT
+from rllava.judgements import JUDGEMENT_KEY, JUDGEMENT_SCHEMA, JUDGEMENT_VERSION
 from rllava.records import KEY, RECORD_SCHEMA, RECORD_VERSION
 from rllava.snapshot import PARTS, Snapshot, take_snapshot
 
 GATHERED = "records.parquet"
 """File in a sweep's report folder: its records without images, for whoever loads them next."""
+
+GATHERED_JUDGEMENTS = "judgements.parquet"
+"""The same, of its judgements."""
 
 _SIGNATURE = b"rllava.gathered"
 """Metadata of that file: which parts, in which state, it was gathered from."""
@@ -34,6 +38,31 @@ _READERS = 16
 
 IMAGE_COLUMNS = ("clean_png", "adversarial_png", "adversarial_rest", "shown_png")
 """Columns that are left in storage until :func:`fetch_images` asks for them."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of artifact that is read: its folder, what a row is called, its schema with its version, and its key."""
+
+    folder: str
+    row: str
+    schema: pa.Schema
+    version: int
+    key: tuple[str, ...]
+    gathered: str
+    keeps: str
+    heavy: tuple[str, ...] = ()
+
+    def columns(self, heavy: bool) -> list[str]:
+        """Names of the columns, those that are heavy only if asked for."""
+        return [name for name in self.schema.names if heavy or name not in self.heavy]
+
+
+RECORDS = _Kind("records", "record", RECORD_SCHEMA, RECORD_VERSION, KEY, GATHERED, "data and models", IMAGE_COLUMNS)
+JUDGEMENTS = _Kind(
+    "judgements", "judgement", JUDGEMENT_SCHEMA, JUDGEMENT_VERSION, JUDGEMENT_KEY, GATHERED_JUDGEMENTS,
+    "data, models and records",
+)  # fmt: skip
 
 RecordKey = tuple[str, str, str, str, float | None, int | None, int | None, int, str]
 """The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, condition, epsilon, severity, seed, draw,
@@ -49,12 +78,14 @@ class SweepResults:
         manifest: what was run.
         records: one row per record: the columns of RECORD_SCHEMA (images left out unless asked for) and ``part``, the
             Parquet file that holds the row, relative to the storage. A seed is an integer or ``pandas.NA``.
-        signature: of the parts that the records come from; another one means other records.
+        judgements: one row per verdict of a judge on an answer: the columns of JUDGEMENT_SCHEMA and ``part``.
+        signature: of the parts that both come from; another one means other records or judgements.
     """
 
     storage: str
     manifest: Manifest
     records: pd.DataFrame
+    judgements: pd.DataFrame = field(default_factory=lambda: _no_rows(JUDGEMENTS).to_pandas())
     signature: str = ""
 
 
@@ -75,17 +106,17 @@ class RecordImages:
 def load_sweep(
     storage: str, sweep: str = "encoder_ablation", images: bool = False, *, gather: bool = False
 ) -> SweepResults:
-    """Loads a sweep: its manifest and the records artifacts that the manifest names, no others.
+    """Loads a sweep: its manifest, and the records and judgements artifacts that the manifest names, no others.
 
     Args:
         storage: path or ``s3://`` URL of the results folder.
         sweep: name of the sweep, i.e. of its folder under ``reports/``.
         images: whether to load the PNG columns too (see :func:`fetch_images` for a few of them).
-        gather: whether to leave the records, without images, in one file of the sweep's report: the next one who loads
-            them need not read them part by part.
+        gather: whether to leave the records, without images, in one file of the sweep's report, and the judgements in
+            another: the next one who loads them need not read them part by part.
 
     Returns:
-        The manifest and one row per record.
+        The manifest, one row per record, and one per judgement.
 
     Raises:
         UserError: if the folder is no results folder or of another format, the sweep or one of its artifacts is missing
@@ -93,21 +124,31 @@ def load_sweep(
     """
     filesystem, root = open_filesystem(storage)
     manifest = _load_manifest(filesystem, storage, root, sweep)
-    folders = {entry.path: entry.parts for entry in manifest.records}
-    found = _listed(filesystem, storage, root, folders)
-    for folder, parts in folders.items():
-        _require_complete(found, storage, folder, parts)
-    signature = _signature(found, folders)
-    table = None if images else _gathered(filesystem, root, sweep, signature)
-    read = table is None
-    if table is None:
-        table = _load_folders(filesystem, storage, root, found, folders, images)
-    records = _to_pandas(table)
-    _require_unique(storage, records)
+    rows: dict[str, pd.DataFrame] = {}
+    signatures = []
+    entries: dict[_Kind, Sequence[RecordsEntry | JudgementsEntry]] = {RECORDS: manifest.records}
+    if manifest.judgements:
+        entries[JUDGEMENTS] = manifest.judgements
+    for kind, own in entries.items():
+        folders = {entry.path: entry.parts for entry in own}
+        found = _listed(filesystem, storage, root, kind, folders)
+        for folder, parts in folders.items():
+            _require_complete(found, storage, kind, folder, parts)
+        signature = _signature(found, kind, folders)
+        signatures.append(signature)
+        # Records are gathered without images.
+        file = f"{root}/reports/{sweep}/{kind.gathered}"
+        table = None if images and kind is RECORDS else _gathered(filesystem, file, signature)
+        if table is None:
+            table = _load_folders(filesystem, storage, root, found, kind, folders, kind.columns(images))
+            if gather and not (images and kind is RECORDS):
+                _gather(filesystem, file, table, signature)
+        rows[kind.folder] = _to_pandas(table)
+        _require_unique(storage, kind, rows[kind.folder])
+    records = rows[RECORDS.folder]
     require_one_evaluation(records, f"run the sweep again, which writes reports/{sweep}/sweep.json anew")
-    if gather and read and not images:
-        _gather(filesystem, root, sweep, table, signature)
-    return SweepResults(storage, manifest, records, signature)
+    judgements = rows.get(JUDGEMENTS.folder, _no_rows(JUDGEMENTS).to_pandas())
+    return SweepResults(storage, manifest, records, judgements, " ".join(signatures))
 
 
 def load_records(storage: str, images: bool = False) -> pd.DataFrame:
@@ -129,12 +170,13 @@ def load_records(storage: str, images: bool = False) -> pd.DataFrame:
     """
     filesystem, root = open_filesystem(storage)
     _require_results(filesystem, storage, root)
-    found = _listed(filesystem, storage, root, None)
+    found = _listed(filesystem, storage, root, RECORDS, None)
     complete = {
         folder: found.facts(folder).get(PARTS) for folder in sorted(found.files) if found.is_complete(folder, first=1)
     }
-    records = _to_pandas(_load_folders(filesystem, storage, root, found, complete, images))
-    _require_unique(storage, records)
+    columns = RECORDS.columns(images)
+    records = _to_pandas(_load_folders(filesystem, storage, root, found, RECORDS, complete, columns))
+    _require_unique(storage, RECORDS, records)
     return records
 
 
@@ -155,7 +197,7 @@ def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImag
     found: dict[RecordKey, RecordImages] = {}
     for part in dict.fromkeys(rows["part"]):
         wanted = set(record_keys(rows[rows["part"] == part]))
-        for row in _read_part(filesystem, storage, root, part, (*KEY, *IMAGE_COLUMNS)).to_pylist():
+        for row in _read_part(filesystem, storage, root, RECORDS, part, (*KEY, *IMAGE_COLUMNS)).to_pylist():
             key: RecordKey = tuple(row[name] for name in KEY)
             if key in wanted:
                 found[key] = RecordImages(*(row[name] for name in IMAGE_COLUMNS))
@@ -164,7 +206,11 @@ def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImag
 
 def record_keys(rows: pd.DataFrame) -> list[RecordKey]:
     """Lists the keys of some records, in their order."""
-    values = [[None if value is pd.NA or value != value else value for value in rows[name]] for name in KEY]
+    return _keys(rows, KEY)
+
+
+def _keys(rows: pd.DataFrame, names: Sequence[str]) -> list[Any]:
+    values = [[None if value is pd.NA or value != value else value for value in rows[name]] for name in names]
     return list(zip(*values, strict=True))
 
 
@@ -217,19 +263,19 @@ def _require_format(storage: str, marker: bytes) -> None:
         )
 
 
-def _listed(filesystem: Any, storage: str, root: str, folders: Iterable[str] | None) -> Snapshot:
-    """Lists the records artifacts, and reads what the markers of some of them (None: all) say."""
+def _listed(filesystem: Any, storage: str, root: str, kind: _Kind, folders: Iterable[str] | None) -> Snapshot:
+    """Lists the artifacts of a kind, and reads what the markers of some of them (None: all) say."""
     with _reachable(storage):
-        found = take_snapshot(filesystem, root, ["records"])
+        found = take_snapshot(filesystem, root, [kind.folder])
         found.gather(found.files if folders is None else folders)
     return found
 
 
-def _require_complete(found: Snapshot, storage: str, folder: str, first: int | None) -> None:
+def _require_complete(found: Snapshot, storage: str, kind: _Kind, folder: str, first: int | None) -> None:
     if not found.is_finished(folder):
         state = "not complete" if found.shards(folder) else "missing"
         raise UserError(
-            f"{storage}/{folder}: this records artifact of the sweep is {state}; "
+            f"{storage}/{folder}: this {kind.folder} artifact of the sweep is {state}; "
             "run the sweep again, only what is missing is computed"
         )
     if lost := found.lost(folder):
@@ -245,22 +291,22 @@ def _require_complete(found: Snapshot, storage: str, folder: str, first: int | N
         )
 
 
-def _signature(found: Snapshot, folders: Mapping[str, int | None]) -> str:
+def _signature(found: Snapshot, kind: _Kind, folders: Mapping[str, int | None]) -> str:
     state = [[folder, parts, sorted(found.files[folder].items())] for folder, parts in folders.items()]
-    return hashlib.sha256(json.dumps([str(RECORD_SCHEMA), state]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([str(kind.schema), state]).encode()).hexdigest()
 
 
-def _gather(filesystem: Any, root: str, sweep: str, table: pa.Table, signature: str) -> None:
+def _gather(filesystem: Any, file: str, table: pa.Table, signature: str) -> None:
     sink = pa.BufferOutputStream()
     marked = table.replace_schema_metadata({_SIGNATURE: signature.encode()})
     pq.write_table(marked, sink, compression="zstd", write_page_checksum=True)
-    write_whole(filesystem, f"{root}/reports/{sweep}/{GATHERED}", bytes(sink.getvalue().to_pybytes()))
+    write_whole(filesystem, file, bytes(sink.getvalue().to_pybytes()))
 
 
-def _gathered(filesystem: Any, root: str, sweep: str, signature: str) -> pa.Table | None:
+def _gathered(filesystem: Any, file: str, signature: str) -> pa.Table | None:
     """What :func:`_gather` left, if it is of these very parts. It may be lost or torn: the parts are the truth."""
     try:
-        content = pa.BufferReader(filesystem.cat_file(f"{root}/reports/{sweep}/{GATHERED}"))
+        content = pa.BufferReader(filesystem.cat_file(file))
         table = pq.read_table(content, page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return None
@@ -269,9 +315,9 @@ def _gathered(filesystem: Any, root: str, sweep: str, signature: str) -> pa.Tabl
 
 
 def _load_folders(
-    filesystem: Any, storage: str, root: str, found: Snapshot, folders: Mapping[str, int | None], images: bool
-) -> pa.Table:
-    columns = [name for name in RECORD_SCHEMA.names if images or name not in IMAGE_COLUMNS]
+    filesystem: Any, storage: str, root: str, found: Snapshot, kind: _Kind, folders: Mapping[str, int | None],
+    columns: Sequence[str],
+) -> pa.Table:  # fmt: skip
     parts = []
     for folder, first in folders.items():
         own = found.shards(folder, first)
@@ -282,26 +328,30 @@ def _load_folders(
         parts += [f"{folder}/{name}" for name in own]
 
     def read(part: str) -> pa.Table:
-        table = _read_part(filesystem, storage, root, part, columns)
+        table = _read_part(filesystem, storage, root, kind, part, columns)
         return table.append_column("part", pa.array([part] * len(table), pa.string()))
 
     with ThreadPoolExecutor(_READERS) as pool:
         tables = list(pool.map(read, parts))
-    empty = RECORD_SCHEMA.empty_table().select(columns).append_column("part", pa.array([], pa.string()))
-    return pa.concat_tables([empty.replace_schema_metadata(None), *(t.replace_schema_metadata(None) for t in tables)])
+    empty = _no_rows(kind).select([*columns, "part"])
+    return pa.concat_tables([empty, *(table.replace_schema_metadata(None) for table in tables)])
 
 
-def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Sequence[str]) -> Any:
-    """Reads some columns of one Parquet file, cast to the types of RECORD_SCHEMA."""
+def _no_rows(kind: _Kind) -> pa.Table:
+    return kind.schema.empty_table().append_column("part", pa.array([], pa.string())).replace_schema_metadata(None)
+
+
+def _read_part(filesystem: Any, storage: str, root: str, kind: _Kind, part: str, columns: Sequence[str]) -> Any:
+    """Reads some columns of one Parquet file, cast to the types of its schema."""
     where = f"{storage}/{part}"
-    schema = pa.schema([RECORD_SCHEMA.field(name) for name in columns])
+    schema = pa.schema([kind.schema.field(name) for name in columns])
     try:
         # Unbuffered: only what the columns take is fetched; Parquet itself joins reads that are close.
         with filesystem.open(f"{root}/{part}", "rb", cache_type="none") as file:
             parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
             if missing:
-                raise UserError(f"{where}: {_why_missing(missing[0], parquet.schema_arrow)}")
+                raise UserError(f"{where}: {_why_missing(kind, missing[0], parquet.schema_arrow)}")
             return parquet.read(columns=list(columns)).select(list(columns)).cast(schema)
     except FileNotFoundError as error:
         raise UserError(f"{where}: file not found; run the sweep again to compute it") from error
@@ -315,28 +365,29 @@ def _read_part(filesystem: Any, storage: str, root: str, part: str, columns: Seq
         ) from error
 
 
-def _why_missing(column: str, schema: pa.Schema) -> str:
-    written = (schema.metadata or {}).get(b"rllava.schema", b"").decode().removeprefix("record-v")
-    if written.isdecimal() and int(written) < RECORD_VERSION:
+def _why_missing(kind: _Kind, column: str, schema: pa.Schema) -> str:
+    prefix = f"{kind.row}-v"
+    written = (schema.metadata or {}).get(b"rllava.schema", b"").decode().removeprefix(prefix)
+    if written.isdecimal() and int(written) < kind.version:
         return (
-            f"records of schema record-v{written}, and this version of rllava reads record-v{RECORD_VERSION} (column "
-            f"'{column}' is missing); read them with the version that wrote them, or delete the storage's records/ and "
-            "run the sweep again, which keeps data and models"
+            f"{kind.folder} of schema {prefix}{written}, and this version of rllava reads {prefix}{kind.version} "
+            f"(column '{column}' is missing); read them with the version that wrote them, or delete the storage's "
+            f"{kind.folder}/ and run the sweep again, which keeps {kind.keeps}"
         )
-    if written.isdecimal() and int(written) > RECORD_VERSION:
-        return f"records of schema record-v{written}, which a later version of rllava wrote; update rllava"
-    return f"no records, column '{column}' is missing; evaluate again with this version of rllava"
+    if written.isdecimal() and int(written) > kind.version:
+        return f"{kind.folder} of schema {prefix}{written}, which a later version of rllava wrote; update rllava"
+    return f"no {kind.folder}, column '{column}' is missing; run the sweep again with this version of rllava"
 
 
-def _require_unique(storage: str, records: pd.DataFrame) -> None:
-    repeated = records.duplicated(subset=list(KEY), keep=False)
+def _require_unique(storage: str, kind: _Kind, rows: pd.DataFrame) -> None:
+    repeated = rows.duplicated(subset=list(kind.key), keep=False)
     if repeated.any():
-        first = records[repeated].iloc[0]
-        same = records[[key == record_keys(first.to_frame().T)[0] for key in record_keys(records)]]
-        key = ", ".join(f"{name}={first[name]}" for name in KEY)
+        keys = _keys(rows[repeated], kind.key)
+        same = rows[repeated][[key == keys[0] for key in keys]]
+        key = ", ".join(f"{name}={value}" for name, value in zip(kind.key, keys[0], strict=True))
         raise UserError(
-            f"{storage}: {len(same)} records have the same key ({key}) in {', '.join(dict.fromkeys(same['part']))}; "
-            "delete one of the artifacts"
+            f"{storage}: {len(same)} {kind.folder} have the same key ({key}) in "
+            f"{', '.join(dict.fromkeys(same['part']))}; delete one of the artifacts"
         )
 
 

@@ -57,6 +57,27 @@ class RecordsEntry:
 
 
 @dataclass(frozen=True)
+class JudgementsEntry:
+    """One judgements artifact of a sweep: what a judge says of one of its records artifacts.
+
+    Attributes:
+        path: folder, relative to the storage.
+        judge: name and version.
+        description: what it looks for, in a few words.
+        parts: how many of its first parts the sweep asked for; None: all.
+        seconds: wall-clock time of the judging; NaN where unknown.
+        reused: whether an earlier run had computed it.
+    """
+
+    path: str
+    judge: str
+    description: str = ""
+    parts: int | None = None
+    seconds: float = math.nan
+    reused: bool = False
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One trained LLaVA of a sweep.
 
@@ -90,6 +111,7 @@ class Manifest:
         records: artifacts, one per cell of the grid.
         preset: name of the recipe.
         models: LLaVAs that the candidates are made of.
+        judgements: artifacts, one per records artifact and judge.
         versions: of packages.
         machine: that it ran on; numbers and names.
         started: ISO 8601 with time zone; empty where unknown. So for ``finished``.
@@ -105,6 +127,7 @@ class Manifest:
     records: tuple[RecordsEntry, ...]
     preset: str = ""
     models: tuple[ModelEntry, ...] = ()
+    judgements: tuple[JudgementsEntry, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     started: str = ""
@@ -133,7 +156,7 @@ class Manifest:
             What :meth:`from_json` reads.
         """
         content = asdict(self)
-        for entry in (*content["records"], *content["models"]):
+        for entry in (*content["records"], *content["models"], *content["judgements"]):
             entry["seconds"] = None if math.isnan(entry["seconds"]) else entry["seconds"]
         return json.dumps({"format": MANIFEST_FORMAT, **content}, indent=1)
 
@@ -166,6 +189,7 @@ class Manifest:
                 records=tuple(_records_entry(entry) for entry in raw["records"]),
                 preset=str(raw.get("preset", "")),
                 models=tuple(_model_entry(entry) for entry in raw.get("models", ())),
+                judgements=tuple(_judgements_entry(entry) for entry in raw.get("judgements", ())),
                 versions={str(name): str(version) for name, version in raw.get("versions", {}).items()},
                 machine=dict(raw.get("machine", {})),
                 started=str(raw.get("started") or ""),
@@ -218,6 +242,17 @@ def _records_entry(raw: Mapping[str, Any]) -> RecordsEntry:
         benchmark=str(raw["benchmark"]),
         condition=str(raw["condition"]),
         epsilon=_number(raw, "epsilon"),
+        parts=None if raw.get("parts") is None else int(raw["parts"]),
+        seconds=_seconds(raw),
+        reused=bool(raw.get("reused", False)),
+    )
+
+
+def _judgements_entry(raw: Mapping[str, Any]) -> JudgementsEntry:
+    return JudgementsEntry(
+        path=str(raw["path"]).strip("/"),
+        judge=str(raw["judge"]),
+        description=str(raw.get("description", "")),
         parts=None if raw.get("parts") is None else int(raw["parts"]),
         seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),

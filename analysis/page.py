@@ -4,7 +4,6 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -14,8 +13,10 @@ import vl_convert
 from analysis.evidence import Flag, attack_flags
 from analysis.findings import Findings, answer, confidence
 from analysis.gallery import Exhibit, magnification
+from analysis.judgements import ANSWER, JudgementFindings, shown
 from analysis.scores import AVERAGE
 from analysis.targeted import targeted_success
+from rllava.records import CLEAN
 
 
 def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequence[Exhibit]) -> str:
@@ -32,28 +33,53 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
     """
     manifest = findings.results.manifest
     flags = attack_flags(findings.evidence)
-    return _template().render(
-        manifest=manifest,
-        findings=findings,
-        answer=answer(findings),
-        confidence=confidence(findings),
-        epsilon=findings.epsilon,
-        level=findings.resampling.level,
-        vega=vega_bundle(),
-        charts={name: inline_json(chart_spec(chart)) for name, chart in charts.items()},
-        front=_records(findings.front.sort_values("robust", ascending=False, na_position="last")),
-        results=_results_table(findings),
-        comparisons=_comparisons_table(findings),
-        targeted=_targeted_table(findings),
-        exhibits=exhibits,
-        factor=magnification(findings.epsilon),
-        evidence=_records(findings.evidence),
-        flags=flags,
-        doubts=_doubts(flags),
-        errors=_error_counts(findings),
-        times=_times(findings),
-        average=AVERAGE,
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            manifest=manifest,
+            findings=findings,
+            answer=answer(findings),
+            confidence=confidence(findings),
+            epsilon=findings.epsilon,
+            level=findings.resampling.level,
+            vega=vega_bundle(),
+            charts={name: inline_json(chart_spec(chart)) for name, chart in charts.items()},
+            front=_records(findings.front.sort_values("robust", ascending=False, na_position="last")),
+            results=_results_table(findings),
+            comparisons=_comparisons_table(findings),
+            targeted=_targeted_table(findings),
+            others=_others_table(findings),
+            exhibits=exhibits,
+            factor=magnification(findings.epsilon),
+            evidence=_records(findings.evidence),
+            flags=flags,
+            doubts=_doubts(flags),
+            errors=_error_counts(findings),
+            times=_times(findings),
+            average=AVERAGE,
+            **judged_parts(findings.judged),
+        )
     )
+
+
+def judged_parts(judged: JudgementFindings | None) -> dict[str, Any]:
+    """What ``judged.html`` shows.
+
+    Args:
+        judged: from ``judgements.analyse_judgements``.
+
+    Returns:
+        Variables of a template; ``judged`` is None where nothing was judged.
+    """
+    if judged is None:
+        return {"judged": None}
+    rates = _records(judged.rates[judged.rates["answer"] == ANSWER])
+    return {
+        "judged": judged,
+        "judged_rates": [{**row, "shown": shown(row)} for row in rates],
+        "judged_agreement": _records(judged.agreement),
+    }
 
 
 def chart_spec(chart: Any) -> dict[str, Any]:
@@ -64,13 +90,10 @@ def chart_spec(chart: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    return environment().from_string(resources.files("analysis").joinpath("template.html").read_text(encoding="utf-8"))
-
-
 def environment() -> jinja2.Environment:
     """What the templates of all reports are filled with."""
-    found = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    templates = jinja2.PackageLoader("analysis", ".")
+    found = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found.filters.update(number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty)
     return found
 
@@ -128,6 +151,14 @@ def _targeted_table(findings: Findings) -> list[dict[str, Any]]:
     if not findings.results.manifest.targeted:
         return []
     return _records(targeted_success(findings.results.records))
+
+
+def _others_table(findings: Findings) -> list[dict[str, Any]]:
+    """What is left under conditions that are no attacks, on average over the benchmarks."""
+    if findings.others is None:
+        return []
+    table = findings.others.table
+    return _records(table[(table["benchmark"] == AVERAGE) & (table["condition"] != CLEAN)])
 
 
 def _error_counts(findings: Findings) -> list[dict[str, Any]]:

@@ -14,19 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import altair as alt
+import pandas as pd
 import tyro
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
-from analysis.corruption_page import corrupted_samples, heat_map, render_corruptions
-from analysis.corruptions import (
-    CorruptionFindings,
-    analyse_corruptions,
-    corruption_answer,
-    format_corruptions,
-    is_about_corruptions,
+from analysis.condition_page import heat_map, render_conditions, shown_samples
+from analysis.conditions import (
+    ConditionFindings,
+    analyse_conditions,
+    conditions_answer,
+    format_conditions,
+    is_about_conditions,
+    others,
 )
 from analysis.findings import Findings, analyse, answer
 from analysis.gallery import build_gallery
+from analysis.judgements import JudgementFindings, analyse_judgements, format_judgements
 from analysis.loading import SweepResults, load_sweep
 from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
@@ -113,32 +116,46 @@ def write_findings(findings: Findings) -> ReportPaths:
         **{f"{name}.png": render_png(chart) for name, chart in charts.items()},
         **{f"{name}.svg": render_svg(chart) for name, chart in charts.items()},
         "index.html": render_page(findings, charts, exhibits).encode(),
+        **_judged_files(findings.judged),
     }
+    if findings.others is not None:
+        files["conditions.csv"] = table_csv(_by_benchmark(findings.others.table))
     _write(findings.results, files)
     return _paths(f"{storage}/{folder}")
 
 
-def write_corruptions(findings: CorruptionFindings) -> str:
-    """Writes the report of a sweep of corruptions into the storage it comes from.
+def write_conditions(findings: ConditionFindings) -> str:
+    """Writes the report of a sweep without attacks, e.g. of corruptions, into the storage it comes from.
 
     Args:
-        findings: from ``corruptions.analyse_corruptions``.
+        findings: from ``conditions.analyse_conditions``.
 
     Returns:
         Path or URL of the page.
     """
     chart = heat_map(findings)
     files = {
-        "corruptions.csv": table_csv(findings.table[findings.table["benchmark"] != AVERAGE]),
+        "conditions.csv": table_csv(_by_benchmark(findings.table)),
         "means.csv": table_csv(findings.means),
         "comparisons.csv": table_csv(findings.comparisons),
         "heatmap.png": render_png(chart),
         "heatmap.svg": render_svg(chart),
-        "index.html": render_corruptions(findings, chart, corrupted_samples(findings)).encode(),
+        "index.html": render_conditions(findings, chart, shown_samples(findings)).encode(),
+        **_judged_files(findings.judged),
     }
-    assert set(files) == set(_CORRUPTION_FILES)
+    assert set(files) >= set(_CONDITION_FILES)
     _write(findings.results, files)
     return f"{findings.results.storage.rstrip('/')}/reports/{findings.results.manifest.sweep}/index.html"
+
+
+def _by_benchmark(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["benchmark"] != AVERAGE]
+
+
+def _judged_files(judged: JudgementFindings | None) -> dict[str, bytes]:
+    if judged is None:
+        return {}
+    return {"judgements.csv": table_csv(judged.rates), "agreement.csv": table_csv(judged.agreement)}
 
 
 def _write(results: SweepResults, files: Mapping[str, bytes]) -> None:
@@ -168,27 +185,32 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     folder = f"{root}/reports/{sweep}"
     made_from = _made_from(results)
     there = {str(path).rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)}
-    corrupted = is_about_corruptions(results)
-    names = _CORRUPTION_FILES if corrupted else _FILES
+    unattacked = is_about_conditions(results.manifest)
+    names = {*(_CONDITION_FILES if unattacked else _FILES), *(_JUDGED_FILES if results.manifest.judgements else ())}
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
-    if corrupted:
-        findings = analyse_corruptions(results)
-        table = format_corruptions(findings)
+    if unattacked:
+        findings = analyse_conditions(results)
+        table = format_conditions(findings)
         if not fresh:
-            write_corruptions(findings)
+            write_conditions(findings)
     else:
         table = format_table(results)
+        if others(results.manifest):
+            table = f"{table}\n\n{format_conditions(analyse_conditions(results))}"
         if not fresh:
             write_findings(analyse(results))
+    judged = analyse_judgements(results) if results.manifest.judgements else None
+    if judged is not None:
+        table = f"{table}\n\n{format_judgements(judged)}"
     if not fresh:
         write_whole(filesystem, f"{folder}/{_MADE_FROM}", made_from)
     return f"{storage.rstrip('/')}/reports/{sweep}/index.html", table
 
 
-_CORRUPTION_FILES = (
-    "index.html", "corruptions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg",
+_CONDITION_FILES = (
+    "index.html", "conditions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg",
 )  # fmt: skip
-"""Of a report on corruptions."""
+"""Of a report of a sweep without attacks."""
 
 
 _FILES = (
@@ -196,6 +218,9 @@ _FILES = (
     "curves.svg",
 )  # fmt: skip
 """Of a report, in the order of :class:`ReportPaths`."""
+
+_JUDGED_FILES = ("judgements.csv", "agreement.csv")
+"""Of a report of a sweep with judges, beside the others."""
 
 _MADE_FROM = "made-from.json"
 """File of a report that says what it was made from."""
@@ -210,9 +235,10 @@ def _made_from(results: SweepResults) -> bytes:
     manifest = dataclasses.asdict(results.manifest)
     for volatile in ("started", "finished", "wall_seconds", "machine"):
         del manifest[volatile]
-    for entry in (*manifest["records"], *manifest["models"]):
+    for entry in (*manifest["records"], *manifest["models"], *manifest["judgements"]):
         del entry["reused"]
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    own = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".html"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in own))
     decides = json.dumps([manifest, str(DEFAULT_RESAMPLING)], sort_keys=True, default=str)
     of = hashlib.sha256(decides.encode()).hexdigest()
     return json.dumps({"records": results.signature, "sweep": of, "code": code.hexdigest()}).encode()
@@ -245,9 +271,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         resampling = Resampling(draws=options.draws, seed=options.seed)
         results = load_sweep(options.storage, options.sweep)
-        if is_about_corruptions(results):
-            corrupted = analyse_corruptions(results, options.baseline, resampling)
-            said, page = corruption_answer(corrupted), write_corruptions(corrupted)
+        if is_about_conditions(results.manifest):
+            unattacked = analyse_conditions(results, options.baseline, resampling)
+            said, page = conditions_answer(unattacked), write_conditions(unattacked)
         else:
             findings = analyse(results, options.epsilon, options.baseline, resampling)
             said, page = answer(findings), write_findings(findings).index

@@ -73,6 +73,18 @@ class Placement:
         pool = ActorPoolStrategy(min_size=1, max_size=self.attack_workers, max_tasks_in_flight_per_actor=2)
         return {**_data_arguments(self.attack_worker), "compute": pool}
 
+    def judge_args(self, on_gpu: bool) -> dict[str, Any]:
+        """Arguments of ``Dataset.map_batches`` for a judge.
+
+        Args:
+            on_gpu: whether it asks for what an attack worker does, rather than for what a data task does.
+
+        Returns:
+            Resources and the pool of workers.
+        """
+        pool = ActorPoolStrategy(min_size=1, max_size=self.attack_workers, max_tasks_in_flight_per_actor=2)
+        return {**_data_arguments(self.attack_worker if on_gpu else self.data_task), "compute": pool}
+
     def data_args(self) -> dict[str, Any]:
         """Returns resource arguments for ``ray.data.read_*`` and for ``Dataset.map_batches`` on CPUs.
 
@@ -87,9 +99,11 @@ class Request:
 
     Args:
         trials: trials that run at once.
+        judged: whether judges on CPUs follow, each of which holds what a data task does beside those that feed it.
     """
 
     trials: int = 1
+    judged: bool = False
 
 
 def place(
@@ -222,6 +236,7 @@ def _peaks(placement: Placement, request: Request) -> dict[str, dict[str, float]
     training = _sum((1, placement.trial), (placement.train_workers, placement.train_worker))
     # One attack worker is enough to get on; the pool takes more where there is room.
     attacking = _sum((1, placement.trial), (1, placement.attack_worker), (1, placement.data_task))
+    judging = _sum((1, placement.trial), (2, placement.data_task)) if request.judged else {}
     return {
         f"{trials} with {placement.train_workers} training worker{'s' if placement.train_workers > 1 else ''} each": {
             resource: n * amount for resource, amount in training.items()
@@ -229,6 +244,7 @@ def _peaks(placement: Placement, request: Request) -> dict[str, dict[str, float]
         f"{trials} with an attack worker and a data task each": {
             resource: n * amount for resource, amount in attacking.items()
         },
+        f"{trials} with a judge and a data task each": {resource: n * amount for resource, amount in judging.items()},
     }
 
 

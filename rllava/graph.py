@@ -5,11 +5,12 @@ from rllava.data.instructions import InstructionSpec
 from rllava.encoders import EncoderSpec
 from rllava.encoders.pretraining import PretrainSpec
 from rllava.fingerprint import fingerprint
+from rllava.judgement_spec import JudgementSpec
 from rllava.pinned import MadeBy
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Step
 
-Spec = InstructionSpec | BenchmarkSpec | PretrainSpec | ModelSpec | EvalSpec
+Spec = InstructionSpec | BenchmarkSpec | PretrainSpec | ModelSpec | EvalSpec | JudgementSpec
 """What a sweep makes."""
 
 
@@ -18,10 +19,10 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
 
     Evaluations of the same LLaVA with the same encoders are one batch: the model is loaded once. An evaluation at a
     larger budget is made after that at the smaller one whose images it starts from; what it starts from of other
-    protocols is made by all candidates first.
+    protocols is made by all candidates first. Records that one judge reads are one batch: it is loaded once.
 
     Args:
-        spec: of data, of an encoder or LLaVA that is trained, or of an evaluation.
+        spec: of data, of an encoder or LLaVA that is trained, of an evaluation, or of judgements on one.
         first_samples: how many of a benchmark's list an evaluation is asked about, rounded up to whole shards; None:
             all. They are scored as part of the whole: what they score does not change when the rest follows.
 
@@ -50,6 +51,9 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
                 batch=" ".join(map(fingerprint, (spec.model, *spec.encoders))),
                 first=None if first_samples is None else spec.benchmark.shards_of(first_samples),
             )
+        case JudgementSpec():
+            about = step_of(spec.evaluation, first_samples)
+            return Step("judgements", spec, needs=(about,), batch=fingerprint(spec.judge), first=about.first)
         case _:
             raise TypeError(f"no step makes a {type(spec).__name__}")
 

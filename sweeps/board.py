@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sweeps.console import say, shown_errors
-from sweeps.events import Done, Evaluating, Event, Found, Interrupted, Refused, Starting, Training, Waiting
+from sweeps.events import Done, Evaluating, Event, Found, Interrupted, Judging, Refused, Starting, Training, Waiting
 from sweeps.failures import in_few_words
 
 TRAIN_SHARE = 0.6
@@ -179,6 +179,10 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
             case Evaluating(parts, of, what, mean):
                 text = f"evaluating: part {parts} of {of} ({what}: mean score {mean:.1f})"
                 return text, share + (1 - share) * parts / of
+            case Judging(judge, 0, of):
+                return f"judging by {judge}: {of} parts to do", row.share
+            case Judging(judge, parts, of):
+                return f"judging by {judge}: part {parts} of {of}", row.share
             case Done(clean, robust, where):
                 scores = {"clean": clean, where: robust}
                 return f"done: {', '.join(f'{what} {x:.1f}' for what, x in scores.items() if x is not None)}", 1.0

@@ -75,6 +75,21 @@ class Evaluating:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """A part of the judgements was written, or a judge begins.
+
+    Attributes:
+        judge: its label.
+        parts: written since it started, of ``of``.
+        of: parts to write.
+    """
+
+    judge: str
+    parts: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Done:
     """The trial is complete.
 
@@ -100,4 +115,4 @@ class Refused:
     mistake: str
 
 
-Event = Found | Waiting | Starting | Training | Interrupted | Evaluating | Done | Refused
+Event = Found | Waiting | Starting | Training | Interrupted | Evaluating | Judging | Done | Refused

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
 from rllava.conditions.attack import within
 from rllava.conditions.clean import Clean
-from rllava.conditions.condition import Condition
+from rllava.conditions.condition import Condition, Setting, read_condition
 from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, all_corruptions, check_library, known_fit
 from rllava.errors import UserError
+from rllava.metrics.judges.judge import read_judge
 from sweeps.options import AttackOptions, CandidateOptions, SweepOptions, absolute, check_numbers, read_budgets
 from sweeps.plan import Plan, check_inputs
 from sweeps.presets import Candidate, Preset, benchmark_spec, parse_candidate
@@ -110,14 +111,41 @@ def grid_of(options: SweepOptions, preset: Preset, conditions: Sequence[Conditio
         The grid.
 
     Raises:
-        UserError: if a benchmark is unknown.
+        UserError: if a benchmark or condition is unknown.
     """
     if options.samples is not None:
         preset = replace(preset, samples=options.samples)
     if options.batch_size is not None:
         preset = replace(preset, batch_size=options.batch_size)
     names = dict.fromkeys(options.benchmarks or preset.benchmarks)
-    return Grid(preset, tuple(benchmark_spec(preset, name) for name in names), tuple(conditions))
+    clean, named = beside(options.conditions, preset, conditions)
+    shown = tuple(dict.fromkeys((*clean, *conditions, *named)))
+    return Grid(preset, tuple(benchmark_spec(preset, name) for name in names), shown)
+
+
+def beside(
+    names: Sequence[str], preset: Preset, conditions: Sequence[Condition]
+) -> tuple[list[Condition], list[Condition]]:
+    """The conditions that a command line names beside those of the sweep.
+
+    Args:
+        names: as given, e.g. ``corruption:fog``.
+        preset: of the sweep.
+        conditions: of the sweep.
+
+    Returns:
+        The clean image, with which they are compared, and them, answered in the same precision; nothing if none is
+        named.
+
+    Raises:
+        UserError: if a name is not understood.
+    """
+    if not names:
+        return [], []
+    clean = next((condition for condition in conditions if isinstance(condition, Clean)), None)
+    asked = clean or Clean(PROTOCOLS.get(preset.protocol).clean_precision)
+    setting = Setting(asked.precision, preset.corrupted_at)
+    return [asked], [read_condition(name, setting) for name in names]
 
 
 def candidates_of(options: CandidateOptions, preset: Preset) -> tuple[Candidate, ...]:
@@ -192,6 +220,7 @@ def make_plan(options: SweepOptions, sweep: str, grid: Grid, candidates: Sequenc
         options.save_every,
         options.compile,
         options.first_samples,
+        judges=tuple(map(read_judge, dict.fromkeys(options.judges))),
     )
 
 

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 from rllava.errors import UserError
+from rllava.metrics.judges.judge import read_judge
 from sweeps.console import note
 
 
@@ -25,6 +26,9 @@ class SweepOptions:
             scored as part of the whole, and the same command without this goes on from there.
         batch_size: samples answered together instead of the preset's; 0: as many as memory holds.
         save_every: seconds between two saved states of an attack in flight; a killed worker loses at most that.
+        conditions: what models are shown beside, KIND or KIND:NAME, e.g. corruption:fog.
+        judges: who reads the answers afterwards, NAME or NAME:FILE, e.g. lexicon:words.txt (one word or phrase per
+            line). Give two or more: a judge alone says little.
         compile: run evaluated models through torch.compile; answers may differ in rounding.
         attack_workers: most workers with a loaded model per candidate; by default 1 on this machine, on a cluster all
             that it has or can grow to, shared among the candidates that run at a time.
@@ -41,6 +45,8 @@ class SweepOptions:
     first_samples: int | None = None
     batch_size: int | None = None
     save_every: float = 60.0
+    conditions: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
     compile: bool = False
     attack_workers: int | None = None
     trials: int | None = None
@@ -108,6 +114,8 @@ def check_numbers(options: SweepOptions) -> None:
         raise UserError(f"--save-every {options.save_every:g}: expected seconds, or 0 for every attack step")
     if isinstance(options, AttackOptions):
         read_budgets(options)
+    for text in options.judges:
+        read_judge(text)
 
 
 def absolute(storage: str) -> str:

@@ -21,6 +21,8 @@ from rllava.faults import explain
 from rllava.filesystem import check_answers
 from rllava.fingerprint import fingerprint
 from rllava.graph import step_of
+from rllava.judgement_spec import JudgementSpec
+from rllava.metrics.judges.judge import JudgeSpec
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import check_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec, pin_checkpoint
@@ -54,6 +56,7 @@ class Plan:
         save_every_s: seconds between two saved states of an attack in flight.
         compiled: whether attacked models go through torch.compile.
         first_samples: how many of each benchmark's list are asked about, rounded up to whole shards; None: all.
+        judges: who reads the answers afterwards.
     """
 
     sweep: str
@@ -65,6 +68,7 @@ class Plan:
     save_every_s: float = 60.0
     compiled: bool = False
     first_samples: int | None = None
+    judges: tuple[JudgeSpec, ...] = ()
 
     @cached_property
     def store(self) -> Store:
@@ -135,6 +139,19 @@ class Plan:
             artifacts = [self.store.artifact("records", spec.name, spec) for spec in specs]
             self._evaluations[candidate.name] = list(zip(specs, artifacts, strict=True))
         return self._evaluations[candidate.name]
+
+    def judgements(self, candidate: Candidate) -> list[tuple[JudgementSpec, Artifact]]:
+        """What is said of a candidate's answers.
+
+        Args:
+            candidate: which.
+
+        Returns:
+            Specs with their artifacts, judge by judge.
+        """
+        cells = [spec for spec, _ in self.evaluations(candidate)]
+        specs = [JudgementSpec(spec, judge) for judge in self.judges for spec in cells]
+        return [(spec, self.store.artifact("judgements", spec.name, spec)) for spec in specs]
 
     @cached_property
     def _evaluations(self) -> dict[str, list[tuple[EvalSpec, Artifact]]]:
@@ -225,8 +242,8 @@ class Plan:
         """The places of :meth:`tasks`."""
         return [task.artifact for task in self.tasks()]
 
-    def step(self, spec: EvalSpec) -> Step:
-        """The step of an evaluation, of as many samples as are asked about."""
+    def step(self, spec: EvalSpec | JudgementSpec) -> Step:
+        """The step of an evaluation, or of judgements on one, of as many samples as are asked about."""
         return step_of(spec, self.first_samples)
 
     def samples(self, benchmark: BenchmarkSpec) -> int:
@@ -252,6 +269,7 @@ class Plan:
                 owners.setdefault(step_of(model), candidate.name)
             for spec, _ in self.evaluations(candidate):
                 owners.update({self.step(found): found.candidate for found in (*spec.sources, spec)})
+            owners.update({self.step(found): candidate.name for found, _ in self.judgements(candidate)})
         found = []
         for level in levels(owners):
             by_candidate: dict[str, list[Step]] = {}
@@ -276,8 +294,8 @@ def check_inputs(plan: Plan) -> Plan:
 
     Raises:
         UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, are
-            damaged or do not fit, a task cannot be evaluated or attacked, or the protocol is not for a benchmark or for
-            so many candidates.
+            damaged or do not fit, a task cannot be evaluated or attacked, what a judge reads is damaged, or the
+            protocol is not for a benchmark or for so many candidates.
     """
     for benchmark in plan.benchmarks:
         benchmark.task.check(attacked=any(condition.epsilon for condition in plan.conditions))
@@ -294,6 +312,7 @@ def check_inputs(plan: Plan) -> Plan:
                 f"candidates, not of {len(plan.candidates)}; give fewer --encoders"
             )
     refuse_missing(missing_inputs(plan))
+    judges = {fingerprint(judge): judge for judge in (judge.pinned() for judge in plan.judges)}
     pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
     candidates = tuple(
         dataclasses.replace(
@@ -307,7 +326,7 @@ def check_inputs(plan: Plan) -> Plan:
     preset = plan.preset
     if plan.trains:
         preset = dataclasses.replace(preset, language_model=pin_weights(preset.language_model))
-    found = dataclasses.replace(plan, preset=preset, candidates=candidates)
+    found = dataclasses.replace(plan, preset=preset, candidates=candidates, judges=tuple(judges.values()))
     _open_weights(found)
     return found
 
@@ -331,13 +350,13 @@ def _encoders(plan: Plan) -> list[EncoderSpec]:
 
 
 def missing_inputs(plan: Plan) -> list[Missing]:
-    """Looks which weights and which files of the data a sweep needs and does not find; none is opened.
+    """Looks which weights, which files of the data and which of judges a sweep needs and does not find; none is opened.
 
     Args:
         plan: of the sweep.
 
     Returns:
-        The weights, and the files of those data sets whose shards are not in storage yet.
+        The weights, the files of those data sets whose shards are not in storage yet, and what judges read.
 
     Raises:
         UserError: if files are missing and the storage, which may hold the shards, cannot be read.
@@ -346,7 +365,7 @@ def missing_inputs(plan: Plan) -> list[Missing]:
     weighted: list[Weighted] = [*([plan.preset.language_model] if plan.trains else []), *_encoders(plan)]
     weights = [spec for spec in weighted if not has_weights(spec)]
     files = missing_data(spec.source for spec in _not_built(plan, needed))
-    return [*map(missing_weights, weights), *files]
+    return [*map(missing_weights, weights), *files, *(item for judge in plan.judges for item in judge.missing())]
 
 
 def _not_built(plan: Plan, specs: Sequence[Spec]) -> list[Spec]:

@@ -80,7 +80,7 @@ class Candidate:
         return self.checkpoint is None and not self.plugged
 
 
-PRESETS: Registry[Preset] = Registry("preset")
+PRESETS: Registry[Preset] = Registry("preset", "rllava.presets")
 
 _TINY = Preset(
     name="tiny",

@@ -17,13 +17,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from analysis.manifest import ConditionEntry, Manifest, ModelEntry, RecordsEntry
+from analysis.manifest import ConditionEntry, JudgementsEntry, Manifest, ModelEntry, RecordsEntry
 from analysis.report import refresh_report
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
 from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from cluster.shared import share_ray_data
 from rllava.conditions.attack import Attack
+from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.ray_dataset import in_ray_tasks
 from rllava.data.shards import FEW_ROWS, Tasks, in_this_process, list_shards
 from rllava.errors import SweepError, UserError
@@ -158,13 +159,19 @@ def kept(plan: Plan, candidate: Candidate) -> str:
         saved = filesystem.find(f"{model.path}/{RUN_NAME}")
         found = any("/checkpoint" in path.removeprefix(model.path) for path in saved)
         return "its training up to the last checkpoint" if found else "nothing of its training yet"
-    evaluations = plan.evaluations(candidate)
-    parts = of = 0
-    for evaluated, artifact in evaluations:
-        first = plan.shards(evaluated.benchmark)
-        parts += len(list_shards(filesystem, artifact.path)[:first])
-        of += len(list_shards(filesystem, plan.benchmark_folder(evaluated.benchmark))[:first])
-    return f"its LLaVA and {parts} of {of} parts of its records"
+    evaluations, judgements = plan.evaluations(candidate), plan.judgements(candidate)
+
+    def parts(made: Sequence[tuple[BenchmarkSpec, Artifact]]) -> str:
+        there = of = 0
+        for benchmark, artifact in made:
+            first = plan.shards(benchmark)
+            there += len(list_shards(filesystem, artifact.path)[:first])
+            of += len(list_shards(filesystem, plan.benchmark_folder(benchmark))[:first])
+        return f"{there} of {of} parts"
+
+    records = parts([(evaluated.benchmark, artifact) for evaluated, artifact in evaluations])
+    said = parts([(judged.evaluation.benchmark, artifact) for judged, artifact in judgements])
+    return f"its LLaVA and {records} of its records{f', {said} of judgements' if judgements else ''}"
 
 
 def unfinished(plan: Plan, level: int, found: Snapshot) -> list[str]:
@@ -246,7 +253,7 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
         check_compiler()
     if len(info.nodes) > 1 and plan.store.is_local:
         note(f"{plan.storage} must be a folder that all {len(info.nodes)} nodes share")
-    check_fits(placement, Request(trials=trials), info)
+    check_fits(placement, Request(trials=trials, judged=any(not judge.on_gpu for judge in plan.judges)), info)
     return info, placement, trials
 
 
@@ -475,6 +482,18 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
                 spec=to_json(spec),
             )
             for spec, artifact in models.values()
+        ),
+        judgements=tuple(
+            JudgementsEntry(
+                path=artifact.relative,
+                judge=spec.judge.label,
+                description=spec.judge.description,
+                parts=plan.shards(spec.evaluation.benchmark),
+                seconds=seconds(artifact),
+                reused=artifact.relative in before,
+            )
+            for candidate in plan.candidates
+            for spec, artifact in plan.judgements(candidate)
         ),
         versions={package: version(package) for package in PACKAGES},
         machine=machine or {"cpus": usable_cores(), "gpus": 0, "memory_gib": None},

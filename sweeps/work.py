@@ -1,7 +1,7 @@
-"""A trial's work: find or train a candidate's LLaVA, find or make its records.
+"""A trial's work: find or train a candidate's LLaVA, find or make its records, have them judged.
 
-Training runs in Ray Train workers, attacks in a Ray Data pool. What it needs to know comes with the plan, what it
-leaves is in storage, so that it can be killed and started again at any moment.
+Training runs in Ray Train workers, attacks and judges in Ray Data pools. What it needs to know comes with the plan,
+what it leaves is in storage, so that it can be killed and started again at any moment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,17 @@ from cluster.placement import Placement
 from rllava.conditions.condition import Condition
 from rllava.data.shards import list_shards, read_shard
 from rllava.errors import UserError
+from rllava.evaluation.judging import JudgingJob, judge_parts, judged_facts, units_to_judge
 from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, facts_of, units
 from rllava.filesystem import remove_folder
+from rllava.judgement_spec import JudgementSpec
 from rllava.records import CLEAN
+from rllava.snapshot import PARTS
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure
 from rllava.store import Kind, Store
 from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
-from sweeps.events import Done, Evaluating, Found, Refused, Starting, Waiting
+from sweeps.events import Done, Evaluating, Found, Judging, Refused, Starting, Waiting
 from sweeps.failures import users_mistake
 from sweeps.plan import DATA, Plan
 from sweeps.telling import Tell, TellTraining
@@ -44,11 +47,14 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
     def attack(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
         return make_records(tell, plan, missing, placement)
 
+    def judge(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+        return make_judgements(tell, plan.store, missing, placement)
+
     def found(kind: Kind) -> None:
         if kind in ("models", "records"):
             tell(Found("model" if kind == "models" else "records"))
 
-    runners = {ModelSpec: train, EvalSpec: attack, **dict.fromkeys(DATA, refuse_lost_data)}
+    runners = {ModelSpec: train, EvalSpec: attack, JudgementSpec: judge, **dict.fromkeys(DATA, refuse_lost_data)}
     try:
         ensure(steps, Workshop(plan.store, runners, found, lambda _, holder: tell(Waiting(holder))))
     except Exception as error:
@@ -149,6 +155,44 @@ def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Pla
 def _seconds_before(store: Store, task: Task) -> float:
     """What an artifact took that was complete for fewer samples."""
     return float(store.facts(task.artifact).get("seconds", 0.0)) if store.is_complete(task.artifact) else 0.0
+
+
+def make_judgements(
+    tell: Tell, store: Store, missing: Sequence[Task], placement: Placement
+) -> Iterator[tuple[Task, Facts]]:
+    """Has records judged by one judge, in one pool that loads it once.
+
+    Args:
+        tell: told what happens.
+        store: results folder.
+        missing: judgements, the records of which are complete.
+        placement: resources.
+
+    Yields:
+        Each with its facts.
+    """
+    judge = missing[0].spec.judge
+    records = [store.artifact("records", task.spec.evaluation.name, task.spec.evaluation) for task in missing]
+    job = JudgingJob(
+        storage=store.url,
+        specs=tuple(task.spec for task in missing),
+        records=tuple(artifact.path for artifact in records),
+        parts=tuple(
+            task.step.first or int(store.facts(artifact)[PARTS])
+            for task, artifact in zip(missing, records, strict=True)
+        ),
+        paths=tuple(task.artifact.path for task in missing),
+    )
+    total = len(units_to_judge(job))
+    tell(Judging(judge.label, 0, total))
+    seconds = [0.0] * len(missing)
+    parts = judge_parts(job, placement.judge_args(judge.on_gpu), placement.data_args())
+    for done, part in enumerate(parts, start=1):
+        seconds[part.place] += part.seconds
+        tell(Judging(judge.label, done, total))
+    for task, artifact, took in zip(missing, records, seconds, strict=True):
+        before = _seconds_before(store, task)
+        yield task, judged_facts(store, task.artifact, artifact, before + took, task.step.first)
 
 
 def scores(plan: Plan, steps: Sequence[Step]) -> Done:

@@ -24,11 +24,17 @@ PURE = (
 ASKED = ("rllava.tasks", "rllava.metrics")
 """What the tasks that read and decode import: light, or each of their processes would load torch."""
 
-ADAPTERS = ("rllava.data.ray_dataset", "rllava.training.ray_trainer", "rllava.evaluation.pipeline")
+ADAPTERS = (
+    "rllava.data.ray_dataset",
+    "rllava.training.ray_trainer",
+    "rllava.evaluation.pipeline",
+    "rllava.evaluation.judging",
+)
 """The only modules of the library that know Ray."""
 
 LIGHT = (
     "rllava.records",
+    "rllava.judgements",
     "rllava.fingerprint",
     "rllava.check_list",
     "rllava.filesystem",
@@ -72,7 +78,7 @@ RULES = {
     "tasks and metrics are plain descriptions": Rule(
         ASKED,
         ("rllava", *GPU_STACK),
-        allowed=(*ASKED, "rllava.errors", "rllava.registry"),
+        allowed=(*ASKED, "rllava.errors", "rllava.fingerprint", "rllava.missing", "rllava.registry"),
     ),
     "analysis runs without the GPU stack": Rule(("analysis",), (*GPU_STACK, "sweeps", "cluster")),
     "analysis knows the record, not what wrote it": Rule(("analysis",), ("rllava",), allowed=LIGHT),

@@ -204,7 +204,7 @@ class Protocol:
         return "\n".join(lines)
 
 
-PROTOCOLS: Registry[Protocol] = Registry("protocol")
+PROTOCOLS: Registry[Protocol] = Registry("protocol", "rllava.protocols")
 
 
 def _ensemble(name: str, steps: int, precision: Literal["float32", "float16"]) -> Protocol:

@@ -14,8 +14,9 @@ from rllava.attacks.engine import AnswerLoss, Engine, Task, Victims
 from rllava.attacks.outcome import GRID_VERSION, Outcome, round_to_8_bits
 from rllava.attacks.protocols import Protocol, Round
 from rllava.conditions.clean import Clean
-from rllava.conditions.condition import CONDITIONS, Condition
+from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.benchmarks import BenchmarkSpec
+from rllava.errors import UserError
 from rllava.evaluation.checking import findings
 from rllava.evaluation.in_flight import Flight
 from rllava.evaluation.rows import attack_fields, image_fields
@@ -57,6 +58,11 @@ class Attack(Condition):
     def __post_init__(self) -> None:
         if self.budget.norm != "linf":
             raise ValueError(f"budget: the rounds of protocols keep to L-inf, not to {self.budget.norm}")
+
+    @classmethod
+    def named(cls, what: str, setting: Setting) -> "Attack":
+        """Attacks have options of their own."""
+        raise UserError("condition attack: attacks are asked for by --protocol and --budgets")
 
     @property
     def label(self) -> str:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rllava.conditions.condition import CONDITIONS, Condition
+from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.images import encode_png
+from rllava.errors import UserError
 from rllava.records import CLEAN
 
 
@@ -18,6 +19,13 @@ class Clean(Condition):
 
     kind: ClassVar[str] = CLEAN
     precision: str = "float32"
+
+    @classmethod
+    def named(cls, what: str, setting: Setting) -> "Clean":
+        """Nothing stands after its name."""
+        if what:
+            raise UserError(f"condition clean:{what}: nothing stands after clean")
+        return cls(setting.precision)
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rllava.errors import UserError
 from rllava.registry import Registry
 
 Views = Callable[[bytes, str], Sequence[np.ndarray]]
@@ -16,14 +17,50 @@ model's own padding and resizing. It can be pickled, depends on its arguments al
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a recipe says for every condition that a command line names.
+
+    Attributes:
+        precision: of the model.
+        side: size at which images are changed, in pixels of the longer side.
+    """
+
+    precision: str = "float32"
+    side: int = 336
+
+
+@dataclass(frozen=True)
 class Condition(ABC):
     """A spec, part of the identity of every evaluation under it, which also says how its records are made.
 
-    Another kind is a frozen dataclass that derives from this one, registered in :data:`CONDITIONS`.
+    Another kind is a frozen dataclass that derives from this one, registered in :data:`CONDITIONS`. Its ``version`` is
+    raised when anything else is shown.
     """
 
     kind: ClassVar[str]
     """A word for what it does, as records carry it; what a statistic is about is decided by it, not by names."""
+
+    version: ClassVar[int] = 1
+
+    def versions(self) -> Mapping[str, int]:
+        """Of the kind."""
+        return {"condition": self.version}
+
+    @classmethod
+    def named(cls, what: str, setting: "Setting") -> "Condition":
+        """The condition that a command line names by ``KIND`` or ``KIND:WHAT``.
+
+        Args:
+            what: after the colon; empty where nothing is.
+            setting: what the recipe says for all conditions.
+
+        Returns:
+            The condition.
+
+        Raises:
+            UserError: if it cannot be asked for so, or something else is wanted after the colon.
+        """
+        raise UserError(f"condition {cls.kind} cannot be asked for by name")
 
     @property
     @abstractmethod
@@ -103,5 +140,22 @@ class Condition(ABC):
         """
 
 
-CONDITIONS: Registry[type[Condition]] = Registry("condition")
+CONDITIONS: Registry[type[Condition]] = Registry("condition", "rllava.conditions", folder="rllava.conditions")
 """Kinds of conditions."""
+
+
+def read_condition(text: str, setting: Setting) -> Condition:
+    """Reads a condition as it is named on a command line: ``KIND`` or ``KIND:WHAT``, e.g. ``corruption:fog``.
+
+    Args:
+        text: from the command line.
+        setting: what the recipe says for all conditions.
+
+    Returns:
+        The condition.
+
+    Raises:
+        UserError: if there is no such kind, or it needs something else after the colon.
+    """
+    kind, _, what = text.partition(":")
+    return CONDITIONS.get(kind).named(what, setting)

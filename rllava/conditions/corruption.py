@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rllava.conditions.condition import CONDITIONS, Condition
-from rllava.data.corruptions import CORRUPTIONS, SEVERITIES, SIZING_VERSION, CorruptedViews, Fit
+from rllava.conditions.condition import CONDITIONS, Condition, Setting
+from rllava.data.corruptions import CORRUPTIONS, SEVERITIES, SIZING_VERSION, CorruptedViews, Fit, check_library
 from rllava.data.images import encode_png
+from rllava.errors import UserError
 
 SHOWN = 4
 """Of the first so many samples of a benchmark, the images are kept."""
@@ -31,6 +32,15 @@ class Corruption(Condition):
     side: int = 336
     fit: Fit = "inside"
     precision: str = "float32"
+
+    @classmethod
+    def named(cls, what: str, setting: Setting) -> "Corruption":
+        """By the corruption's name, at the recipe's size."""
+        if not what:
+            raise UserError("condition corruption: name one, e.g. corruption:fog")
+        CORRUPTIONS.get(what)
+        check_library()
+        return cls(what, setting.side, precision=setting.precision)
 
     @property
     def label(self) -> str:

@@ -110,8 +110,8 @@ class BenchmarkSpec:
 Source = Callable[[str], Sequence[Sample]]
 """From a split to its samples, always in the same order; images are read later, one shard at a time."""
 
-SOURCES: Registry[Source] = Registry("benchmark source")
-BENCHMARKS: Registry[BenchmarkSpec] = Registry("benchmark")
+SOURCES: Registry[Source] = Registry("benchmark source", "rllava.sources")
+BENCHMARKS: Registry[BenchmarkSpec] = Registry("benchmark", "rllava.benchmarks")
 
 
 def build_benchmark(

@@ -61,7 +61,7 @@ class CorruptionKind:
         return f"{self.name}-v{self.version}"
 
 
-CORRUPTIONS: Registry[CorruptionKind] = Registry("corruption")
+CORRUPTIONS: Registry[CorruptionKind] = Registry("corruption", "rllava.corruptions")
 
 for _kind in (
     CorruptionKind("gaussian_noise", "noise"),

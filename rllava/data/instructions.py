@@ -87,8 +87,8 @@ class InstructionSpec:
 InstructionSource = Callable[[], Sequence[Instruction]]
 """Yields all conversations, always in the same order; images are read later, one shard at a time."""
 
-INSTRUCTION_SOURCES: Registry[InstructionSource] = Registry("instruction source")
-INSTRUCTIONS: Registry[InstructionSpec] = Registry("instruction data")
+INSTRUCTION_SOURCES: Registry[InstructionSource] = Registry("instruction source", "rllava.instruction_sources")
+INSTRUCTIONS: Registry[InstructionSpec] = Registry("instruction data", "rllava.instructions")
 
 
 def build_instructions(

@@ -6,7 +6,6 @@ open_clip and any checkpoint is an encoder without registration, see :mod:`rllav
 """
 
 import importlib
-import importlib.metadata
 import pkgutil
 from functools import cache
 
@@ -24,7 +23,7 @@ from rllava.encoders.base import (  # noqa: E402
     measured,
 )
 from rllava.encoders.names import parse_encoder  # noqa: E402
-from rllava.registry import Registry  # noqa: E402
+from rllava.registry import Registry, load_entry_points  # noqa: E402
 
 __all__ = [
     "Encoder",
@@ -91,5 +90,4 @@ def _discover() -> None:
     """Imports every file of this folder, and every announced package; each registers its encoders."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}").__dict__.get("register_encoders", lambda _: None)(register)
-    for entry_point in importlib.metadata.entry_points(group="rllava.encoders"):
-        entry_point.load()(register)
+    load_entry_points("rllava.encoders", register)

@@ -60,7 +60,7 @@ class Metric:
     needs_references: bool = True
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", "rllava.metrics")
 
 
 def metric_to_json(metric: Metric, state: MetricState) -> str:

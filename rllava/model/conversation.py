@@ -50,7 +50,7 @@ class Template:
     version: int = 1
 
 
-TEMPLATES: Registry[Template] = Registry("conversation template")
+TEMPLATES: Registry[Template] = Registry("conversation template", "rllava.conversations")
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -161,4 +161,4 @@ class Task(ABC):
             )
 
 
-TASKS: Registry[type[Task]] = Registry("kind of task")
+TASKS: Registry[type[Task]] = Registry("kind of task", "rllava.tasks")

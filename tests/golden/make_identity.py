@@ -17,16 +17,20 @@ from typing import Any, TypeVar
 
 from rllava.attacks.outcome import GRID, GRID_VERSION
 from rllava.attacks.protocols import PROTOCOLS
+from rllava.conditions.condition import CONDITIONS
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.corruptions import CORRUPTIONS, SIZING_VERSION
 from rllava.data.images import MAX_SIDE, PADDING_COLOUR, PREPROCESSING_VERSION
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import EncoderSpec, encoder_names, encoder_spec
 from rllava.fingerprint import FORMAT, fields_of, fingerprint, to_json, versions_of
+from rllava.judgement_spec import VERDICTS_VERSION, JudgementSpec
+from rllava.metrics.judges.lexicon import Lexicon
 from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.pinned import Pinned
+from rllava.records import CLEAN
 from rllava.tasks.decoys import BANK_SIZE, DECOYS_VERSION
 from rllava.tasks.task import TASKS
 from rllava.weights import Weighted, hash_of, weights_of
@@ -91,6 +95,9 @@ def code_constants() -> dict[str, Any]:
         "decoys": {"version": DECOYS_VERSION, "bank": BANK_SIZE},
         **{f"metric {name}": {"version": METRICS.get(name).version} for name in METRICS},
         **{f"task {kind}": {"version": TASKS.get(kind).version} for kind in TASKS},
+        **{f"condition {kind}": {"version": CONDITIONS.get(kind).version} for kind in CONDITIONS},
+        "judge lexicon": {"version": Lexicon.version},
+        "verdicts": {"version": VERDICTS_VERSION},
         **{f"template {name}": to_json(TEMPLATES.get(name)) for name in TEMPLATES},
     }
 
@@ -126,6 +133,9 @@ class Snapshot:
         corrupted = dataclasses.replace(plan, conditions=corruption_conditions(preset, ()))
         for spec, _ in corrupted.evaluations(plan.candidates[0]):
             self._note(f"{preset.name} {spec.condition.label} {spec.candidate} {spec.benchmark.name}", spec)
+            if spec.condition.kind == CLEAN:
+                judged = JudgementSpec(spec, Lexicon("words.txt", ("red", "blue")))
+                self._note(f"{preset.name} {spec.candidate} {spec.benchmark.name} judged by a lexicon", judged)
         for name in PROTOCOLS:
             plan = plan_of(preset, name)
             for candidate in plan.candidates:

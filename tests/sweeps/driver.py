@@ -22,8 +22,9 @@ SMOKE = (sys.executable, "sweeps/encoder_ablation.py", "--preset", "smoke")
 
 
 def start(
-    storage: str, tracked: Tracked, *options: str, script: str = "sweeps/encoder_ablation.py"
-) -> "subprocess.Popen[str]":
+    storage: str, tracked: Tracked, *options: str, script: str = "sweeps/encoder_ablation.py",
+    packages: Path | None = None,
+) -> "subprocess.Popen[str]":  # fmt: skip
     """Starts the smoke ablation, or another sweep, in the background.
 
     Args:
@@ -31,10 +32,12 @@ def start(
         tracked: marks its processes.
         *options: more of the command line.
         script: of the sweep.
+        packages: folder of packages that are installed beside those of this environment.
     """
+    path = os.pathsep.join(filter(None, [str(packages or ""), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, script, "--preset", "smoke", "--storage", storage, *options],
-        env=tracked.env,
+        env={**tracked.env, **({"PYTHONPATH": path} if path else {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -23,7 +23,9 @@ from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import encoder_spec
 from rllava.encoders.pretraining import RECIPES
 from rllava.fingerprint import Field, fields_of, fingerprint
+from rllava.judgement_spec import JudgementSpec
 from rllava.metrics import metric as metric_module
+from rllava.metrics.judges.lexicon import Lexicon
 from rllava.metrics.metric import METRICS
 from rllava.model import conversation
 from rllava.pinned import MadeBy, Pinned
@@ -120,6 +122,8 @@ def other(field: Field, spec: Any) -> Iterator[Any]:
         "weights": (Pinned("elsewhere", "1" * 64), MadeBy(RECIPES[1]), MadeBy(RECIPES[2])),
         "protocol": (with_steps(PROTOCOLS.get("strong"), 7),),
         "condition": (Clean("float16"), within(PROTOCOLS.get("strong"), 7.0)),
+        "evaluation": (dataclasses.replace(spec.evaluation, candidate="b"),) if isinstance(spec, JudgementSpec) else (),
+        "judge": (Lexicon("words.txt", ("red",)),),
         "smaller": (spec,),
         "sources": ((spec,),),
         "after": ((PROTOCOLS.get("paper_apgd"),),),
@@ -179,7 +183,8 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snap
     plan = plan_of(PRESETS.get("tiny"), "fast")
     evaluations = [spec for spec, _ in plan.evaluations(plan.candidates[3])]
     answers, captions = evaluations[2], evaluations[-1]
-    held = (snapshot.checkpoint, captions.benchmark, answers, Clean(), Corruption("fog"))
+    judged = JudgementSpec(answers, Lexicon("words.txt", ("red", "blue")))
+    held = (snapshot.checkpoint, captions.benchmark, judged, Clean(), Corruption("fog"))
     specs = {type(spec).__name__: spec for spec in all_specs(held)}
     assert specs.keys() == snapshot.kinds.keys()
     found = {(name, f.name) for name, spec in specs.items() for f in fields_of(type(spec)) if not moves(spec, f)}
@@ -188,6 +193,7 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snap
         *(("EncoderSpec", name) for name in ("training", "licence", "origin", "parameters")),
         ("LanguageModelSpec", "origin"),
         ("Pinned", "path"),
+        ("Lexicon", "path"),
         ("CheckpointSpec", "weights"),
         *(("StageSpec", name) for name in ("zero_stage", "gradient_checkpointing")),
         *(("EvalSpec", name) for name in ("batch_size", "compiled")),

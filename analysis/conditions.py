@@ -1,10 +1,10 @@
-"""Statistics of a sweep of corruptions: what each leaves of a candidate's clean score, at each severity.
+"""Statistics of conditions that are no attacks, e.g. corruptions: what each leaves of a candidate's clean score.
 
 Shape legend: B bootstrap draws, S samples of one benchmark, C candidates, E columns (the clean images, then each
-corruption at each severity).
+condition, at each of its severities if it has any).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,39 +14,44 @@ import pandas as pd
 from analysis.bootstrap import DEFAULT_RESAMPLING, Bootstrap, Resampling, bca_interval, column_quantiles
 from analysis.cells import require_one_evaluation
 from analysis.comparisons import compare
+from analysis.evidence import ATTACK
+from analysis.judgements import JudgementFindings, analyse_judgements
 from analysis.loading import SweepResults
+from analysis.manifest import ConditionEntry, Manifest
 from analysis.scores import AVERAGE, Scores, arrange_scores
-from analysis.summary import best_candidate, bootstrap_scores, summarise
+from analysis.summary import bootstrap_scores, summarise
 from rllava.errors import UserError
 from rllava.records import CLEAN
 
-CORRUPTION = "corruption"
-"""Kind of condition that this is about."""
+NO_SEVERITY = 0
+"""Stands for the severity of what has none: the clean image, and conditions that come in one strength."""
 
-ALL = "all corruptions"
-"""Name of the mean over all corruptions at all severities, where it stands beside them."""
+ALL = "all conditions"
+"""Name of the mean over all conditions at all severities, where it stands beside them."""
 
-CORRUPTION_COLUMNS = (
-    "candidate", "benchmark", "corruption", "severity", "mean", "low", "high", "n",
+CONDITION_COLUMNS = (
+    "candidate", "benchmark", "condition", "severity", "mean", "low", "high", "n",
     "drop", "drop_low", "drop_high",
 )  # fmt: skip
-"""Columns of corruptions.csv."""
+"""Columns of conditions.csv."""
 
 
 @dataclass(frozen=True)
-class CorruptionFindings:
-    """The statistics of a sweep of corruptions.
+class ConditionFindings:
+    """The statistics of a sweep's conditions that are no attacks.
 
     Attributes:
         results: the manifest and records they come from.
-        columns: corruption and severity of each column of the arrays; the first is the clean image, of severity 0.
+        columns: label and severity of each column of the arrays; the first is the clean image. NO_SEVERITY where there
+            is none.
         baseline: candidate that the others are compared with.
         resampling: draws, seed and level of all intervals and tests.
-        table: per candidate, benchmark or AVERAGE, corruption and severity: ``mean, low, high`` in the paper's units,
+        table: per candidate, benchmark or AVERAGE, condition and severity: ``mean, low, high`` in the paper's units,
             ``n`` scores, and ``drop, drop_low, drop_high``, the share of the candidate's own clean score that is lost,
             with its percentile interval.
-        means: the same over the severities of each corruption, and over all corruptions (ALL), severity left out.
-        comparisons: see ``comparisons.compare``, with ``corruption`` and ``severity`` for the budget.
+        means: the same over the severities of each condition, and over all of them (ALL), severity left out.
+        comparisons: see ``comparisons.compare``, with ``condition`` and ``severity`` for the budget.
+        judged: see ``judgements.analyse_judgements``.
     """
 
     results: SweepResults
@@ -56,17 +61,23 @@ class CorruptionFindings:
     table: pd.DataFrame
     means: pd.DataFrame
     comparisons: pd.DataFrame
+    judged: JudgementFindings | None = None
 
 
-def is_about_corruptions(results: SweepResults) -> bool:
-    """Whether a sweep corrupted images."""
-    return any(entry.kind == CORRUPTION for entry in results.manifest.conditions)
+def others(manifest: Manifest) -> list[ConditionEntry]:
+    """The conditions of a sweep that are neither the clean image nor attacks."""
+    return [entry for entry in manifest.conditions if entry.kind not in (CLEAN, ATTACK)]
 
 
-def analyse_corruptions(
+def is_about_conditions(manifest: Manifest) -> bool:
+    """Whether a sweep showed something else than attacks, and no attacks."""
+    return bool(others(manifest)) and all(entry.kind != ATTACK for entry in manifest.conditions)
+
+
+def analyse_conditions(
     results: SweepResults, baseline: str | None = None, resampling: Resampling = DEFAULT_RESAMPLING
-) -> CorruptionFindings:
-    """Computes means, drops, intervals and comparisons of a sweep of corruptions.
+) -> ConditionFindings:
+    """Computes means, drops, intervals and comparisons of a sweep's conditions that are no attacks.
 
     Args:
         results: from ``loading.load_sweep``.
@@ -82,20 +93,22 @@ def analyse_corruptions(
     columns = columns_of(results)
     scores = _arranged(results, columns)
     bootstraps = bootstrap_scores(scores, resampling)
-    reference = best_candidate(scores, float(len(columns) - 1)) if baseline is None else baseline
-    return CorruptionFindings(
+    means = _means(scores, bootstraps, columns, resampling.level)
+    reference = _best(means, scores.candidates) if baseline is None else baseline
+    return ConditionFindings(
         results=results,
         columns=columns,
         baseline=reference,
         resampling=resampling,
         table=_table(summarise(scores, bootstraps, resampling), columns),
-        means=_means(scores, bootstraps, columns, resampling.level),
+        means=means,
         comparisons=_named(compare(scores, reference, resampling), columns),
+        judged=analyse_judgements(results, resampling),
     )
 
 
 def columns_of(results: SweepResults) -> tuple[tuple[str, int], ...]:
-    """The clean image, then the corruptions of a sweep in their order, each at its severities.
+    """The clean image, then the other conditions of a sweep in their order, each at its severities.
 
     Args:
         results: of a sweep.
@@ -103,8 +116,9 @@ def columns_of(results: SweepResults) -> tuple[tuple[str, int], ...]:
     Returns:
         Labels and severities.
     """
-    entries = [entry for entry in results.manifest.conditions if entry.kind == CORRUPTION]
-    return ((CLEAN, 0), *((entry.label, severity) for entry in entries for severity in entry.severities))
+    entries = others(results.manifest)
+    of = ((entry.label, severity) for entry in entries for severity in entry.severities or (NO_SEVERITY,))
+    return ((CLEAN, NO_SEVERITY), *of)
 
 
 def _arranged(results: SweepResults, columns: tuple[tuple[str, int], ...]) -> Scores:
@@ -112,7 +126,7 @@ def _arranged(results: SweepResults, columns: tuple[tuple[str, int], ...]) -> Sc
     records, manifest = results.records, results.manifest
     require_one_evaluation(records)
     numbers = {column: float(number) for number, column in enumerate(columns)}
-    severities = records["severity"].fillna(0).astype(int)
+    severities = records["severity"].fillna(NO_SEVERITY).astype(int)
     keys = zip(records["condition"], severities, strict=True)
     numbered = records.assign(epsilon=[numbers.get(key, np.nan) for key in keys], severity=0)
     if not (numbered["epsilon"] == 0).any():
@@ -124,7 +138,7 @@ def _named(table: pd.DataFrame, columns: tuple[tuple[str, int], ...]) -> pd.Data
     if table.empty:
         return table
     numbers = table["epsilon"].astype(int)
-    named = table.assign(corruption=[columns[n][0] for n in numbers], severity=[columns[n][1] for n in numbers])
+    named = table.assign(condition=[columns[n][0] for n in numbers], severity=[columns[n][1] for n in numbers])
     return named.drop(columns="epsilon")
 
 
@@ -133,15 +147,15 @@ def _table(summary: pd.DataFrame, columns: tuple[tuple[str, int], ...]) -> pd.Da
     lost = table.assign(
         drop=1 - table["retained"], drop_low=1 - table["retained_high"], drop_high=1 - table["retained_low"]
     )
-    return lost[[*CORRUPTION_COLUMNS, "errors"]]
+    return lost[[*CONDITION_COLUMNS, "errors"]]
 
 
 def _means(
     scores: Scores, bootstraps: Mapping[str, Bootstrap], columns: tuple[tuple[str, int], ...], level: float
 ) -> pd.DataFrame:
-    labels = list(dict.fromkeys(label for label, severity in columns if severity > 0))
+    labels = list(dict.fromkeys(label for label, _ in columns if label != CLEAN))
     groups = {label: [e for e, column in enumerate(columns) if column[0] == label] for label in labels}
-    groups[ALL] = [e for e, (_, severity) in enumerate(columns) if severity > 0]
+    groups[ALL] = [e for e, (label, _) in enumerate(columns) if label != CLEAN]
     rows = []
     for benchmark, bootstrap in bootstraps.items():
         shape = (len(scores.candidates), len(columns))
@@ -159,7 +173,7 @@ def _means(
             tails = [column_quantiles(drops_BC, np.where(usable_C, tail, np.nan)) for tail in _tails(level)]
             rows += [
                 {
-                    "candidate": candidate, "benchmark": benchmark, "corruption": label, "mean": over.mean[c],
+                    "candidate": candidate, "benchmark": benchmark, "condition": label, "mean": over.mean[c],
                     "low": low_C[c], "high": high_C[c], "n": over.n[c],
                     "drop": drop_C[c] if usable_C[c] else np.nan, "drop_low": tails[0][c], "drop_high": tails[1][c],
                 }
@@ -168,29 +182,35 @@ def _means(
     return pd.DataFrame(rows)
 
 
+def _best(means: pd.DataFrame, candidates: Sequence[str]) -> str:
+    """The candidate that is best over everything; the first one on ties or without any score."""
+    overall = means[(means["benchmark"] == AVERAGE) & (means["condition"] == ALL)].set_index("candidate")["mean"]
+    return max(candidates, key=lambda name: np.nan_to_num(overall[name], nan=-np.inf))
+
+
 def _tails(level: float) -> tuple[float, float]:
     return (1 - level) / 2, (1 + level) / 2
 
 
-def corruption_answer(findings: CorruptionFindings) -> str:
+def conditions_answer(findings: ConditionFindings) -> str:
     """States in a sentence who loses least, and to what everybody loses most."""
     means = findings.means[findings.means["benchmark"] == AVERAGE]
-    overall = means[(means["corruption"] == ALL) & means["drop"].notna()].sort_values("drop")
+    overall = means[(means["condition"] == ALL) & means["drop"].notna()].sort_values("drop")
     if overall.empty:
         return "No candidate has a clean score above 0 to lose."
     best = overall.iloc[0]
-    said = f"{best['candidate']} keeps most of its own clean score under corruptions, {1 - best['drop']:.0%}"
-    single = means[means["corruption"] != ALL].groupby("corruption", sort=False)["drop"].mean()
+    said = f"{best['candidate']} keeps most of its own clean score, {1 - best['drop']:.0%}"
+    single = means[means["condition"] != ALL].groupby("condition", sort=False)["drop"].mean()
     if len(single) > 1:
         said += f"; {single.idxmax()} takes most ({single.max():.0%} on average over candidates)"
     return f"{said}."
 
 
-def format_corruptions(findings: CorruptionFindings) -> str:
-    """Formats a sweep for the terminal: a row per corruption, a column per candidate.
+def format_conditions(findings: ConditionFindings) -> str:
+    """Formats a sweep for the terminal: a row per condition, a column per candidate.
 
     Args:
-        findings: from :func:`analyse_corruptions`.
+        findings: from :func:`analyse_conditions`.
 
     Returns:
         Plain text: the percentage of the candidate's own clean score that is lost, over the severities, with half the
@@ -198,11 +218,11 @@ def format_corruptions(findings: CorruptionFindings) -> str:
     """
     means = findings.means[findings.means["benchmark"] == AVERAGE]
     candidates = list(findings.results.manifest.candidates)
-    cells = {(row["corruption"], row["candidate"]): row for row in means.to_dict("records")}
-    labels = list(dict.fromkeys(means["corruption"]))
-    first = max(len("corruption"), *map(len, labels))
+    cells = {(row["condition"], row["candidate"]): row for row in means.to_dict("records")}
+    labels = list(dict.fromkeys(means["condition"]))
+    first = max(len("condition"), *map(len, labels))
     width = max(9, *map(len, candidates))
-    lines = [f"{'corruption':<{first}}" + "".join(f"  {name:>{width}}" for name in candidates)]
+    lines = [f"{'condition':<{first}}" + "".join(f"  {name:>{width}}" for name in candidates)]
     lines.append("-" * len(lines[0]))
     for label in labels:
         lines.append(f"{label:<{first}}" + "".join(f"  {_lost(cells[label, name]):>{width}}" for name in candidates))

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.corruption_page import corrupted_samples, heat_map
-from analysis.corruptions import ALL, analyse_corruptions, columns_of, corruption_answer, format_corruptions
+from analysis.condition_page import heat_map, shown_samples
+from analysis.conditions import ALL, analyse_conditions, columns_of, conditions_answer, format_conditions
 from analysis.loading import SweepResults, load_records, load_sweep
 from analysis.manifest import ConditionEntry, Manifest, RecordsEntry
-from analysis.report import main, refresh_report, write_corruptions
+from analysis.report import main, refresh_report, write_conditions
 from analysis.scores import AVERAGE, sweep_scores
 from rllava.errors import UserError
 from tests.analysis.synthetic import fake_fingerprint, make_png, make_record, write_artifact, write_manifest
@@ -74,43 +74,42 @@ def cell(table: pd.DataFrame, **wanted: object) -> pd.Series:  # type: ignore[ty
 
 
 def test_what_is_lost_is_a_share_of_the_candidates_own_clean_score(results: SweepResults) -> None:
-    findings = analyse_corruptions(results)
+    findings = analyse_conditions(results)
     assert len(columns_of(results)) == 11
-    fog = [cell(findings.table, candidate="a", benchmark=AVERAGE, corruption=FOG, severity=s) for s in SEVERITIES]
+    fog = [cell(findings.table, candidate="a", benchmark=AVERAGE, condition=FOG, severity=s) for s in SEVERITIES]
     assert [row["mean"] for row in fog] == pytest.approx([100 * (SAMPLES - 2 * s) / SAMPLES for s in SEVERITIES])
     assert [row["drop"] for row in fog] == pytest.approx([2 * s / SAMPLES for s in SEVERITIES])
     assert all(row["drop_low"] < row["drop"] < row["drop_high"] for row in fog)
-    clean = cell(findings.table, candidate="a", benchmark="easy_vqa", corruption="clean", severity=0)
+    clean = cell(findings.table, candidate="a", benchmark="easy_vqa", condition="clean", severity=0)
     assert (clean["mean"], clean["drop"], clean["n"]) == (100.0, 0.0, SAMPLES)
-    nothing = cell(findings.table, candidate="b", benchmark="easy_vqa", corruption=SNOW, severity=5)
+    nothing = cell(findings.table, candidate="b", benchmark="easy_vqa", condition=SNOW, severity=5)
     assert (nothing["mean"], nothing["drop"]) == (0.0, 1.0)
 
 
 def test_means_over_severities_stand_beside_them_with_intervals(results: SweepResults) -> None:
-    findings = analyse_corruptions(results)
-    fog = cell(findings.means, candidate="a", benchmark=AVERAGE, corruption=FOG)
+    findings = analyse_conditions(results)
+    fog = cell(findings.means, candidate="a", benchmark=AVERAGE, condition=FOG)
     assert fog["drop"] == pytest.approx(np.mean([2 * s / SAMPLES for s in SEVERITIES]))
     assert fog["drop_low"] < fog["drop"] < fog["drop_high"]
-    snow = cell(findings.means, candidate="b", benchmark=AVERAGE, corruption=SNOW)
-    everything = cell(findings.means, candidate="b", benchmark=AVERAGE, corruption=ALL)
+    snow = cell(findings.means, candidate="b", benchmark=AVERAGE, condition=SNOW)
+    everything = cell(findings.means, candidate="b", benchmark=AVERAGE, condition=ALL)
     assert (snow["drop"], everything["drop"]) == (pytest.approx(0.2), pytest.approx(0.1))
-    assert corruption_answer(findings) == (
-        "b keeps most of its own clean score under corruptions, 90%; "
-        "fog-v1 takes most (25% on average over candidates)."
+    assert conditions_answer(findings) == (
+        "b keeps most of its own clean score, 90%; fog-v1 takes most (25% on average over candidates)."
     )
 
 
 def test_candidates_are_compared_on_the_same_samples(results: SweepResults) -> None:
-    findings = analyse_corruptions(results)
-    assert findings.baseline in ("a", "b")
-    findings = analyse_corruptions(results, baseline="b")
-    row = cell(findings.comparisons, candidate="a", benchmark=AVERAGE, corruption=FOG, severity=5)
+    findings = analyse_conditions(results)
+    assert findings.baseline == "b", "the best over everything"
+    findings = analyse_conditions(results, baseline="b")
+    row = cell(findings.comparisons, candidate="a", benchmark=AVERAGE, condition=FOG, severity=5)
     assert row["difference"] == pytest.approx(-100 * 10 / SAMPLES)
     assert row["p_holm"] < 0.01
-    same = cell(findings.comparisons, candidate="a", benchmark=AVERAGE, corruption=SNOW, severity=1)
+    same = cell(findings.comparisons, candidate="a", benchmark=AVERAGE, condition=SNOW, severity=1)
     assert (same["difference"], same["p"]) == (0.0, 1.0)
     with pytest.raises(UserError, match="candidate 'c' is not in the results"):
-        analyse_corruptions(results, baseline="c")
+        analyse_conditions(results, baseline="c")
 
 
 def test_no_corruption_is_taken_for_an_attack(results: SweepResults, storage: str) -> None:
@@ -124,14 +123,14 @@ def test_two_evaluations_of_one_corruption_are_refused(results: SweepResults) ->
     records.loc[(records["severity"] == 3) & (records["candidate"] == "a"), "evaluation"] = "f" * 16
     records.loc[(records["severity"] == 3) & (records["sample_id"] == "s01"), "evaluation"] = "e" * 16
     with pytest.raises(UserError, match=r"'a' on easy_vqa at fog-v1 comes from 2 evaluations"):
-        analyse_corruptions(results)
+        analyse_conditions(results)
 
 
 def test_the_report_has_its_files_and_shows_every_severity(results: SweepResults, storage: str) -> None:
-    page = Path(write_corruptions(analyse_corruptions(results)))
+    page = Path(write_conditions(analyse_conditions(results)))
     names = {path.name for path in page.parent.iterdir()}
-    assert names >= {"index.html", "corruptions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg"}
-    table = pd.read_csv(page.parent / "corruptions.csv")
+    assert names >= {"index.html", "conditions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg"}
+    table = pd.read_csv(page.parent / "conditions.csv")
     assert len(table) == 2 * 2 * 11
     text = page.read_text()
     assert "b keeps most of its own clean score" in text
@@ -141,10 +140,10 @@ def test_the_report_has_its_files_and_shows_every_severity(results: SweepResults
 
 
 def test_the_gallery_shows_what_was_shown(results: SweepResults) -> None:
-    findings = analyse_corruptions(results)
-    samples = corrupted_samples(findings)
+    findings = analyse_conditions(results)
+    samples = shown_samples(findings)
     assert [sample.benchmark for sample in samples] == ["easy_vqa", "easy_captions"]
-    picture = next(p for p in samples[0].pictures if (p.corruption, p.severity) == (FOG, 5))
+    picture = next(p for p in samples[0].pictures if (p.condition, p.severity) == (FOG, 5))
     assert {name: score for name, _, score in picture.answers} == {"a": 0.0, "b": 100.0}
     assert picture.image.startswith("data:image/png;base64,")
     assert len(heat_map(findings).to_dict()["concat"]) == 2
@@ -153,7 +152,7 @@ def test_the_gallery_shows_what_was_shown(results: SweepResults) -> None:
 def test_the_terminal_shows_corruptions_by_candidate(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
     page, table = refresh_report(storage, "corruptions")
     lines = table.splitlines()
-    assert lines[0].split() == ["corruption", "a", "b"]
+    assert lines[0].split() == ["condition", "a", "b"]
     assert [line.split()[0] for line in lines[2:4]] == [FOG, SNOW]
     assert lines[2].split()[1:] == ["50", lines[2].split()[2], "0", "±0"]
     before = Path(page).stat().st_mtime_ns
@@ -161,10 +160,10 @@ def test_the_terminal_shows_corruptions_by_candidate(storage: str, capsys: pytes
     assert Path(page).stat().st_mtime_ns == before
     assert main(["--storage", storage, "--sweep", "corruptions"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == page
-    assert format_corruptions(analyse_corruptions(load_sweep(storage, "corruptions"))) == table
+    assert format_conditions(analyse_conditions(load_sweep(storage, "corruptions"))) == table
 
 
 def test_without_clean_answers_nothing_is_compared(results: SweepResults) -> None:
     bare = SweepResults(results.storage, results.manifest, results.records[results.records["kind"] != "clean"])
     with pytest.raises(UserError, match="no clean answers to compare with"):
-        analyse_corruptions(bare)
+        analyse_conditions(bare)

@@ -1,36 +1,34 @@
-"""The report of a sweep of corruptions: heat map, tables, comparisons and gallery on one self-contained HTML page."""
+"""The report of a sweep without attacks, e.g. of corruptions: heat map, tables and gallery on one page."""
 
-import functools
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import altair as alt
-import jinja2
 import pandas as pd
 
-from analysis.corruptions import ALL, CorruptionFindings, corruption_answer
+from analysis.conditions import ALL, NO_SEVERITY, ConditionFindings, conditions_answer
 from analysis.gallery import data_uri
 from analysis.loading import fetch_images, record_keys
-from analysis.page import chart_spec, environment, inline_json, vega_bundle
+from analysis.page import chart_spec, environment, inline_json, judged_parts, vega_bundle
 from analysis.scores import AVERAGE, is_error
+from rllava.records import CLEAN
 
 SHOWN_SEVERITIES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One corrupted image and what each candidate said to it; ``image`` is a data URI."""
+    """One image that is not the clean one, and what each candidate said to it; ``image`` is a data URI."""
 
-    corruption: str
+    condition: str
     severity: int
     image: str
     answers: tuple[tuple[str, str, float], ...]
 
 
 @dataclass(frozen=True)
-class CorruptedSample:
-    """One sample under all corruptions; ``references`` are distinct."""
+class ShownSample:
+    """One sample under all conditions; ``references`` are distinct."""
 
     benchmark: str
     sample_id: str
@@ -40,31 +38,33 @@ class CorruptedSample:
     pictures: tuple[Picture, ...]
 
 
-def heat_map(findings: CorruptionFindings) -> alt.ConcatChart:
-    """Draws what is lost, a panel per candidate: corruptions downwards, severities rightwards.
+def heat_map(findings: ConditionFindings) -> alt.ConcatChart:
+    """Draws what is lost, a panel per candidate: conditions downwards, severities rightwards.
 
     Args:
-        findings: from ``corruptions.analyse_corruptions``.
+        findings: from ``conditions.analyse_conditions``.
 
     Returns:
         An Altair chart.
     """
-    table = findings.table[(findings.table["benchmark"] == AVERAGE) & (findings.table["severity"] > 0)]
-    table = table.assign(lost=100 * table["drop"])[["candidate", "corruption", "severity", "lost", "mean"]]
-    order = list(dict.fromkeys(label for label, severity in findings.columns if severity))
+    table = findings.table[(findings.table["benchmark"] == AVERAGE) & (findings.table["condition"] != CLEAN)]
+    strengths = [str(severity or "–") for severity in table["severity"]]
+    table = table.assign(lost=100 * table["drop"], severity=strengths)
+    table = table[["candidate", "condition", "severity", "lost", "mean"]]
+    order = list(dict.fromkeys(label for label, _ in findings.columns if label != CLEAN))
     panels = []
     for name in findings.results.manifest.candidates:
         own = table[table["candidate"] == name]
         values: Any = own.astype(object).where(own.notna(), None).to_dict("records")
         base = alt.Chart(alt.InlineData(values=values), title=name).encode(
-            x=alt.X("severity:O", title="severity", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("corruption:N", sort=order, title=None),
+            x=alt.X("severity:O", title="severity", sort=sorted(set(strengths)), axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("condition:N", sort=order, title=None),
         )
         tiles = base.mark_rect().encode(
             color=alt.Color(
                 "lost:Q", title="clean score lost, %", scale=alt.Scale(domain=[0, 100], scheme="oranges", clamp=True)
             ),
-            tooltip=["corruption:N", "severity:O", alt.Tooltip("lost:Q", format=".1f")],
+            tooltip=["condition:N", "severity:O", alt.Tooltip("lost:Q", format=".1f")],
         )
         text = base.mark_text(fontSize=10).encode(
             text=alt.Text("lost:Q", format=".0f"),
@@ -75,21 +75,24 @@ def heat_map(findings: CorruptionFindings) -> alt.ConcatChart:
     return chart
 
 
-def corrupted_samples(findings: CorruptionFindings) -> list[CorruptedSample]:
+def shown_samples(findings: ConditionFindings) -> list[ShownSample]:
     """The gallery: of each benchmark the first sample whose images were kept.
 
     Args:
-        findings: from ``corruptions.analyse_corruptions``.
+        findings: from ``conditions.analyse_conditions``.
 
     Returns:
         Samples with images of a few severities.
     """
     results = findings.results
     records = results.records[~is_error(results.records)]
+    severity = records["severity"].fillna(NO_SEVERITY)
+    other = records["condition"].isin([label for label, _ in findings.columns if label != CLEAN])
     found = []
     for benchmark in results.manifest.benchmarks:
-        rows = records[(records["benchmark"] == benchmark) & records["severity"].isin(SHOWN_SEVERITIES)]
-        first = records[(records["benchmark"] == benchmark) & (records["severity"] == 1)]["sample_id"]
+        own_rows = other & (records["benchmark"] == benchmark)
+        rows = records[own_rows & severity.isin((NO_SEVERITY, *SHOWN_SEVERITIES))]
+        first = records[own_rows & (severity <= 1)]["sample_id"]
         chosen = None
         for sample_id in dict.fromkeys(first):
             own = rows[rows["sample_id"] == sample_id]
@@ -103,21 +106,21 @@ def corrupted_samples(findings: CorruptionFindings) -> list[CorruptedSample]:
 
 
 def _sample(
-    findings: CorruptionFindings, records: pd.DataFrame, benchmark: str, sample_id: str, own: pd.DataFrame, images: Any
-) -> CorruptedSample:
+    findings: ConditionFindings, records: pd.DataFrame, benchmark: str, sample_id: str, own: pd.DataFrame, images: Any
+) -> ShownSample:
     clean = records[
         (records["benchmark"] == benchmark) & (records["sample_id"] == sample_id) & (records["kind"] == "clean")
     ]
     pictures = []
     for label, severity in findings.columns:
-        cell = own[(own["condition"] == label) & (own["severity"] == severity)]
+        cell = own[(own["condition"] == label) & (own["severity"].fillna(NO_SEVERITY) == severity)]
         shown = [images[key].shown for key in record_keys(cell) if key in images]
         image = data_uri(shown[0]) if shown else None
         if image is not None:
             pictures.append(Picture(label, severity, image, _answers(cell)))
     first = own.iloc[0]
     references = tuple(dict.fromkeys(first["references"]))
-    return CorruptedSample(benchmark, sample_id, first["prompt"], references, _answers(clean), tuple(pictures))
+    return ShownSample(benchmark, sample_id, first["prompt"], references, _answers(clean), tuple(pictures))
 
 
 def _answers(rows: pd.DataFrame) -> tuple[tuple[str, str, float], ...]:
@@ -127,13 +130,13 @@ def _answers(rows: pd.DataFrame) -> tuple[tuple[str, str, float], ...]:
     )
 
 
-def render_corruptions(findings: CorruptionFindings, chart: alt.ConcatChart, samples: list[CorruptedSample]) -> str:
+def render_conditions(findings: ConditionFindings, chart: alt.ConcatChart, samples: list[ShownSample]) -> str:
     """Renders the report.
 
     Args:
-        findings: from ``corruptions.analyse_corruptions``.
+        findings: from ``conditions.analyse_conditions``.
         chart: from :func:`heat_map`.
-        samples: from :func:`corrupted_samples`.
+        samples: from :func:`shown_samples`.
 
     Returns:
         An HTML page that loads nothing from the network; text of models and data sets is escaped.
@@ -142,27 +145,26 @@ def render_corruptions(findings: CorruptionFindings, chart: alt.ConcatChart, sam
     if not comparisons.empty:
         comparisons = comparisons[comparisons["benchmark"] == AVERAGE]
     errors = findings.table[(findings.table["benchmark"] != AVERAGE) & (findings.table["errors"] > 0)]
-    return _template().render(
-        manifest=findings.results.manifest,
-        findings=findings,
-        answer=corruption_answer(findings),
-        level=findings.resampling.level,
-        vega=vega_bundle(),
-        chart=inline_json(chart_spec(chart)),
-        means=_rows(findings.means[findings.means["benchmark"] == AVERAGE]),
-        table=_rows(findings.table[findings.table["severity"] > 0]),
-        clean=_rows(findings.table[findings.table["severity"] == 0]),
-        comparisons=_rows(comparisons),
-        errors=_rows(errors),
-        samples=samples,
-        everything=ALL,
+    return (
+        environment()
+        .get_template("conditions.html")
+        .render(
+            manifest=findings.results.manifest,
+            findings=findings,
+            answer=conditions_answer(findings),
+            level=findings.resampling.level,
+            vega=vega_bundle(),
+            chart=inline_json(chart_spec(chart)),
+            means=_rows(findings.means[findings.means["benchmark"] == AVERAGE]),
+            table=_rows(findings.table[findings.table["condition"] != CLEAN]),
+            clean=_rows(findings.table[findings.table["condition"] == CLEAN]),
+            comparisons=_rows(comparisons),
+            errors=_rows(errors),
+            samples=samples,
+            everything=ALL,
+            **judged_parts(findings.judged),
+        )
     )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    text = resources.files("analysis").joinpath("corruptions.html").read_text(encoding="utf-8")
-    return environment().from_string(text)
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

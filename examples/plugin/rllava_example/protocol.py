@@ -1,0 +1,12 @@
+"""A protocol: five steps of APGD against the right answer, then five more from the best image."""
+
+from collections.abc import Callable
+
+from rllava.attacks.protocols import Protocol, Round
+
+ROUNDS = (Round("label0", 5, "float32", "clean", 0), Round("again", 5, "float32", "best", "best"))
+TWICE = Protocol("twice", 1, (("yes_no", ROUNDS), ("short_answer", ROUNDS)))
+
+
+def add(register: Callable[[str, Protocol], Protocol]) -> None:
+    register(TWICE.name, TWICE)
