@@ -70,7 +70,7 @@ def choose_samples(scores: Scores, epsilon: float, per_benchmark: int) -> list[t
     Returns:
         Pairs (benchmark, sample id), in the order of the benchmarks.
     """
-    clean = scores.epsilons.index(0.0)
+    clean = scores.clean
     _, e = scores.cell(scores.candidates[0], epsilon)
     chosen = []
     for name in scores.benchmarks:

@@ -11,7 +11,6 @@ import pandas as pd
 
 from analysis.bootstrap import Bootstrap, FloatArray
 from analysis.scores import AVERAGE, Scores
-from rllava.errors import UserError
 
 
 def non_dominated(points_BC2: FloatArray) -> npt.NDArray[np.bool_]:
@@ -52,19 +51,19 @@ def pareto_front(
     Raises:
         UserError: if the budget was not run, or there are no clean records (budget 0).
     """
-    if 0.0 not in scores.epsilons:
-        raise UserError("records: no clean answers (ε = 0); add 0 to the sweep's budgets for a Pareto front")
     _, e = scores.cell(scores.candidates[0], epsilon)
-    clean = scores.epsilons.index(0.0)
+    clean = scores.clean
     shape = (len(scores.candidates), len(scores.epsilons))
     draws_BC2 = bootstraps[benchmark].draws.reshape(-1, *shape)[:, :, [clean, e]]
     means_1C2 = bootstraps[benchmark].mean.reshape(1, *shape)[:, :, [clean, e]]
     rows = summary[summary["benchmark"] == benchmark]
-    at_zero = rows[rows["epsilon"] == 0.0].set_index("candidate").loc[list(scores.candidates)]
-    at_epsilon = rows[rows["epsilon"] == epsilon].set_index("candidate").loc[list(scores.candidates)]
+    at_clean, at_epsilon = (
+        rows[rows["epsilon"] == scores.epsilons[column]].set_index("candidate").loc[list(scores.candidates)]
+        for column in (clean, e)
+    )
     front = {"candidate": list(scores.candidates)}
     table = pd.DataFrame(front)
-    for name, part in (("clean", at_zero), ("robust", at_epsilon)):
+    for name, part in (("clean", at_clean), ("robust", at_epsilon)):
         for column, suffix in (("mean", ""), ("low", "_low"), ("high", "_high")):
             table[name + suffix] = part[column].to_numpy()
     table["retained"] = at_epsilon["retained"].to_numpy()

@@ -114,6 +114,10 @@ class Protocol:
         object.__setattr__(self, "rounds_by_kind", tuple(kinds))
         if len(set(self.kinds)) < len(kinds):
             raise ValueError(f"rounds_by_kind: {self.name} has two lists of rounds for one of {', '.join(self.kinds)}")
+        if len({rounds[0].precision for _, rounds in kinds}) > 1:
+            raise ValueError(
+                f"rounds_by_kind: the first rounds of {self.name} differ in precision, that of clean answers"
+            )
         for first in self.after:
             if first.after:
                 raise ValueError(f"after: {self.name} comes after {first.name}, which comes after another one itself")
