@@ -1,6 +1,7 @@
 """Compiles the one DeepSpeed operator that training on CPUs uses, so that no run has to wait for it.
 
-Run as ``DS_ACCELERATOR=cpu python -m cluster.prebuild``. The result stays in PyTorch's cache of extensions.
+Run as ``DS_ACCELERATOR=cpu python -m cluster.prebuild``. The result stays in PyTorch's cache of extensions, in a
+folder of this environment's own.
 """
 
 import os
@@ -16,10 +17,10 @@ def build_cpu_operator() -> float:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     from deepspeed.accelerator import get_accelerator
 
-    from rllava.training.extension_lock import stale_locks_removed
+    from rllava.training.extensions import extensions_at_hand
 
     started = time.monotonic()
-    with stale_locks_removed():
+    with extensions_at_hand():
         get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
     return time.monotonic() - started
 

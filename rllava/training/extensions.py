@@ -1,16 +1,21 @@
-"""Locks that a killed process left in PyTorch's cache of compiled extensions.
+"""PyTorch's cache of compiled extensions: a folder for each environment, and no locks of processes that were killed.
 
-DeepSpeed compiles an operator through ``torch.utils.cpp_extension``, which guards it by a file named ``lock`` and waits
-for that file to vanish, for ever: a process that is killed meanwhile would keep every later training from starting.
+DeepSpeed compiles an operator through ``torch.utils.cpp_extension``. That compiles again whenever the paths of the
+environment are not those of the last one, into the same folder: two environments on one machine would undo each other's
+work, and one that loads the file while the other writes it fails. It also guards the folder by a file named ``lock``
+and waits for that file to vanish, for ever: a process that is killed meanwhile would keep every later training from
+starting.
 """
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch.utils.cpp_extension import get_default_build_root
 
 STALE_S = 180.0
@@ -18,12 +23,15 @@ STALE_S = 180.0
 
 
 def extensions_folder() -> Path:
-    """Where PyTorch keeps compiled extensions.
+    """Where this environment keeps compiled extensions.
 
     Returns:
-        ``$TORCH_EXTENSIONS_DIR``, or PyTorch's own choice.
+        ``$TORCH_EXTENSIONS_DIR``, or a folder of its own in PyTorch's cache.
     """
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    digest = hashlib.sha256(f"{torch.__file__} {torch.__version__}".encode()).hexdigest()
+    return Path(get_default_build_root()) / f"rllava-{digest[:12]}"
 
 
 def operator_is_built() -> bool:
@@ -36,8 +44,9 @@ def operator_is_built() -> bool:
 
 
 @contextlib.contextmanager
-def stale_locks_removed(stale_s: float = STALE_S, every_s: float = 1.0) -> Iterator[None]:
-    """A stretch of code during which locks of that age are removed.
+def extensions_at_hand(stale_s: float = STALE_S, every_s: float = 1.0) -> Iterator[None]:
+    """A stretch of code that may compile or load extensions: in :func:`extensions_folder`, from which stale locks are
+    removed meanwhile. From then on PyTorch looks there in this process.
 
     Args:
         stale_s: age from which on a lock has no owner any more.
@@ -46,6 +55,7 @@ def stale_locks_removed(stale_s: float = STALE_S, every_s: float = 1.0) -> Itera
     Yields:
         Nothing.
     """
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
     over = threading.Event()
     watching = threading.Thread(target=_watch, args=(over, stale_s, every_s), daemon=True)
     watching.start()

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
-from rllava.training.extension_lock import operator_is_built, stale_locks_removed
+from rllava.training.extensions import extensions_at_hand, extensions_folder, operator_is_built
 
 
 def locked(folder: Path, age_s: float) -> Path:
@@ -26,7 +28,7 @@ def test_a_lock_without_owner_is_removed(tmp_path: Path, monkeypatch: pytest.Mon
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive(), "PyTorch does not wait for the lock"
-    with stale_locks_removed(stale_s=100, every_s=0.01):
+    with extensions_at_hand(stale_s=100, every_s=0.01):
         waiting.join(20)
     assert not waiting.is_alive()
 
@@ -34,14 +36,14 @@ def test_a_lock_without_owner_is_removed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_lock_in_use_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = locked(tmp_path, age_s=1)
-    with stale_locks_removed(stale_s=100, every_s=0.01):
+    with extensions_at_hand(stale_s=100, every_s=0.01):
         time.sleep(0.1)
     assert lock.exists()
 
 
 def test_no_folder_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "none"))
-    with stale_locks_removed():
+    with extensions_at_hand():
         pass
 
 
@@ -49,3 +51,24 @@ def test_a_built_operator_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.
     assert operator_is_built()  # `make setup` builds it where DeepSpeed does
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     assert not operator_is_built()
+
+
+def test_every_environment_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch compiles again, in place, what another environment's paths were compiled with."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    mine = extensions_folder()
+    monkeypatch.setattr(torch, "__file__", "/elsewhere/torch/__init__.py")
+    assert extensions_folder() != mine
+    assert extensions_folder().parent == mine.parent
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/chosen")
+    assert extensions_folder() == Path("/chosen")
+
+
+def test_pytorch_looks_where_the_operator_was_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    expected = extensions_folder()
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", "")  # put back afterwards, whatever is set meanwhile
+        with extensions_at_hand():
+            assert cpp_extension._get_build_directory("an_operator", verbose=False) == str(expected / "an_operator")
+    (expected / "an_operator").rmdir()
