@@ -1,15 +1,16 @@
 """Which records may stand in one table.
 
-A candidate's name, a benchmark, a kind of condition, and its budget or label make a cell of it. Names are for people:
-one storage may hold two trainings under one of them, or two evaluations that differ in the sample list or the
-protocol. A mean or a pairing over both would be a number about nothing, so whoever groups records asks here first.
+A candidate's name and training seed, a benchmark, a kind of condition, and its budget or label make a cell of it. Names
+are for people: one storage may hold two trainings under one of them, or two evaluations that differ in the sample list
+or the protocol. A mean or a pairing over both would be a number about nothing, so whoever groups records asks here
+first.
 """
 
 import pandas as pd
 
 from rllava.errors import UserError
 
-CELL = ("candidate", "benchmark", "epsilon", "severity")
+CELL = ("candidate", "seed", "benchmark", "epsilon", "severity")
 """Columns that make a cell, beside the label of a condition that has no budget: of attacks, one protocol is shown."""
 
 KEEP_ONE = "keep the rows of one of them"
@@ -19,7 +20,7 @@ _NAMED = 3
 
 
 def require_one_model(records: pd.DataFrame, remedy: str = KEEP_ONE) -> None:
-    """Refuses records in which one candidate's name stands for several models.
+    """Refuses records in which one candidate's name and training seed stand for several models.
 
     Args:
         records: rows of RECORD_SCHEMA.
@@ -28,8 +29,10 @@ def require_one_model(records: pd.DataFrame, remedy: str = KEEP_ONE) -> None:
     Raises:
         UserError: if there are such.
     """
-    found = _several(records, ("candidate",), "model")
-    if found is not None:
+    for within, column in ((("candidate",), "recipe"), (("candidate", "seed"), "model")):
+        found = _several(records, within, column)
+        if found is None:
+            continue
         raise UserError(
             f"records: candidate '{found['candidate'].iloc[0]}' stands for {found['model'].nunique()} models, of other "
             f"training or weights (column model: {_named(found, 'model')}); {remedy}"

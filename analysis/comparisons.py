@@ -4,12 +4,14 @@ Shape legend: S samples of one benchmark, C candidates, E budgets, K = C*E colum
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import (
     DEFAULT_RESAMPLING,
+    Bootstrap,
     FloatArray,
     Resampling,
     average_bootstraps,
@@ -19,7 +21,7 @@ from analysis.bootstrap import (
     sign_flip_p_values,
 )
 from analysis.scores import AVERAGE, Scores
-from analysis.summary import benchmark_seed, flatten_cells
+from analysis.summary import benchmark_seed, bootstrap_scores, flatten_cells
 
 COMPARISON_COLUMNS = ("baseline", "candidate", "benchmark", "epsilon", "difference", "low", "high", "p", "p_holm", "n")
 """Columns of comparisons.csv."""
@@ -36,7 +38,8 @@ def compare(scores: Scores, baseline: str, resampling: Resampling = DEFAULT_RESA
     Returns:
         Rows (baseline, candidate, benchmark or AVERAGE, epsilon) with ``difference`` (candidate minus baseline), its
         BCa interval ``low, high``, the sign-flip test's ``p``, ``p_holm`` and ``n`` pairs. A Holm family is the
-        candidates at one benchmark and budget.
+        candidates at one benchmark and budget. Of candidates that were trained several times, the interval covers
+        training and samples; the test is about the means over their trainings, and covers samples alone.
 
     Raises:
         UserError: if the baseline is unknown.
@@ -49,21 +52,35 @@ def compare(scores: Scores, baseline: str, resampling: Resampling = DEFAULT_RESA
         name: flatten_cells(scores.values[name][:, others, :] - scores.values[name][:, [base], :])
         for name in scores.benchmarks
     }
-    tables = [_compare_scope(scores, name, {name: strata[name]}, baseline, others, resampling) for name in strata]
-    tables.append(_compare_scope(scores, AVERAGE, strata, baseline, others, resampling))
-    return pd.concat(tables, ignore_index=True)
+    parts = {
+        name: bootstrap_means(part, resampling.draws, benchmark_seed(resampling, name)) for name, part in strata.items()
+    }
+    if scores.trainings is not None:
+        shape = (resampling.draws, len(scores.candidates), len(scores.epsilons))
+        for name, drawn in bootstrap_scores(scores, resampling).items():
+            if name in parts:
+                draws_BCE = drawn.draws.reshape(shape)
+                differences_BK = (draws_BCE[:, others] - draws_BCE[:, [base]]).reshape(resampling.draws, -1)
+                parts[name] = replace(parts[name], draws=differences_BK)
+
+    def scope(name: str, own: Mapping[str, FloatArray]) -> pd.DataFrame:
+        bootstrap = average_bootstraps([parts[benchmark] for benchmark in own])
+        return _compare_scope(scores, name, own, bootstrap, baseline, others, resampling)
+
+    return pd.concat(
+        [*(scope(name, {name: strata[name]}) for name in strata), scope(AVERAGE, strata)], ignore_index=True
+    )
 
 
 def _compare_scope(
     scores: Scores,
     scope: str,
     strata: Mapping[str, FloatArray],
+    bootstrap: Bootstrap,
     baseline: str,
     others: list[int],
     resampling: Resampling,
 ) -> pd.DataFrame:
-    parts = [bootstrap_means(part, resampling.draws, benchmark_seed(resampling, name)) for name, part in strata.items()]
-    bootstrap = average_bootstraps(parts)
     low_K, high_K = bca_interval(bootstrap, resampling.level)
     seed = benchmark_seed(resampling, f"sign flips of {scope}")
     p_K = sign_flip_p_values(list(strata.values()), resampling.draws, seed)

@@ -44,6 +44,7 @@ class RecordsEntry:
         parts: how many of its first parts the sweep asked for; None: all.
         seconds: wall-clock time of the evaluation; NaN where unknown.
         reused: whether an earlier run had computed it.
+        seed: of the candidate's training; None for a checkpoint from elsewhere.
     """
 
     path: str
@@ -54,6 +55,7 @@ class RecordsEntry:
     parts: int | None = None
     seconds: float = math.nan
     reused: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ def _records_entry(raw: Mapping[str, Any]) -> RecordsEntry:
         condition=str(raw["condition"]),
         epsilon=_number(raw, "epsilon"),
         parts=None if raw.get("parts") is None else int(raw["parts"]),
+        seed=None if raw.get("seed") is None else int(raw["seed"]),
         seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),
     )

@@ -15,6 +15,7 @@ from analysis.findings import Findings, answer, confidence
 from analysis.gallery import Exhibit, magnification
 from analysis.judgements import ANSWER, JudgementFindings, shown
 from analysis.scores import AVERAGE
+from analysis.tables import covers
 from analysis.targeted import targeted_success
 from rllava.records import CLEAN
 
@@ -58,6 +59,7 @@ def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequenc
             errors=_error_counts(findings),
             times=_times(findings),
             average=AVERAGE,
+            covers=covers(findings.summary),
             **judged_parts(findings.judged),
         )
     )
@@ -172,9 +174,11 @@ def _error_counts(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _times(findings: Findings) -> dict[str, dict[str, Any]]:
-    """What each candidate took, in seconds: its LLaVA's training (of b@a: that of a) and its evaluations."""
+    """What each candidate took, in seconds: its LLaVA's trainings (of b@a: those of a) and its evaluations."""
     manifest = findings.results.manifest
-    training = {model.name: model.seconds for model in manifest.models}
+    training: dict[str, float] = {}
+    for model in manifest.models:  # one per training seed
+        training[model.name] = training.get(model.name, 0.0) + model.seconds
     times = {}
     for candidate in findings.scores.candidates:
         own = [entry for entry in manifest.records if entry.candidate == candidate]

@@ -1,6 +1,6 @@
 """Records as arrays: per benchmark, the score of each sample, candidate and budget.
 
-Shape legend: S samples of one benchmark, C candidates, E budgets.
+Shape legend: S samples of one benchmark, C candidates, E budgets, T trainings of a candidate (seeds).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,9 @@ from rllava.errors import UserError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+CLEAN_COLUMN = 0.0
+"""What stands for the clean images among budgets: they are a condition of their own."""
+
 AVERAGE = "average"
 """Name of the plain mean over the benchmarks, where a table or plot shows it beside them."""
 
@@ -31,8 +34,11 @@ class Scores:
         benchmarks: names, in the sweep's order.
         epsilons: budgets in 1/255, increasing (E).
         samples: per benchmark, the sample ids, sorted (S).
-        values: per benchmark, ``scores_SCE`` in the paper's units; NaN where there is no record or no score.
+        values: per benchmark, ``scores_SCE`` in the paper's units, means over the trainings of a candidate; NaN where
+            there is no record or no score.
         errors: per benchmark, ``errors_CE``: records without a score.
+        trainings: per benchmark, ``scores_TSCE`` of each training: of each candidate the seeds in rising order, NaN
+            beyond them. None: every candidate was trained once.
     """
 
     candidates: tuple[str, ...]
@@ -41,6 +47,31 @@ class Scores:
     samples: Mapping[str, tuple[str, ...]]
     values: Mapping[str, FloatArray]
     errors: Mapping[str, IntArray]
+    trainings: Mapping[str, FloatArray] | None = None
+
+    @property
+    def seeds(self) -> IntArray:
+        """How many trainings there are of each candidate, [C]."""
+        if self.trainings is None:
+            return np.ones(len(self.candidates), dtype=np.int64)
+        found_TC = np.any([np.isfinite(values).any(axis=(1, 3)) for values in self.trainings.values()], axis=0)
+        return np.asarray(np.maximum(found_TC.sum(axis=0), 1), dtype=np.int64)
+
+    @property
+    def clean(self) -> int:
+        """The index (E) of the clean images' column.
+
+        Raises:
+            UserError: if there are no clean answers.
+        """
+        if CLEAN_COLUMN not in self.epsilons:
+            raise UserError("records: no clean answers (ε = 0); run the sweep again with 0 among its budgets")
+        return self.epsilons.index(CLEAN_COLUMN)
+
+    @property
+    def has_clean(self) -> bool:
+        """Whether there are clean answers."""
+        return CLEAN_COLUMN in self.epsilons
 
     def cell(self, candidate: str, epsilon: float) -> tuple[int, int]:
         """Returns the indices (C, E) of a candidate and a budget.
@@ -96,7 +127,10 @@ def arrange_scores(
     require_one_evaluation(records)
     samples: dict[str, tuple[str, ...]] = {}
     values: dict[str, FloatArray] = {}
+    trainings: dict[str, FloatArray] = {}
     errors: dict[str, IntArray] = {}
+    training_of = _trainings(records)
+    most = 1 + max(training_of.values(), default=0)
     for benchmark in all_benchmarks:
         rows = records[records["benchmark"] == benchmark]
         samples[benchmark] = tuple(sorted(set(rows["sample_id"])))
@@ -104,11 +138,31 @@ def arrange_scores(
         c = pd.Index(all_candidates, dtype=object).get_indexer(pd.Index(rows["candidate"], dtype=object))
         e = pd.Index(all_epsilons, dtype=float).get_indexer(pd.Index(rows["epsilon"], dtype=float))
         failed = is_error(rows)
-        values[benchmark] = np.full((len(samples[benchmark]), len(all_candidates), len(all_epsilons)), np.nan)
-        values[benchmark][s, c, e] = np.where(failed, np.nan, rows["score"].to_numpy(dtype=np.float64))
+        t = [training_of[key] for key in zip(rows["candidate"], rows["seed"].fillna(-1), strict=True)]
+        found_TSCE = np.full((most, len(samples[benchmark]), len(all_candidates), len(all_epsilons)), np.nan)
+        found_TSCE[t, s, c, e] = np.where(failed, np.nan, rows["score"].to_numpy(dtype=np.float64))
+        trainings[benchmark] = found_TSCE
+        values[benchmark] = found_TSCE[0] if most == 1 else _mean_over_trainings(found_TSCE)
         errors[benchmark] = np.zeros((len(all_candidates), len(all_epsilons)), dtype=np.int64)
         np.add.at(errors[benchmark], (c, e), failed.astype(np.int64))
-    return Scores(all_candidates, all_benchmarks, all_epsilons, samples, values, errors)
+    return Scores(
+        all_candidates, all_benchmarks, all_epsilons, samples, values, errors, trainings if most > 1 else None
+    )
+
+
+def _trainings(records: pd.DataFrame) -> dict[tuple[str, int], int]:
+    """The number of each training among those of its candidate, by seed; a model from elsewhere has none (-1)."""
+    pairs = records[["candidate", "seed"]].drop_duplicates().fillna({"seed": -1})
+    found: dict[tuple[str, int], int] = {}
+    for candidate, group in pairs.groupby("candidate"):
+        found |= {(str(candidate), int(seed)): t for t, seed in enumerate(sorted(group["seed"]))}
+    return found
+
+
+def _mean_over_trainings(values_TSCE: FloatArray) -> FloatArray:
+    present_TSCE = np.isfinite(values_TSCE)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(present_TSCE, values_TSCE, 0.0).sum(axis=0) / present_TSCE.sum(axis=0))
 
 
 def is_error(records: pd.DataFrame) -> npt.NDArray[np.bool_]:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analysis.bootstrap import (
@@ -22,7 +23,7 @@ from analysis.bootstrap import (
 from analysis.scores import AVERAGE, Scores
 from rllava.errors import UserError
 
-SUMMARY_COLUMNS = ("candidate", "benchmark", "epsilon", "mean", "low", "high", "n")
+SUMMARY_COLUMNS = ("candidate", "benchmark", "epsilon", "mean", "low", "high", "n", "seeds", "training_sd")
 """Columns of summary.csv."""
 
 
@@ -30,7 +31,8 @@ def bootstrap_scores(scores: Scores, resampling: Resampling = DEFAULT_RESAMPLING
     """Bootstraps the mean score of every candidate and budget, per benchmark and on average.
 
     In a draw, all candidates and budgets see the same samples, so differences, ratios and fronts can be taken draw by
-    draw. Benchmarks are resampled independently.
+    draw. Benchmarks are resampled independently. Where a candidate was trained several times, its trainings are drawn
+    too, the same ones for all benchmarks and budgets: the spread is that of training and of samples.
 
     Args:
         scores: the scores.
@@ -39,13 +41,76 @@ def bootstrap_scores(scores: Scores, resampling: Resampling = DEFAULT_RESAMPLING
     Returns:
         Per benchmark, and for AVERAGE, a bootstrap whose columns are candidate x budget (K = C*E, budgets fastest).
     """
-    parts = {
-        name: bootstrap_means(flatten_cells(scores.values[name]), resampling.draws, benchmark_seed(resampling, name))
-        for name in scores.benchmarks
-    }
+    picks = draw_trainings(scores, resampling)
+    parts = {name: _bootstrap_benchmark(scores, name, picks, resampling) for name in scores.benchmarks}
     if not parts:
         raise UserError("no records: there is nothing to analyse; run the sweep first")
     return {**parts, AVERAGE: average_bootstraps(list(parts.values()))}
+
+
+def draw_trainings(scores: Scores, resampling: Resampling) -> npt.NDArray[np.float64] | None:
+    """How often each training of a candidate is in each draw.
+
+    Args:
+        scores: the scores.
+        resampling: draws and seed.
+
+    Returns:
+        Shares [B, T, C], which sum to 1 over the trainings; None where every candidate was trained once.
+    """
+    if scores.trainings is None:
+        return None
+    most = max(map(int, scores.seeds))
+    share_BTC = np.zeros((resampling.draws, most, len(scores.candidates)))
+    for c, (name, count) in enumerate(zip(scores.candidates, scores.seeds, strict=True)):
+        rng = np.random.default_rng(benchmark_seed(resampling, f"trainings of {name}"))
+        share_BTC[:, :count, c] = rng.multinomial(count, np.full(count, 1 / count), resampling.draws) / count
+    return share_BTC
+
+
+def _bootstrap_benchmark(
+    scores: Scores, name: str, share_BTC: npt.NDArray[np.float64] | None, resampling: Resampling
+) -> Bootstrap:
+    seed = benchmark_seed(resampling, name)
+    own = bootstrap_means(flatten_cells(scores.values[name]), resampling.draws, seed)
+    if share_BTC is None or scores.trainings is None:
+        return own
+    # The same seed draws the same samples for all trainings.
+    shape = (len(scores.candidates), len(scores.epsilons))
+    draws_BCE = np.zeros((resampling.draws, *shape))
+    for t, values_SCE in enumerate(scores.trainings[name]):
+        drawn_BCE = bootstrap_means(flatten_cells(values_SCE), resampling.draws, seed).draws.reshape(-1, *shape)
+        share_BC1 = share_BTC[:, t, :, np.newaxis]
+        draws_BCE += np.where(share_BC1 > 0, share_BC1 * drawn_BCE, 0.0)
+    return Bootstrap(own.mean, draws_BCE.reshape(resampling.draws, -1), own.influence, own.n)
+
+
+def training_spread(scores: Scores, benchmark: str) -> FloatArray:
+    """How far the trainings of each candidate differ: the standard deviation of their mean scores.
+
+    Args:
+        scores: the scores.
+        benchmark: one of them, or AVERAGE.
+
+    Returns:
+        [C, E]; NaN where a candidate was trained once.
+    """
+    shape = (len(scores.candidates), len(scores.epsilons))
+    if scores.trainings is None:
+        return np.full(shape, np.nan)
+    names = scores.benchmarks if benchmark == AVERAGE else (benchmark,)
+    means_TCE = np.mean([[_means_SCE(values) for values in scores.trainings[name]] for name in names], axis=0)
+    spread_CE = np.full(shape, np.nan)
+    for c, count in enumerate(scores.seeds):
+        if count > 1:
+            spread_CE[c] = np.std(means_TCE[:count, c], axis=0, ddof=1)
+    return spread_CE
+
+
+def _means_SCE(values_SCE: FloatArray) -> FloatArray:  # noqa: N802 (a shape)
+    present_SCE = np.isfinite(values_SCE)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(present_SCE, values_SCE, 0.0).sum(axis=0) / present_SCE.sum(axis=0))
 
 
 def summarise(
@@ -61,7 +126,8 @@ def summarise(
     Returns:
         Rows (candidate, benchmark or AVERAGE, epsilon) with ``mean, low, high`` in the paper's units, ``n`` scores,
         ``errors``, and ``retained, retained_low, retained_high``: the score as a share of the clean one (budget 0),
-        with its percentile interval.
+        with its percentile interval; ``seeds``, trainings of the candidate, and ``training_sd``, see
+        :func:`training_spread`.
     """
     cells = [(candidate, epsilon) for candidate in scores.candidates for epsilon in scores.epsilons]
     tables = []
@@ -80,6 +146,8 @@ def summarise(
             "retained": retained_K,
             "retained_low": retained_low_K,
             "retained_high": retained_high_K,
+            "seeds": np.repeat(scores.seeds, len(scores.epsilons)),
+            "training_sd": training_spread(scores, benchmark).ravel(),
         }
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
@@ -107,10 +175,10 @@ def benchmark_seed(resampling: Resampling, name: str) -> tuple[int, int]:
 def _retained(scores: Scores, bootstrap: Bootstrap, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Score over clean score, with its percentile interval; NaN without clean scores or where they are 0."""
     shape = (len(scores.candidates), len(scores.epsilons))
-    if 0.0 not in scores.epsilons:
+    if not scores.has_clean:
         missing_K = np.full(shape[0] * shape[1], np.nan)
         return missing_K, missing_K, missing_K
-    clean = scores.epsilons.index(0.0)
+    clean = scores.clean
     means_CE = bootstrap.mean.reshape(shape)
     draws_BCE = bootstrap.draws.reshape(-1, *shape)
     with np.errstate(invalid="ignore", divide="ignore"):

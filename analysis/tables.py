@@ -81,7 +81,28 @@ def _legend(summary: pd.DataFrame, resampling: Resampling) -> str:
     n = rows["n"]
     samples = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     errors = int(rows["errors"].sum())
-    return (
+    legend = (
         f"ε in 1/255; ± half the width of the {resampling.level:.0%} bootstrap interval; {samples} scores per cell; "
         f"{errors} record{'' if errors == 1 else 's'} with an error (left out of the means)"
+    )
+    return f"{legend}\n{covers(summary)}"
+
+
+def covers(summary: pd.DataFrame) -> str:
+    """What the intervals of a summary cover, and how far trainings differ.
+
+    Args:
+        summary: from ``summary.summarise``.
+
+    Returns:
+        A sentence or two.
+    """
+    seeds = sorted(set(map(int, summary["seeds"])))
+    if seeds == [1]:
+        return "one training per candidate: intervals cover the choice of samples, not another training"
+    rows = summary[(summary["benchmark"] == AVERAGE) & summary["training_sd"].notna()]
+    count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return (
+        f"{count} trainings per candidate: intervals cover training and samples; standard deviation between trainings "
+        f"(average over benchmarks): {rows['training_sd'].min():.1f} to {rows['training_sd'].max():.1f}"
     )

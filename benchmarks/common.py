@@ -30,7 +30,8 @@ def trained_llava(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
     Raises:
         UserError: if it is not there.
     """
-    spec = model_spec(PRESETS.get("tiny"), parse_candidate(candidate).trained)
+    preset = PRESETS.get("tiny")
+    spec = model_spec(preset, parse_candidate(candidate, preset).trained)
     store = Store(str(storage))
     artifact = store.artifact("models", spec.name, spec)
     if not store.is_complete(artifact):

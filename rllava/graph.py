@@ -38,7 +38,7 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
         case PretrainSpec():
             return Step("encoders", spec)
         case ModelSpec():
-            data = (step_of(spec.stage1.data), step_of(spec.stage2.data))
+            data = tuple(step_of(data) for data in dict.fromkeys(stage.data for stage in spec.stages))
             return Step("models", spec, needs=(*_making(spec.encoders), *data))
         case EvalSpec():
             trained = (step_of(spec.model),) if isinstance(spec.model, ModelSpec) else ()
@@ -59,5 +59,6 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
 
 
 def _making(encoders: tuple[EncoderSpec, ...]) -> tuple[Step, ...]:
-    """The steps that make the weights of some encoders; of those that are there, none."""
-    return tuple(step_of(encoder.weights.spec) for encoder in encoders if isinstance(encoder.weights, MadeBy))
+    """The steps that make the weights of some encoders, each once; of those that are there, none."""
+    made = (encoder.weights.spec for encoder in encoders if isinstance(encoder.weights, MadeBy))
+    return tuple(step_of(spec) for spec in dict.fromkeys(made))

@@ -1,12 +1,15 @@
-"""Encoders that a step made, from the storage to this machine."""
+"""Encoders that a step made, alone or within a LLaVA, from the storage to this machine."""
 
 import dataclasses
 import os
 import tempfile
 from pathlib import Path
 
-from rllava.encoders.base import EncoderSpec
+from safetensors.torch import load_file
+
+from rllava.encoders import Encoder, EncoderSpec, build_encoder
 from rllava.errors import UserError
+from rllava.model.assemble import ENCODERS
 from rllava.pinned import WEIGHTS, MadeBy, Pinned
 from rllava.store import Artifact, Store
 from rllava.weights import weights_folder
@@ -20,9 +23,59 @@ def place_of(made: MadeBy, store: Store) -> Artifact:
         store: results folder.
 
     Returns:
-        An artifact of kind ``encoders``.
+        An artifact of kind ``encoders``, or ``models`` where a LLaVA's training made them.
     """
-    return store.artifact("encoders", made.spec.name, made.spec)
+    return store.artifact("encoders" if made.place is None else "models", made.spec.name, made.spec)
+
+
+def build_at_hand(spec: EncoderSpec, store: Store) -> Encoder:
+    """Builds an encoder, wherever its weights come from.
+
+    Args:
+        spec: of the encoder.
+        store: results folder.
+
+    Returns:
+        See :func:`rllava.encoders.build_encoder`.
+
+    Raises:
+        UserError: if the step has not been made, or its weights are missing or do not fit.
+    """
+    made = spec.weights
+    if not isinstance(made, MadeBy) or made.place is None:
+        return build_encoder(at_hand(spec, store))
+    artifact = place_of(made, store)
+    encoder = build_encoder(dataclasses.replace(spec, weights=None))
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / WEIGHTS
+        name = f"{artifact.relative}/{trained_file(len(made.spec.stages), made.place)}"
+        try:
+            store.fetch(f"{store.root}/{name}", file)
+            encoder.load_state_dict(load_file(file))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{spec.label}: {store.url} holds no {name}, which its weights are; run the sweep that makes it"
+            ) from error
+        except Exception as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise UserError(
+                f"{spec.label}: {store.url}/{name} does not fit ({reason}); delete the model's folder and run the "
+                "sweep again"
+            ) from error
+    return encoder.requires_grad_(False).eval()
+
+
+def trained_file(stage: int, place: int) -> str:
+    """Where a training stage leaves an encoder, in the model's artifact.
+
+    Args:
+        stage: number, from 1.
+        place: of the encoder in the LLaVA.
+
+    Returns:
+        Path below the artifact.
+    """
+    return f"stage{stage}/{ENCODERS}/{place}.safetensors"
 
 
 def at_hand(spec: EncoderSpec, store: Store) -> EncoderSpec:

@@ -22,13 +22,16 @@ class Pinned:
 
 @dataclass(frozen=True)
 class MadeBy:
-    """Weights that a step leaves in the storage, in the file :data:`WEIGHTS` of its artifact.
+    """Weights that a step leaves in the storage.
 
     Attributes:
         spec: of the step; its fingerprint is theirs.
+        place: of an encoder in the LLaVA that the step trains; None: the step makes an encoder alone, in the file
+            :data:`WEIGHTS` of its artifact.
     """
 
     spec: Any
+    place: int | None = None
 
 
 Weights = Pinned | MadeBy

@@ -2,7 +2,7 @@
 
 A record is one answer of one evaluation: what a candidate said to a sample under a condition, at a budget or severity.
 The clean answers are a condition of their own, of epsilon 0. Names are for people, and a storage may hold two recipes
-that share them all; the fingerprints (``model``, ``evaluation``) tell those apart.
+that share them all; the fingerprints (``model``, ``recipe``, ``evaluation``) tell those apart.
 
 Scores are in the units of the paper's tables: VQA accuracy in percent, CIDEr times 100. Budgets and norms are in units
 of 1/255. This module needs pyarrow alone, so that a notebook can open results without the GPU stack.
@@ -13,7 +13,7 @@ import pyarrow as pa
 CLEAN = "clean"
 """Kind and label of the condition of clean answers; their epsilon is 0."""
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 """Raised when a column joins, leaves or means something else."""
 
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
@@ -27,6 +27,7 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("seed", pa.int64(), "training seed of the candidate's LLaVA; null for a checkpoint from elsewhere"),
     ("draw", pa.int32(), "number of a drawn answer; 0: the greedy one"),
     ("model", pa.string(), "fingerprint of the candidate: its LLaVA as trained, the encoders it is judged with"),
+    ("recipe", pa.string(), "the same whatever the training seed: what trainings of one candidate share"),
     ("evaluation", pa.string(), "fingerprint of the evaluation, which decides all else; ends its artifact's name"),
     ("prompt", pa.string(), "the user's turn, image marker included"),
     ("references", pa.list_(pa.string()), "reference captions or annotators' answers"),

@@ -5,39 +5,69 @@ cluster (see :mod:`rllava.fingerprint`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec
-from rllava.data.images import PREPROCESSING_VERSION
+from rllava.data.images import PREPROCESSING_VERSION, Fit
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders.base import EncoderSpec
 from rllava.fingerprint import OnlyRounds
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.model.language import LanguageModelSpec
+from rllava.pinned import MadeBy
+from rllava.training.objectives import OBJECTIVES
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class StageSpec:
+class Rates:
+    """Peak learning rates of a LLaVA's parts; a part without one stays as it is.
+
+    Attributes:
+        projectors: of all of them.
+        language_model: of all its weights.
+        encoders: of all of them.
+    """
+
+    projectors: float | None = None
+    language_model: float | None = None
+    encoders: float | None = None
+
+    def __post_init__(self) -> None:
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not any(rate is not None for rate in named.values()):
+            raise ValueError(f"rates: nothing is trained; give one of {', '.join(named)} a learning rate")
+        for name, rate in named.items():
+            if rate is not None and not rate > 0:
+                raise ValueError(f"rates: {name} has {rate}; expected a number above 0, or None to leave it as it is")
+
+
+@dataclass(frozen=True)
+class Stage:
     """One training stage.
 
     Attributes:
         data: instruction data it learns from.
-        train_language_model: stage 1 trains the projectors alone, stage 2 the language model as well.
-        conversation: template, e.g. ``plain`` (stage 1) or ``vicuna_v1`` (stage 2).
+        rates: what it trains, and how fast: LLaVA's first stage the projectors alone, its second the language model as
+            well.
+        conversation: template, e.g. ``plain`` (first stage) or ``vicuna_v1`` (second).
         steps: optimiser steps.
         global_batch: samples per optimiser step, over all workers.
         micro_batch: samples per forward pass of one worker; gradients accumulate up to the global batch. The loss of
             such a portion is the mean over its labelled tokens (as in LLaVA), so that its size decides what a token
             weighs.
-        learning_rate: peak.
+        objective: name in :data:`rllava.training.objectives.OBJECTIVES`.
         warmup: share of the steps with rising learning rate; cosine to zero after it.
+        warmup_from_zero: whether the first step's learning rate is 0, as in Hugging Face's schedule; else the warm-up
+            is one step ahead of that.
         weight_decay: of AdamW.
         clip: largest gradient norm; 0: none.
+        fit: how images become square: padded, or cropped as CLIP's own pre-processing does. What is attacked later is
+            padded, whatever it was trained with.
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
         precision: of weights and activations in training.
         max_length: longest sequence in tokens, visual ones included; longer ones are cut.
@@ -46,15 +76,17 @@ class StageSpec:
     """
 
     data: InstructionSpec
-    train_language_model: bool
+    rates: Rates
     conversation: str
     steps: int
     global_batch: int
     micro_batch: int
-    learning_rate: float
+    objective: str = "llava"
     warmup: float = 0.03
+    warmup_from_zero: bool = False
     weight_decay: float = 0.0
     clip: float = 1.0
+    fit: Fit = "pad"
     zero_stage: OnlyRounds[int] = 2
     precision: Precision = "fp32"
     max_length: int = 2048
@@ -67,34 +99,50 @@ class StageSpec:
             raise ValueError("steps must be at least 1 and global_batch a multiple of micro_batch")
 
     def versions(self) -> Mapping[str, int]:
-        """Of the conversation template."""
-        return {"conversation": TEMPLATES.get(self.conversation).version}
+        """Of the conversation template and of the objective."""
+        objective = OBJECTIVES.get(self.objective)
+        return {"conversation": TEMPLATES.get(self.conversation).version, "objective": objective.version}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A trained LLaVA: encoders, language model, both stages.
+    """A trained LLaVA: encoders, language model, stages.
 
     Attributes:
-        encoders: one, or several of equal token count (a token-interleaved ensemble).
+        encoders: one, or several of equal token count (a token-interleaved ensemble), as they are before training.
         language_model: pretrained language model.
-        stage1: feature alignment.
-        stage2: visual instruction tuning.
+        stages: one after the other; each goes on from what the one before has trained. Questions are asked in the last
+            one's conversation template.
         seed: of the projectors' initial weights.
         projector: kind of projector, per encoder.
     """
 
     encoders: tuple[EncoderSpec, ...]
     language_model: LanguageModelSpec
-    stage1: StageSpec
-    stage2: StageSpec
+    stages: tuple[Stage, ...]
     seed: int = 0
     projector: str = "mlp2x_gelu"
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages: a model is trained in at least one; projectors know nothing before")
 
     @property
     def name(self) -> str:
         """Readable name: the encoders', joined by ``+``."""
         return "+".join(encoder.name for encoder in self.encoders)
+
+    @property
+    def conversation(self) -> str:
+        """Template in which it is asked."""
+        return self.stages[-1].conversation
+
+    @property
+    def own_encoders(self) -> tuple[EncoderSpec, ...]:
+        """Its encoders as its training leaves them: the same, unless a stage trains them."""
+        if all(stage.rates.encoders is None for stage in self.stages):
+            return self.encoders
+        return tuple(replace(spec, weights=MadeBy(self, place)) for place, spec in enumerate(self.encoders))
 
     def versions(self) -> Mapping[str, int]:
         """Of what is done to its training images."""
@@ -160,6 +208,15 @@ class EvalSpec:
     def whole_model(self) -> WholeModel:
         """The candidate without its name."""
         return WholeModel(self.model, self.encoders)
+
+    @property
+    def recipe(self) -> WholeModel:
+        """The candidate without its name and its training seed."""
+        if not isinstance(self.model, ModelSpec) or self.model.seed == 0:
+            return self.whole_model
+        model = replace(self.model, seed=0)
+        own = dict(zip(self.model.own_encoders, model.own_encoders, strict=True))
+        return WholeModel(model, tuple(own.get(encoder, encoder) for encoder in self.encoders))
 
     def versions(self) -> Mapping[str, int]:
         """Of what is done to images before a model sees them, and of what the condition depends on."""

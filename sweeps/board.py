@@ -194,7 +194,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         table = Table(title=f"{minutes}:{seconds:02d} {self.time_left()}", title_justify="left", box=None)
         table.add_column("candidate")
         table.add_column("")
-        table.add_column("now")
+        table.add_column("now", no_wrap=True, overflow="ellipsis")  # a line per candidate, however narrow the terminal
         for name, row in self.rows.items():
             table.add_row(name, f"{100 * row.share:3.0f} %", row.text)
         return table

@@ -74,7 +74,7 @@ def candidates_of(options: Options) -> "tuple[Candidate, ...]":
             conversation=options.conversation,
             vision_tower=options.vision_tower,
         )
-        own = Candidate(checkpoint.name, checkpoint.encoders, checkpoint.encoders, checkpoint)
+        own = Candidate(checkpoint.name, checkpoint, checkpoint.encoders)
         found.append(own)
         for text in dict.fromkeys(options.encoders):
             used = tuple(encoder_spec(name) for name in text.split("+"))

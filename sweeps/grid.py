@@ -156,16 +156,22 @@ def candidates_of(options: CandidateOptions, preset: Preset) -> tuple[Candidate,
         preset: gives whom they do not name.
 
     Returns:
-        Rows of the grid, each once.
+        Rows of the grid, each once, seed by seed.
 
     Raises:
-        UserError: if a name is not understood.
+        UserError: if a name is not understood, or a seed is no such number.
     """
-    return tuple(parse_candidate(name) for name in dict.fromkeys(options.encoders or preset.candidates))
+    names, seeds = dict.fromkeys(options.encoders or preset.candidates), dict.fromkeys(options.seeds)
+    for seed in seeds:
+        if not 0 <= seed < 1 << 31:
+            raise UserError(f"--seeds {seed}: expected numbers from 0 to {(1 << 31) - 1}")
+    if not seeds:
+        raise UserError("--seeds: give at least one")
+    return tuple(parse_candidate(name, preset, seed) for seed in seeds for name in names)
 
 
 def in_portions(preset: Preset, micro_batch: int | None) -> Preset:
-    """A recipe with another micro-batch in both stages.
+    """A recipe with another micro-batch in all stages.
 
     Args:
         preset: to change.
@@ -179,17 +185,13 @@ def in_portions(preset: Preset, micro_batch: int | None) -> Preset:
     """
     if micro_batch is None:
         return preset
-    for number, stage in enumerate((preset.stage1, preset.stage2), start=1):
+    for number, stage in enumerate(preset.stages, start=1):
         if micro_batch < 1 or stage.global_batch % micro_batch:
             raise UserError(
                 f"--micro-batch {micro_batch}: stage {number} has a global batch of {stage.global_batch}; give a "
                 "number that divides it"
             )
-    return replace(
-        preset,
-        stage1=replace(preset.stage1, micro_batch=micro_batch),
-        stage2=replace(preset.stage2, micro_batch=micro_batch),
-    )
+    return replace(preset, stages=tuple(replace(stage, micro_batch=micro_batch) for stage in preset.stages))
 
 
 def make_plan(options: SweepOptions, sweep: str, grid: Grid, candidates: Sequence[Candidate]) -> Plan:
@@ -207,7 +209,7 @@ def make_plan(options: SweepOptions, sweep: str, grid: Grid, candidates: Sequenc
     Raises:
         UserError: if two candidates have one name.
     """
-    for name, count in Counter(candidate.name for candidate in candidates).items():
+    for name, count in Counter(candidate.trial for candidate in candidates).items():
         if count > 1:
             raise UserError(f"{count} candidates would be called {name} in the records; rename a file or folder")
     return Plan(

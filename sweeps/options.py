@@ -84,13 +84,16 @@ class CandidateOptions:
         encoders: candidates instead of the preset's: a, a+b (ensemble) or b@a (b plugged into a's LLaVA); a registered
             name, timm:MODEL, open_clip:MODEL/PRETRAINED or the path of a checkpoint, with variants such as
             [activation=gelu].
+        seeds: of the trainings; several of them train every candidate as often, and the report tells the spread of
+            training from that of samples.
         workers: training workers per candidate (one GPU each where there are GPUs).
-        micro_batch: samples per forward pass of a training worker, instead of the preset's, in both stages; gradients
+        micro_batch: samples per forward pass of a training worker, instead of the preset's, in all stages; gradients
             accumulate to the same global batch. Smaller for more workers, or for less memory.
     """
 
     preset: str = "tiny"
     encoders: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
     workers: int = 1
     micro_batch: int | None = None
 

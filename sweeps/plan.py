@@ -26,14 +26,14 @@ from rllava.metrics.judges.judge import JudgeSpec
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import check_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec, pin_checkpoint
-from rllava.model.language import check_language_model_files
+from rllava.model.language import LanguageModelSpec, check_language_model_files
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure, levels, task_of
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
 from rllava.weights import Weighted, has_weights, missing_weights, pin_weights, weights_of
-from sweeps.presets import Candidate, Preset, model_spec
+from sweeps.presets import Candidate, Preset, trial_name
 
 Spec = InstructionSpec | BenchmarkSpec
 DATA = (InstructionSpec, BenchmarkSpec)
@@ -94,7 +94,7 @@ class Plan:
         return tuple(sorted({entry.epsilon for entry in self.conditions if entry.epsilon is not None}))
 
     def candidate(self, name: str) -> Candidate:
-        """A candidate by name.
+        """A candidate by the name of its trial.
 
         Args:
             name: of one of them.
@@ -102,7 +102,7 @@ class Plan:
         Returns:
             The candidate.
         """
-        return next(candidate for candidate in self.candidates if candidate.name == name)
+        return next(candidate for candidate in self.candidates if candidate.trial == name)
 
     def model(self, candidate: Candidate) -> tuple[ModelSpec | CheckpointSpec, Artifact]:
         """The LLaVA a candidate needs.
@@ -113,13 +113,19 @@ class Plan:
         Returns:
             Its spec and artifact. Of a checkpoint from elsewhere the artifact holds the spec alone.
         """
-        spec = candidate.checkpoint or model_spec(self.preset, candidate.trained)
+        spec = candidate.model
         return spec, self.store.artifact("models", spec.name, spec)
 
     @property
     def trains(self) -> bool:
         """Whether any candidate's LLaVA is trained by the sweep."""
-        return any(candidate.checkpoint is None for candidate in self.candidates)
+        return bool(self.models)
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """LLaVAs that are trained by the sweep, each once."""
+        models = (candidate.model for candidate in self.candidates)
+        return tuple(dict.fromkeys(model for model in models if isinstance(model, ModelSpec)))
 
     def evaluations(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
         """A candidate's cells of the grid.
@@ -130,15 +136,15 @@ class Plan:
         Returns:
             Specs with their artifacts, in the order of the conditions within each benchmark.
         """
-        if candidate.name not in self._evaluations:
+        if candidate.trial not in self._evaluations:
             specs = [
                 self._evaluation(candidate, benchmark, condition)
                 for benchmark in self.benchmarks
                 for condition in self.conditions
             ]
             artifacts = [self.store.artifact("records", spec.name, spec) for spec in specs]
-            self._evaluations[candidate.name] = list(zip(specs, artifacts, strict=True))
-        return self._evaluations[candidate.name]
+            self._evaluations[candidate.trial] = list(zip(specs, artifacts, strict=True))
+        return self._evaluations[candidate.trial]
 
     def judgements(self, candidate: Candidate) -> list[tuple[JudgementSpec, Artifact]]:
         """What is said of a candidate's answers.
@@ -164,7 +170,7 @@ class Plan:
         return {}
 
     def _evaluation(self, candidate: Candidate, benchmark: BenchmarkSpec, condition: Condition) -> EvalSpec:
-        key = (candidate.name, benchmark.name, fingerprint(condition))
+        key = (candidate.trial, benchmark.name, fingerprint(condition))
         if key not in self._specs:
             self._specs[key] = self._new_evaluation(candidate, benchmark, condition)
         return self._specs[key]
@@ -178,15 +184,17 @@ class Plan:
             if protocol.chained and smaller is not None:
                 attack = dataclasses.replace(condition, budget=dataclasses.replace(budget, size=smaller))
                 before = self._evaluation(candidate, benchmark, attack)
-            # Its own first, then by name: not by the order on the command line, which must not change a fingerprint.
-            others = sorted(self.candidates, key=lambda other: (other.name != candidate.name, other.name))
+            # Its own first, then by name: not by the order on the command line, which must not change a fingerprint. Of
+            # other seeds none: what a training scores does not depend on which others were asked for.
+            same = [other for other in self.candidates if other.seed == candidate.seed]
+            others = sorted(same, key=lambda other: (other.name != candidate.name, other.name))
             first = [dataclasses.replace(condition, protocol=other) for other in protocol.after]
             sources = [self._evaluation(other, benchmark, attack) for other in others for attack in first]
         model, _ = self.model(candidate)
         return EvalSpec(
             candidate=candidate.name,
             model=model,
-            encoders=candidate.used,
+            encoders=candidate.judged,
             benchmark=benchmark,
             condition=condition,
             batch_size=self.preset.batch_size,
@@ -196,8 +204,8 @@ class Plan:
         )
 
     def instruction_specs(self) -> tuple[InstructionSpec, ...]:
-        """Data of the two training stages; nothing if nothing is trained."""
-        return (self.preset.stage1.data, self.preset.stage2.data) if self.trains else ()
+        """Data of the training stages, each once; nothing if nothing is trained."""
+        return tuple(dict.fromkeys(stage.data for model in self.models for stage in model.stages))
 
     def data_specs(self) -> tuple[InstructionSpec | BenchmarkSpec, ...]:
         """All data that the sweep reads, each once."""
@@ -225,13 +233,20 @@ class Plan:
         """
         return self.data(spec).path
 
-    def data_places(self) -> tuple[DataPlace, DataPlace]:
-        """Where the training data lies; it must have been prepared."""
+    def data_places(self, model: ModelSpec) -> tuple[DataPlace, ...]:
+        """Where the data of each training stage lies; it must have been prepared.
+
+        Args:
+            model: that is trained.
+
+        Returns:
+            One place per stage.
+        """
         places = []
-        for spec in self.instruction_specs():
-            artifact = self.data(spec)
+        for stage in model.stages:
+            artifact = self.data(stage.data)
             places.append(DataPlace(artifact.path, int(self.store.facts(artifact)["rows"])))
-        return places[0], places[1]
+        return tuple(places)
 
     def tasks(self) -> list[Task]:
         """All that the sweep makes or finds: data, models, and records, those that it only starts from as well."""
@@ -261,15 +276,16 @@ class Plan:
 
     @cached_property
     def levels(self) -> list[dict[str, list[Step]]]:
-        """What each candidate's trial makes, by candidate; all trials of a level end before the next level begins."""
+        """What each candidate's trial makes, by its name; all trials of a level end before the next level begins."""
         owners: dict[Step, str] = {}
         for candidate in self.in_training_order():
             model, _ = self.model(candidate)
             if isinstance(model, ModelSpec):
-                owners.setdefault(step_of(model), candidate.name)
+                owners.setdefault(step_of(model), candidate.trial)
             for spec, _ in self.evaluations(candidate):
-                owners.update({self.step(found): found.candidate for found in (*spec.sources, spec)})
-            owners.update({self.step(found): candidate.name for found, _ in self.judgements(candidate)})
+                made = (*spec.sources, spec)
+                owners.update({self.step(found): trial_name(found.candidate, found.seed) for found in made})
+            owners.update({self.step(found): candidate.trial for found, _ in self.judgements(candidate)})
         found = []
         for level in levels(owners):
             by_candidate: dict[str, list[Step]] = {}
@@ -305,28 +321,31 @@ def check_inputs(plan: Plan) -> Plan:
             for entry in protocol.rounds(benchmark.task.kind)
             if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
         ]
-        first = protocol.after
-        if first and len(plan.candidates) * len(first) > len(replays):
+        first, names = protocol.after, {candidate.name for candidate in plan.candidates}
+        if first and len(names) * len(first) > len(replays):
             raise UserError(
                 f"protocol {protocol.name} starts from the images of at most {len(replays) // len(first)} "
-                f"candidates, not of {len(plan.candidates)}; give fewer --encoders"
+                f"candidates, not of {len(names)}; give fewer --encoders"
             )
     refuse_missing(missing_inputs(plan))
     judges = {fingerprint(judge): judge for judge in (judge.pinned() for judge in plan.judges)}
     pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
+    language_models = {spec: pin_weights(spec) for spec in dict.fromkeys(model.language_model for model in plan.models)}
+
+    def pin(model: ModelSpec | CheckpointSpec) -> ModelSpec | CheckpointSpec:
+        if isinstance(model, CheckpointSpec):
+            return dataclasses.replace(pin_checkpoint(model), encoders=tuple(pinned[e.name] for e in model.encoders))
+        encoders = tuple(pinned[spec.name] for spec in model.encoders)
+        return dataclasses.replace(model, encoders=encoders, language_model=language_models[model.language_model])
+
+    models = {model: pin(model) for model in dict.fromkeys(candidate.model for candidate in plan.candidates)}
     candidates = tuple(
         dataclasses.replace(
-            candidate,
-            trained=tuple(pinned[spec.name] for spec in candidate.trained),
-            used=tuple(pinned[spec.name] for spec in candidate.used),
-            checkpoint=candidate.checkpoint and pin_checkpoint(candidate.checkpoint),
+            candidate, model=models[candidate.model], used=tuple(pinned[spec.name] for spec in candidate.used)
         )
         for candidate in plan.candidates
     )
-    preset = plan.preset
-    if plan.trains:
-        preset = dataclasses.replace(preset, language_model=pin_weights(preset.language_model))
-    found = dataclasses.replace(plan, preset=preset, candidates=candidates, judges=tuple(judges.values()))
+    found = dataclasses.replace(plan, candidates=candidates, judges=tuple(judges.values()))
     _open_weights(found)
     return found
 
@@ -336,13 +355,15 @@ def _open_weights(plan: Plan) -> None:
     for spec in _encoders(plan):
         if not (weights_of(spec) or "asset:").startswith("asset:"):
             check_encoder(spec)
-    language_model = plan.preset.language_model
-    if plan.trains and not (weights_of(language_model) or "asset:").startswith("asset:"):
-        stages = (plan.preset.stage1, plan.preset.stage2)
-        check_language_model_files(language_model, [stage.conversation for stage in stages])
+    templates: dict[LanguageModelSpec, dict[str, None]] = {}
+    for model in plan.models:
+        templates.setdefault(model.language_model, {}).update(dict.fromkeys(s.conversation for s in model.stages))
+    for language_model, names in templates.items():
+        if not (weights_of(language_model) or "asset:").startswith("asset:"):
+            check_language_model_files(language_model, list(names))
     for candidate in plan.candidates:
-        if candidate.checkpoint is not None:
-            check_checkpoint(candidate.checkpoint, candidate.used)
+        if isinstance(candidate.model, CheckpointSpec):
+            check_checkpoint(candidate.model, candidate.used)
 
 
 def _encoders(plan: Plan) -> list[EncoderSpec]:
@@ -362,7 +383,8 @@ def missing_inputs(plan: Plan) -> list[Missing]:
         UserError: if files are missing and the storage, which may hold the shards, cannot be read.
     """
     needed = [spec for spec in plan.data_specs() if missing_data([spec.source])]
-    weighted: list[Weighted] = [*([plan.preset.language_model] if plan.trains else []), *_encoders(plan)]
+    language_models = dict.fromkeys(model.language_model for model in plan.models)
+    weighted: list[Weighted] = [*language_models, *_encoders(plan)]
     weights = [spec for spec in weighted if not has_weights(spec)]
     files = missing_data(spec.source for spec in _not_built(plan, needed))
     return [*map(missing_weights, weights), *files, *(item for judge in plan.judges for item in judge.missing())]

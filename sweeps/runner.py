@@ -33,7 +33,7 @@ from rllava.fingerprint import to_json
 from rllava.snapshot import Snapshot
 from rllava.specs import ModelSpec
 from rllava.store import Artifact
-from rllava.training.extension_lock import operator_is_built
+from rllava.training.extensions import operator_is_built
 from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
@@ -102,7 +102,7 @@ def run(plan: Plan, machines: Machines) -> str:
 def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str:
     check_workers_of(plan, machines)
     board = Board(
-        {candidate.name: candidate.trains for candidate in plan.candidates},
+        {candidate.trial: candidate.trains for candidate in plan.candidates},
         kept=lambda name: kept(plan, plan.candidate(name)),
         after_failure=lambda: share_ray_data(in_use=True),
     )
@@ -352,7 +352,7 @@ def tune_over(
             "storage_filesystem": plan.store.arrow_filesystem(),
         }
     name = f"{plan.sweep}-{os.path.basename(scratch)}"
-    report_every = max(1, plan.preset.stage2.steps // 12)
+    report_every = max(1, max((stage.steps for model in plan.models for stage in model.stages), default=1) // 12)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every, level)),
         placement.trial_resources(),
@@ -445,7 +445,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
     manifest = Manifest(
         sweep=plan.sweep,
         preset=plan.preset.name,
-        candidates=tuple(candidate.name for candidate in plan.candidates),
+        candidates=tuple(dict.fromkeys(candidate.name for candidate in plan.candidates)),
         benchmarks=tuple(benchmark.name for benchmark in plan.benchmarks),
         conditions=tuple(
             ConditionEntry(
@@ -462,6 +462,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
             RecordsEntry(
                 path=artifact.relative,
                 candidate=candidate.name,
+                seed=candidate.seed,
                 benchmark=spec.benchmark.name,
                 condition=spec.condition.label,
                 epsilon=spec.condition.epsilon,

@@ -105,7 +105,7 @@ def train_models(
             storage=plan.storage,
             path=task.artifact.path,
             spec=task.spec,
-            data=plan.data_places(),
+            data=plan.data_places(task.spec),
             checkpoint_every=plan.preset.checkpoint_every,
             report_every=report_every,
         )

@@ -20,10 +20,10 @@ from benchmarks.ray_overhead import (
     table_rows,
 )
 from rllava.errors import SweepError, UserError
-from rllava.model.assemble import build_connector, save_stage2
+from rllava.model.assemble import build_connector, save_stage
 from rllava.records import RECORD_SCHEMA
 from rllava.store import Store
-from sweeps.presets import PRESETS, model_spec, parse_candidate
+from sweeps.presets import PRESETS, parse_candidate
 from tests.fixtures.processes import Tracked
 
 MODEL = "tiny-tecoa4"
@@ -34,10 +34,10 @@ def untrained(folder: Path) -> Path:
     """A results folder in which the projectors of the model's artifact are random."""
     store = Store(str(folder))
     store.prepare()
-    spec = model_spec(PRESETS.get("tiny"), parse_candidate(MODEL).trained)
+    spec = parse_candidate(MODEL, PRESETS.get("tiny")).model
     artifact = store.artifact("models", spec.name, spec)
     connector, tokenizer = build_connector(spec)
-    save_stage2(connector, connector.state_dict(), tokenizer, Path(artifact.path) / "stage2")
+    save_stage(spec, 2, connector, connector.state_dict(), tokenizer, Path(artifact.path) / "stage2")
     store.finish(artifact, spec, {})
     return folder
 

@@ -15,7 +15,7 @@ from analysis.loading import load_sweep
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
 from rllava.filesystem import copy_folder, open_filesystem, remove_folder
-from rllava.model.assemble import build_connector, load_llava, save_stage2
+from rllava.model.assemble import build_connector, load_llava, save_stage
 from rllava.s3 import S3, explain
 from rllava.store import Store
 from rllava.weights import pin_weights
@@ -319,7 +319,7 @@ def test_a_variant_trained_to_s3_is_read_back(s3_storage: str, tmp_path: Path) -
     artifact = store.artifact("models", spec.name, spec)
     assert artifact.name == "tiny-clip_normalization_clip"
     connector, tokenizer = build_connector(spec)
-    save_stage2(connector, connector.state_dict(), tokenizer, tmp_path / "stage2")
+    save_stage(spec, 2, connector, connector.state_dict(), tokenizer, tmp_path / "stage2")
     for file in files_below(tmp_path / "stage2"):
         store.write(f"{artifact.path}/stage2/{file.relative_to(tmp_path / 'stage2')}", file.read_bytes())
     llava = load_llava(spec, store.filesystem, artifact.path, encoders)

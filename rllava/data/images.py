@@ -6,6 +6,7 @@ an image before the attack. Normalisation is the encoder's own.
 """
 
 import io
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,11 @@ class DamagedImage(ValueError):  # noqa: N818 (the name of a state of the data, 
     """The bytes are no image that can be used; the message says why."""
 
 
-def preprocess(image_bytes: bytes, image_size: int) -> NDArray[np.uint8]:
+Fit = Literal["pad", "crop"]
+"""How an image becomes square: padded to its longer side, or cropped to its shorter one after resizing."""
+
+
+def preprocess(image_bytes: bytes, image_size: int, fit: Fit = "pad") -> NDArray[np.uint8]:
     """Decodes an image, pads it to a square with the CLIP-mean colour and resizes it (bicubic).
 
     As in the paper's code, an EXIF orientation is ignored. Pixels become RGB as Pillow's ``convert("RGB")`` makes
@@ -37,6 +42,8 @@ def preprocess(image_bytes: bytes, image_size: int) -> NDArray[np.uint8]:
     Args:
         image_bytes: an encoded image (PNG, JPEG, ...).
         image_size: side of the result, in pixels.
+        fit: ``crop`` instead does what CLIP's pre-processing does (Hugging Face's ``CLIPImageProcessor``, as LLaVA's
+            pre-training without ``image_aspect_ratio='pad'``): the shorter side gets the size, the middle is taken.
 
     Returns:
         uint8 [image_size, image_size, 3], RGB.
@@ -45,7 +52,8 @@ def preprocess(image_bytes: bytes, image_size: int) -> NDArray[np.uint8]:
         DamagedImage: if the bytes are empty, no image, truncated or too large.
         ValueError: if ``image_size`` is not positive.
     """
-    return _fitted(_decode_rgb(image_bytes), image_size)
+    image = _decode_rgb(image_bytes)
+    return _fitted(image, image_size) if fit == "pad" else _cropped(image, image_size)
 
 
 def fit(pixels_HWC: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
@@ -72,6 +80,19 @@ def _fitted(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     if square.size != (image_size, image_size):
         square = square.resize((image_size, image_size), Image.Resampling.BICUBIC)
     return np.array(square, dtype=np.uint8)
+
+
+def _cropped(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    if image_size < 1:
+        raise ValueError(f"image_size is {image_size}; give a positive number of pixels")
+    shorter, longer = sorted(image.size)
+    scaled = int(image_size * longer / shorter)
+    if max(longer, scaled) > MAX_SIDE:
+        raise DamagedImage(f"the image is {image.width} x {image.height} pixels; at most {MAX_SIDE} a side are resized")
+    width, height = (image_size, scaled) if image.width <= image.height else (scaled, image_size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    return np.array(resized.crop((left, top, left + image_size, top + image_size)), dtype=np.uint8)
 
 
 def encode_png(pixels_HWC: NDArray[np.uint8]) -> bytes:

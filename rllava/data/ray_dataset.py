@@ -49,7 +49,7 @@ def micro_batches(stream: Stream, first_step: int, last_step: int) -> Iterator[M
         epoch, row = divmod(position, stream.rows)
         stop = min(stream.rows, row + end - position)
         for kept in _epoch(stream, epoch * stream.rows, row, stop):
-            held.append(kept)
+            held.append({**kept, "position": epoch * stream.rows + int(kept["row"])})
             if len(held) == stream.micro_batch:
                 yield _portion(held, stream.image_size)
                 held = []
@@ -100,7 +100,8 @@ def read_and_decode(batch: dict[str, Any], stream: Stream, offset: int, first_ro
 
 def _portion(rows: list[dict[str, Any]], image_size: int) -> MicroBatch:
     pixels = [np.frombuffer(row["pixels"], np.uint8).reshape(image_size, image_size, 3) for row in rows]
-    return MicroBatch(np.stack(pixels), [row["conversations"] for row in rows], [row["damaged"] for row in rows])
+    columns = ([row[name] for row in rows] for name in ("conversations", "damaged", "position"))
+    return MicroBatch(np.stack(pixels), *columns)
 
 
 def in_ray_tasks(options: Mapping[str, Any], at_a_time: int | None = None) -> Tasks:

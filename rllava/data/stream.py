@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from rllava.data.images import DamagedImage, preprocess
+from rllava.data.images import DamagedImage, Fit, preprocess
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,12 @@ class Stream:
         folder: path of the instruction data in it.
         rows: in the data set.
         rows_per_shard: of every shard but the last.
-        image_size: side to which images are padded and resized, in pixels.
+        image_size: side of the square that images become, in pixels.
         global_batch: rows per optimiser step, over all workers.
         micro_batch: rows per portion.
         worker: this worker's rank.
         workers: how many there are.
+        fit: how images become square.
     """
 
     storage: str
@@ -33,6 +34,7 @@ class Stream:
     micro_batch: int
     worker: int
     workers: int
+    fit: Fit = "pad"
 
     def owns(self, position: int) -> bool:
         """Whether a position of the endless stream belongs to this worker.
@@ -66,11 +68,13 @@ class MicroBatch:
         pixels_BHWC: uint8; black for a conversation without image, which has no marker to put it at.
         conversations: JSON texts in LLaVA's format.
         damaged: per sample, why its image could not be read (None where it could); its pixels are black then.
+        positions: of each in the endless stream: rows before it, all epochs counted.
     """
 
     pixels_BHWC: np.ndarray
     conversations: list[str]
     damaged: list[str | None]
+    positions: list[int]
 
 
 def keep_and_decode(table: pa.Table, stream: Stream, offset: int, first_row: int, stop_row: int) -> pa.Table:
@@ -97,7 +101,7 @@ def keep_and_decode(table: pa.Table, stream: Stream, offset: int, first_row: int
             damaged.append(None)
             continue
         try:
-            pixels.append(preprocess(image, stream.image_size).tobytes())
+            pixels.append(preprocess(image, stream.image_size, stream.fit).tobytes())
             damaged.append(None)
         except DamagedImage as error:
             pixels.append(bytes(3 * stream.image_size**2))

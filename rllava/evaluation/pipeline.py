@@ -6,6 +6,7 @@ once, answers the clean images once, and writes one part per evaluation under a 
 never computed again, so a killed worker's successor, or a second run, does only what is missing.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ from rllava.evaluation.in_flight import InFlight, Keeping, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, run_as
-from rllava.made import at_hand
+from rllava.made import build_at_hand
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import load_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec
@@ -236,11 +237,12 @@ class ShardAttacker:
         spec = job.specs[0]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = load_dtype(job.specs)
-        encoders = [at_hand(encoder, self.store) for encoder in spec.encoders]
+        how: dict[str, Any] = {"device": device, "dtype": dtype}
+        how["build"] = functools.partial(build_at_hand, store=self.store)
         if isinstance(spec.model, CheckpointSpec):
-            llava = load_checkpoint(spec.model, encoders, device, dtype)
+            llava = load_checkpoint(spec.model, spec.encoders, **how)
         else:
-            llava = load_llava(spec.model, self.store.filesystem, job.model_path, encoders, device=device, dtype=dtype)
+            llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders, **how)
         self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
         self.answered: dict[tuple[str, int, str], dict[str, tuple[str, float]]] = {}

@@ -36,6 +36,7 @@ def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict
         "seed": spec.seed,
         "draw": 0,  # decoding is greedy
         "model": fingerprint(spec.whole_model),
+        "recipe": fingerprint(spec.recipe),
         "evaluation": fingerprint(spec),
         "prompt": sample.prompt,
         "references": list(sample.references),

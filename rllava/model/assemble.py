@@ -2,14 +2,16 @@
 
 A trained LLaVA in storage:
 
-    stage1/projectors.safetensors        what feature alignment learnt
-    stage2/projectors.safetensors        and instruction tuning
-    stage2/language_model/               Hugging Face folder with tokenizer
+    stage1/projectors.safetensors        what the first stage has learnt, e.g. feature alignment
+    stage2/projectors.safetensors        and the next one, e.g. instruction tuning
+    stage2/language_model/               Hugging Face folder with tokenizer; of the last stage, and of those that have
+                                         trained it
+    stage2/encoders/0.safetensors        where a stage has trained them
 """
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,28 +28,41 @@ from rllava.model.llava import Connector, Llava, build_projector
 from rllava.pinned import Pinned
 from rllava.specs import ModelSpec
 
+LANGUAGE_MODEL, ENCODERS = "language_model", "encoders"
+"""Folders of a stage."""
+
 
 def build_connector(
-    spec: ModelSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    spec: ModelSpec,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    after: Path | None = None,
 ) -> tuple[Connector, Any]:
-    """The trainable part before any training: fresh projectors, pretrained language model.
+    """Projectors and language model, as a stage finds them.
 
     Args:
         spec: of the model; its seed and each encoder's place decide the projectors' initial weights.
         dtype: of the language model; projectors are float32.
         device: where to; the language model's weights go straight there.
+        after: what the stage before has left; None: before any training.
 
     Returns:
         Connector and tokenizer.
     """
-    language_model, tokenizer = load_language_model(spec.language_model, dtype, device)
+    start = spec.language_model
+    if after is not None and (after / LANGUAGE_MODEL).exists():
+        start = LanguageModelSpec(start.name, Pinned(str(after / LANGUAGE_MODEL)))
+    language_model, tokenizer = load_language_model(start, dtype, device)
     width = embedding_width(language_model)
     projectors = []
     for place, encoder in enumerate(spec.encoders):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed * 1000 + place)
             projectors.append(build_projector(spec.projector, encoder.width, width).to(device))
-    return Connector(projectors, language_model), tokenizer
+    connector = Connector(projectors, language_model)
+    if after is not None:
+        load_projectors(connector, after)
+    return connector, tokenizer
 
 
 def save_projectors(state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -81,20 +96,49 @@ def load_projectors(connector: Connector, folder: Path) -> None:
         raise UserError(f"projectors {path}: {reason}; delete this model's folder and run again") from error
 
 
-def save_stage2(connector: Connector, state: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
-    """Writes projectors and language model.
+def save_stage(
+    spec: ModelSpec, number: int, connector: Connector, state: dict[str, torch.Tensor], tokenizer: Any, folder: Path
+) -> None:
+    """Writes what a stage leaves: projectors; encoders and language model as far as they have been trained; of the last
+    stage the language model in any case.
 
     Args:
+        spec: of the model.
+        number: of the stage, from 1.
         connector: gives the language model's configuration.
         state: full weights, as gathered from all workers.
         tokenizer: of the language model.
         folder: made if need be.
     """
     save_projectors(state, folder)
-    prefix = "language_model."
-    language_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    cast(Any, connector.language_model).save_pretrained(folder / "language_model", state_dict=language_state)
-    tokenizer.save_pretrained(folder / "language_model")
+    for place in range(len(spec.encoders)):
+        encoder = _below(state, f"encoders.{place}.")
+        if encoder:
+            (folder / ENCODERS).mkdir(exist_ok=True)
+            save_file(encoder, folder / ENCODERS / f"{place}.safetensors")
+    trained = any(stage.rates.language_model is not None for stage in spec.stages[:number])
+    if not trained and number < len(spec.stages):
+        return
+    language_state = _below(state, "language_model.")
+    cast(Any, connector.language_model).save_pretrained(folder / LANGUAGE_MODEL, state_dict=language_state)
+    tokenizer.save_pretrained(folder / LANGUAGE_MODEL)
+
+
+def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value.contiguous() for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_trained_encoders(encoders: Sequence[Encoder], folder: Path) -> None:
+    """Reads encoders that a stage has trained; those that it has not stay as they are.
+
+    Args:
+        encoders: to load into.
+        folder: of the stage.
+    """
+    for place, encoder in enumerate(encoders):
+        file = folder / ENCODERS / f"{place}.safetensors"
+        if file.exists():
+            encoder.load_state_dict(load_file(file))
 
 
 def load_llava(
@@ -105,6 +149,7 @@ def load_llava(
     conversation: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    build: Callable[[EncoderSpec], Encoder] = build_encoder,
 ) -> Llava:
     """Loads a trained LLaVA, with its own encoders or with others plugged in.
 
@@ -112,25 +157,26 @@ def load_llava(
         spec: it was trained by.
         filesystem: fsspec file system of the storage.
         path: of the model artifact in it.
-        encoders: to use; ``spec.encoders`` or stand-ins of the same widths and token counts.
-        conversation: template for questions; None: stage 2's.
+        encoders: to use; ``spec.own_encoders`` or stand-ins of the same widths and token counts.
+        conversation: template for questions; None: the last stage's.
         device: where to.
         dtype: of all weights.
+        build: builds an encoder.
 
     Returns:
         The model, frozen, in evaluation mode.
     """
-    with _on_disk(filesystem, f"{path}/stage2") as stage2:
+    with _on_disk(filesystem, f"{path}/stage{len(spec.stages)}") as last:
         language_model, tokenizer = load_language_model(
-            LanguageModelSpec(spec.language_model.name, Pinned(str(stage2 / "language_model"))), dtype, device
+            LanguageModelSpec(spec.language_model.name, Pinned(str(last / LANGUAGE_MODEL))), dtype, device
         )
         width = embedding_width(language_model)
         projectors = [build_projector(spec.projector, encoder.width, width) for encoder in spec.encoders]
         connector = Connector(projectors, language_model)
-        load_projectors(connector, stage2)
+        load_projectors(connector, last)
     connector.projectors.to(device, dtype)
-    built: list[Encoder] = [build_encoder(encoder).to(device, dtype) for encoder in encoders]
-    llava = Llava(built, connector, tokenizer, conversation or spec.stage2.conversation)
+    built: list[Encoder] = [build(encoder).to(device, dtype) for encoder in encoders]
+    llava = Llava(built, connector, tokenizer, conversation or spec.conversation)
     return llava.requires_grad_(False).eval()
 
 

@@ -1,12 +1,13 @@
 """One training stage by DeepSpeed, in a process group that is already there; this file knows no Ray.
 
-Stage 1 trains the projectors, stage 2 the projectors and the language model; encoders are frozen and stay outside the
-engine, so that no ZeRO stage partitions them.
+What a stage trains is in the engine; encoders that it does not train stay outside, so that no ZeRO stage partitions
+them.
 
 Shapes: B batch, C channel, H/W image, P visual tokens, D width.
 """
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -20,15 +21,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllava.data.stream import MicroBatch
 from rllava.encoders.base import Encoder, encode
 from rllava.errors import UserError
 from rllava.model.conversation import IGNORE, TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Connector
-from rllava.specs import StageSpec
-from rllava.training.extension_lock import stale_locks_removed
+from rllava.specs import Stage
+from rllava.training.extensions import extensions_at_hand
+from rllava.training.objectives import OBJECTIVES, Portion
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +52,48 @@ class Progress:
     damaged: int
 
 
-def deepspeed_config(stage: StageSpec, workers: int) -> dict[str, Any]:
+class Trainee(nn.Module):
+    """A LLaVA in training, as a function from images and texts to losses.
+
+    Args:
+        connector: projectors and language model.
+        encoders: towers.
+        trains_encoders: whether they are trained.
+    """
+
+    def __init__(self, connector: Connector, encoders: Sequence[Encoder], trains_encoders: bool) -> None:
+        super().__init__()
+        self.connector = connector
+        self.trained_encoders = nn.ModuleList(encoders if trains_encoders else ())
+        self._encoders = tuple(encoders)  # a tuple is no part of a module: frozen ones stay where they are
+
+    def forward(self, pixels_BCHW: Tensor, tokens: Sequence[Tokens], max_length: int) -> tuple[Tensor, Tensor]:
+        """Losses of some samples; see :data:`rllava.training.objectives.Model`.
+
+        Args:
+            pixels_BCHW: in [0, 1].
+            tokens: per sample.
+            max_length: in tokens.
+
+        Returns:
+            Summed cross-entropy over labelled tokens, and their number, [B] each.
+        """
+        wanted = torch.is_grad_enabled() and (len(self.trained_encoders) > 0 or pixels_BCHW.requires_grad)
+        with torch.set_grad_enabled(wanted):
+            features = encode(self._encoders, pixels_BCHW)
+        losses: tuple[Tensor, Tensor] = self.connector(features, tokens, max_length)
+        return losses
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """What a stage may train, by its name in :class:`rllava.specs.Rates`."""
+        return {
+            "projectors": [self.connector.projectors],
+            "language_model": [self.connector.language_model],
+            "encoders": list(self.trained_encoders),
+        }
+
+
+def deepspeed_config(stage: Stage, workers: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a stage.
 
     Args:
@@ -74,11 +117,12 @@ def deepspeed_config(stage: StageSpec, workers: int) -> dict[str, Any]:
     }
 
 
-def learning_rate(stage: StageSpec, step: int) -> float:
+def learning_rate(stage: Stage, peak: float, step: int) -> float:
     """Linear warm-up, then cosine to zero (LLaVA 1.5).
 
     Args:
-        stage: peak, steps, warm-up.
+        stage: steps, warm-up.
+        peak: largest learning rate.
         step: from 0.
 
     Returns:
@@ -86,17 +130,18 @@ def learning_rate(stage: StageSpec, step: int) -> float:
     """
     warm = math.ceil(stage.warmup * stage.steps)
     if step < warm:
-        return stage.learning_rate * (step + 1) / warm
-    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))
+        return peak * (step if stage.warmup_from_zero else step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))
 
 
 def train_stage(
-    stage: StageSpec,
+    stage: Stage,
     encoders: Sequence[Encoder],
     connector: Connector,
     tokenizer: Any,
     batches: Callable[[int], Iterator[MicroBatch]],
     *,
+    seed: int = 0,
     resume: Path | None = None,
     checkpoint_every: int = 0,
     save: Callable[[Callable[[Path], None], Progress], None] = lambda write, progress: None,
@@ -106,10 +151,11 @@ def train_stage(
 
     Args:
         stage: what to do.
-        encoders: frozen towers.
-        connector: what is trained, with its weights from before.
+        encoders: towers, with their weights from before.
+        connector: projectors and language model, with theirs.
         tokenizer: of the language model.
         batches: from an optimiser step to this worker's portions from there on.
+        seed: of whatever an objective draws.
         resume: folder of a checkpoint of this stage, or None.
         checkpoint_every: optimiser steps between checkpoints; 0: none.
         save: called on every worker when a checkpoint is due, with a function that writes this worker's part into a
@@ -117,63 +163,74 @@ def train_stage(
         report: called on every worker after each step.
 
     Returns:
-        Full weights of the connector on worker 0; empty elsewhere.
+        Full weights of the connector, and under ``encoders.PLACE.`` of the encoders that were trained, on worker 0;
+        empty elsewhere.
     """
-    engine = start_engine(stage, connector)
+    trainee = Trainee(connector, encoders, stage.rates.encoders is not None)
+    engine, peaks = start_engine(stage, trainee)
     done = load_checkpoint(engine, resume) if resume is not None else 0
-    for encoder in encoders:
-        encoder.to(engine.device, DTYPES[stage.precision])
+    if not trainee.trained_encoders:  # else the engine has placed them
+        for encoder in encoders:
+            encoder.to(engine.device, DTYPES[stage.precision])
     accumulation = engine.gradient_accumulation_steps()
     portions = batches(done)
     damaged = 0
     for step in range(done, stage.steps):
-        rate = learning_rate(stage, step)
-        for group in engine.optimizer.param_groups:
+        rates = [learning_rate(stage, peak, step) for peak in peaks]
+        for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         loss = torch.zeros((), device=engine.device)
         for _ in range(accumulation):
-            portion = next(portions)
-            damaged += sum(reason is not None for reason in portion.damaged)
-            loss += portion_loss(engine, encoders, tokenizer, stage, portion) / accumulation
-        progress = Progress(step + 1, mean_over_workers(loss), rate, damaged)
+            rows = next(portions)
+            damaged += sum(reason is not None for reason in rows.damaged)
+            loss += portion_loss(engine, tokenizer, stage, rows, seed) / accumulation
+        progress = Progress(step + 1, mean_over_workers(loss), rates[0], damaged)
         report(progress)
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
             save(functools.partial(save_checkpoint, engine, step=progress.step), progress)
-    return gather_weights(engine, connector)
+    return gather_weights(engine, trainee)
 
 
-def start_engine(stage: StageSpec, connector: Connector) -> Any:
-    """Freezes what the stage does not train and wraps the connector.
+def start_engine(stage: Stage, trainee: Trainee) -> tuple[Any, list[float]]:
+    """Freezes what the stage does not train and wraps the model.
 
     Args:
         stage: what to train.
-        connector: projectors and language model.
+        trainee: the model.
 
     Returns:
-        A DeepSpeed engine.
+        A DeepSpeed engine, and the peak learning rate of each group of its optimiser. Parts that learn equally fast
+        are one group.
     """
     import deepspeed  # seconds to import, and only training needs it
 
+    connector = trainee.connector
     connector.train()
     if stage.gradient_checkpointing:
         recompute_layers(connector)
-    connector.language_model.requires_grad_(stage.train_language_model)
-    connector.projectors.requires_grad_(True)
-    trainable = [parameter for parameter in connector.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=stage.learning_rate, weight_decay=stage.weight_decay)
-    whole = {name: buffer.clone() for name, buffer in connector.named_buffers() if buffer.is_floating_point()}
-    with stale_locks_removed():
+    groups: dict[float, list[nn.Parameter]] = {}
+    for part, modules in trainee.parts().items():
+        rate = getattr(stage.rates, part)
+        for module in modules:
+            module.requires_grad_(rate is not None)
+            if rate is not None:
+                groups.setdefault(rate, []).extend(module.parameters())
+    optimiser = torch.optim.AdamW(
+        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=stage.weight_decay
+    )
+    whole = {name: buffer.clone() for name, buffer in trainee.named_buffers() if buffer.is_floating_point()}
+    with extensions_at_hand():
         engine, *_ = deepspeed.initialize(
-            model=connector,
+            model=trainee,
             optimizer=optimiser,
             config=deepspeed_config(stage, dist.get_world_size()),
             dist_init_required=False,
         )
     # In half precision it rounds buffers too; those of rotary embeddings then err by more the later a token stands.
-    for name, buffer in connector.named_buffers():
+    for name, buffer in trainee.named_buffers():
         if name in whole:
             buffer.data = whole[name].to(buffer.device)
-    return engine
+    return engine, list(groups)
 
 
 def recompute_layers(connector: Connector) -> None:
@@ -196,37 +253,46 @@ def recompute_layers(connector: Connector) -> None:
     enable({"use_reentrant": False})
 
 
-def portion_loss(
-    engine: Any, encoders: Sequence[Encoder], tokenizer: Any, stage: StageSpec, portion: MicroBatch
-) -> Tensor:
+def portion_loss(engine: Any, tokenizer: Any, stage: Stage, rows: MicroBatch, seed: int) -> Tensor:
     """Forward and backward pass of one portion; the engine steps when enough have accumulated.
 
     Args:
         engine: DeepSpeed's.
-        encoders: frozen towers.
         tokenizer: of the language model.
-        stage: conversation and length.
-        portion: images and conversations.
+        stage: objective, conversation and length.
+        rows: images and conversations.
+        seed: of the run.
 
     Returns:
-        Mean loss per labelled token, detached.
+        Loss of the objective, detached.
     """
-    pixels_BCHW = torch.from_numpy(portion.pixels_BHWC).to(engine.device).permute(0, 3, 1, 2).float() / 255.0
-    with torch.no_grad():
-        features = encode(encoders, pixels_BCHW)
+    pixels_BCHW = torch.from_numpy(rows.pixels_BHWC).to(engine.device).permute(0, 3, 1, 2).float() / 255.0
     tokens = [
         without_labels(tokens) if damaged is not None else tokens
         for tokens, damaged in zip(
-            (conversation_tokens(tokenizer, stage.conversation, text) for text in portion.conversations),
-            portion.damaged,
+            (conversation_tokens(tokenizer, stage.conversation, text) for text in rows.conversations),
+            rows.damaged,
             strict=True,
         )
     ]
-    loss_B, count_B = engine(features, tokens, stage.max_length)
-    loss: Tensor = loss_B.sum() / count_B.sum().clamp(min=1)
+    seeds = [seed_of(seed, position) for position in rows.positions]
+    loss = OBJECTIVES.get(stage.objective).loss(engine, Portion(pixels_BCHW, tokens, stage.max_length, seeds))
     engine.backward(loss)
     engine.step()
     return loss.detach()
+
+
+def seed_of(run: int, position: int) -> int:
+    """The seed of a sample's draws, whichever worker it is on.
+
+    Args:
+        run: seed of the training.
+        position: of the sample in the stage's endless stream.
+
+    Returns:
+        Below 2^63.
+    """
+    return int.from_bytes(hashlib.sha256(f"{run} {position}".encode()).digest()[:8], "big") >> 1
 
 
 def conversation_tokens(tokenizer: Any, template: str, text: str) -> Tokens:
@@ -346,12 +412,12 @@ def _enum_member(kind: type[Enum], name: str) -> Enum:
     return kind[name]
 
 
-def gather_weights(engine: Any, connector: Connector) -> dict[str, Tensor]:
+def gather_weights(engine: Any, trainee: Trainee) -> dict[str, Tensor]:
     """Full weights on worker 0, from wherever ZeRO keeps them; every worker must call it.
 
     Args:
         engine: DeepSpeed's.
-        connector: what it trains.
+        trainee: what it trains.
 
     Returns:
         State dictionary on the CPU on worker 0, empty elsewhere.
@@ -360,8 +426,15 @@ def gather_weights(engine: Any, connector: Connector) -> dict[str, Tensor]:
 
     partitioned = engine.zero_optimization_stage() == 3
     state: dict[str, Tensor] = {}
-    for name, parameter in connector.named_parameters():
+    for name, parameter in trainee.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
             if dist.get_rank() == 0:
-                state[name] = parameter.detach().cpu().clone()
+                kept = name.removeprefix("connector.").replace("trained_encoders.", "encoders.")
+                state[kept] = parameter.detach().cpu().clone()
+    if dist.get_rank() == 0:  # what an encoder keeps beside its parameters belongs to its weights
+        state |= {
+            f"encoders.{name}": buffer.detach().cpu().clone()
+            for name, buffer in trainee.trained_encoders.state_dict().items()
+            if f"encoders.{name}" not in state
+        }
     return state

@@ -1,4 +1,4 @@
-"""Trains a LLaVA under Ray Train: both stages in one worker group, checkpoints through Ray, results into the store."""
+"""Trains a LLaVA under Ray Train: all stages in one worker group, checkpoints through Ray, results into the store."""
 
 import gc
 import json
@@ -23,13 +23,13 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
-from rllava.encoders import build_encoder, input_size
+from rllava.encoders import input_size
 from rllava.errors import UserError
-from rllava.made import at_hand
-from rllava.model.assemble import build_connector, load_projectors, save_projectors, save_stage2
-from rllava.model.checkpoint.trained import PROJECTORS
+from rllava.filesystem import copy_folder
+from rllava.made import build_at_hand
+from rllava.model.assemble import build_connector, load_trained_encoders, save_stage
 from rllava.model.llava import Connector, check_ensemble
-from rllava.specs import ModelSpec, StageSpec
+from rllava.specs import ModelSpec, Stage
 from rllava.store import Artifact, Store
 from rllava.training.loop import Progress, checkpoint_workers, train_stage
 from rllava.training.places import DataPlace
@@ -40,6 +40,9 @@ RUN_NAME = "ray-train"
 COLLECTIVE_TIMEOUT_S = 4 * 3600
 """How long a worker waits for the others in a collective: for one that reads a language model, or writes its share of a
 checkpoint, more slowly than the rest. A worker that is gone is noticed by Ray Train, not by this."""
+
+DONE = "DONE"
+"""Written last into the folder of a stage that another one follows."""
 
 POLL_S = 2.0
 """Seconds between two looks whether worker 0 has saved."""
@@ -57,7 +60,7 @@ class TrainJob:
         storage: URL.
         path: of the model artifact.
         spec: what to train.
-        data: of stage 1 and stage 2.
+        data: of each stage.
         checkpoint_every: optimiser steps between checkpoints.
         report_every: optimiser steps between progress reports.
     """
@@ -65,7 +68,7 @@ class TrainJob:
     storage: str
     path: str
     spec: ModelSpec
-    data: tuple[DataPlace, DataPlace]
+    data: tuple[DataPlace, ...]
     checkpoint_every: int
     report_every: int
 
@@ -113,7 +116,7 @@ def check_workers(spec: ModelSpec, workers: int) -> None:
     Raises:
         UserError: naming the batch sizes.
     """
-    for number, stage in enumerate((spec.stage1, spec.stage2), start=1):
+    for number, stage in enumerate(spec.stages, start=1):
         if stage.global_batch % (stage.micro_batch * workers):
             raise UserError(
                 f"--workers {workers}: stage {number} has a global batch of {stage.global_batch} in portions of "
@@ -130,7 +133,7 @@ def train_model(
     callbacks: Sequence[Any] = (),
     max_failures: int = 3,
 ) -> dict[str, Any]:
-    """Trains both stages. A run that was cut off goes on from its last checkpoint.
+    """Trains all stages. A run that was cut off goes on from its last checkpoint.
 
     Ray Train's own state stays in the folder :data:`RUN_NAME` of the artifact, of no use once the artifact is complete.
 
@@ -177,29 +180,31 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     job: TrainJob = config["job"]
     store = Store(job.storage)
-    stage1 = f"{job.path}/stage1/{PROJECTORS}"
+    damaged, parameters = 0, 0
     with tempfile.TemporaryDirectory(prefix="rllava-train-") as name:
-        scratch = Path(name)
-        damaged = 0
-        if not agreed(store.exists(stage1)):
-            first = run_stage(job, 1, scratch)
-            damaged += first.damaged
+        scratch, last = Path(name), len(job.spec.stages)
+        # What a stage has left is whole if its marker is there; the last one's is the artifact's.
+        done = max((n for n in range(1, last) if agreed(store.exists(f"{job.path}/stage{n}/{DONE}"))), default=0)
+        for number in range(done + 1, last + 1):
+            before = scratch / f"stage{number - 1}" if number > 1 else None
+            if before is not None and not before.exists():
+                copy_folder(store.filesystem, f"{job.path}/{before.name}", before)
+            trained = run_stage(job, number, before)
+            damaged, parameters = damaged + trained.damaged, trained.parameters
             if dist.get_rank() == 0:
-                save_projectors(first.state, scratch / "stage1")
-                store.put(stage1, scratch / "stage1" / PROJECTORS)
-            del first  # its language model makes room for stage 2's
+                folder = scratch / f"stage{number}"
+                save_stage(job.spec, number, trained.connector, trained.state, trained.tokenizer, folder)
+                for file in sorted(folder.rglob("*")):
+                    if file.is_file():
+                        store.put(f"{job.path}/{file.relative_to(scratch)}", file)
+                if number < last:
+                    store.write(f"{job.path}/{folder.name}/{DONE}", b"")
+            del trained  # its language model makes room for the next stage's
             gc.collect()  # DeepSpeed's engine refers to itself, and would keep it
-            wait_for_file(store, stage1)
-        store.fetch(stage1, scratch / "stage1" / PROJECTORS)
-        second = run_stage(job, 2, scratch)
-        damaged += second.damaged
-        if dist.get_rank() == 0:
-            save_stage2(second.connector, second.state, second.tokenizer, scratch / "stage2")
-            for file in sorted((scratch / "stage2").rglob("*")):
-                if file.is_file():
-                    store.put(f"{job.path}/{file.relative_to(scratch)}", file)
-        # Nobody waits for worker 0: the run is over when all workers are, and a collective would time out.
-        return {"parameters": second.parameters, "damaged": damaged}
+            # Nobody waits for worker 0 at the end: the run is over when all workers are.
+            if number < last:
+                wait_for_file(store, f"{job.path}/stage{number}/{DONE}")
+    return {"parameters": parameters, "damaged": damaged}
 
 
 def wait_for_file(store: Store, path: str) -> None:
@@ -249,25 +254,25 @@ class Trained:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
+def run_stage(job: TrainJob, number: int, before: Path | None) -> Trained:
     """Runs one stage in this worker.
 
     Args:
         job: what to do.
-        number: 1 or 2.
-        scratch: local folder; holds stage 1's projectors when stage 2 starts.
+        number: from 1.
+        before: local folder of what the stage before has left; None: there is none.
 
     Returns:
         What it leaves.
     """
-    stage = job.spec.stage1 if number == 1 else job.spec.stage2
-    encoders = [build_encoder(at_hand(spec, Store(job.storage))) for spec in job.spec.encoders]
+    stage, store = job.spec.stages[number - 1], Store(job.storage)
+    encoders = [build_at_hand(spec, store) for spec in job.spec.encoders]
     check_ensemble(encoders)
     # In the stage's precision and onto the device at once: every worker of a machine would hold 7B in its memory.
-    connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision], ray.train.torch.get_device())
+    connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision], ray.train.torch.get_device(), before)
+    if before is not None:
+        load_trained_encoders(encoders, before)
     parameters = sum(p.numel() for module in (connector, *encoders) for p in module.parameters())
-    if number == 2:
-        load_projectors(connector, scratch / "stage1")
     damaged = 0
 
     def facts(progress: Progress) -> dict[str, Any]:
@@ -298,6 +303,7 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
             connector,
             tokenizer,
             lambda step: stage_batches(job, number, stage, step),
+            seed=job.spec.seed * 1000 + number,
             resume=fetch_checkpoint(number, Path(resume)),
             checkpoint_every=job.checkpoint_every,
             save=save,
@@ -308,12 +314,12 @@ def run_stage(job: TrainJob, number: int, scratch: Path) -> Trained:
     return Trained(state, connector, tokenizer, parameters, int(total))
 
 
-def stage_batches(job: TrainJob, number: int, stage: StageSpec, first_step: int) -> Iterator[MicroBatch]:
+def stage_batches(job: TrainJob, number: int, stage: Stage, first_step: int) -> Iterator[MicroBatch]:
     """This worker's portions of a stage, from a step on.
 
     Args:
         job: what to do.
-        number: 1 or 2.
+        number: of the stage, from 1.
         stage: its spec.
         first_step: optimiser step to start at.
 
@@ -331,6 +337,7 @@ def stage_batches(job: TrainJob, number: int, stage: StageSpec, first_step: int)
         micro_batch=stage.micro_batch,
         worker=dist.get_rank(),
         workers=dist.get_world_size(),
+        fit=stage.fit,
     )
     return micro_batches(stream, first_step, stage.steps)
 

@@ -77,6 +77,7 @@ def make_record(
         "seed": 0,
         "draw": 0,
         "model": fake_fingerprint(candidate),
+        "recipe": fake_fingerprint(candidate, "recipe"),
         "evaluation": fake_fingerprint(candidate, benchmark, epsilon, protocol),
         "prompt": "<image>\nWhat is the colour of the shape?",
         "references": [answer] * 9 + [f"dark {answer}"],

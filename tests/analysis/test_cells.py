@@ -26,7 +26,7 @@ from tests.analysis.synthetic import (
 )
 
 SWEEP = SyntheticSweep(clean={"a": 0.9}, decay={"a": 0.9}, benchmarks=("easy_vqa",), budgets=(0.0, 8.0), samples=5)
-LONGER = {"seed": 1, "model": fake_fingerprint("a, trained longer")}
+LONGER = {"seed": 1, "model": fake_fingerprint("a, trained longer"), "recipe": fake_fingerprint("longer")}
 OTHER_PROTOCOL = "long-v1"
 
 

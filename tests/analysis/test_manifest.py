@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.manifest import ConditionEntry, Manifest, ModelEntry, RecordsEntry
+from analysis.manifest import ConditionEntry, JudgementsEntry, Manifest, ModelEntry, RecordsEntry
 from rllava.errors import UserError
 from tests.analysis.synthetic import PROTOCOL, SyntheticSweep, manifest_of
 
@@ -23,7 +23,8 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     max_leaves=4,
 )
 PARTS = st.none() | st.integers(1)
-RECORDS = st.builds(RecordsEntry, PATH, TEXT, TEXT, TEXT, st.none() | NUMBER, PARTS, SECONDS, st.booleans())
+RECORDS = st.builds(RecordsEntry, PATH, TEXT, TEXT, TEXT, st.none() | NUMBER, PARTS, SECONDS, st.booleans(), PARTS)
+JUDGEMENTS = st.builds(JudgementsEntry, PATH, TEXT, TEXT, PARTS, SECONDS, st.booleans())
 CONDITIONS = st.builds(
     ConditionEntry, TEXT, TEXT, st.none() | NUMBER, st.lists(st.integers(1, 5), max_size=2).map(tuple), st.booleans()
 )
@@ -40,6 +41,7 @@ MANIFESTS = st.builds(
     records=st.lists(RECORDS, max_size=2).map(tuple),
     preset=TEXT,
     models=st.lists(MODELS, max_size=2).map(tuple),
+    judgements=st.lists(JUDGEMENTS, max_size=2).map(tuple),
     versions=st.dictionaries(TEXT, TEXT, max_size=2),
     machine=st.dictionaries(TEXT, JSON, max_size=2),
     started=TEXT,

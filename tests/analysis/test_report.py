@@ -64,7 +64,7 @@ def test_all_files_are_written_and_none_is_left_over(report: ReportPaths) -> Non
 def test_summary_has_the_agreed_columns_and_benchmark_rows_only(report: ReportPaths) -> None:
     with open(report.summary, newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["candidate", "benchmark", "epsilon", "mean", "low", "high", "n"]
+    assert rows[0] == ["candidate", "benchmark", "epsilon", "mean", "low", "high", "n", "seeds", "training_sd"]
     assert len(rows) - 1 == 4 * 2 * 3
     assert {row[1] for row in rows[1:]} == set(SWEEP.benchmarks)
     assert {row[6] for row in rows[1:] if row[0] == "tiny-robust" and float(row[2]) > 0} == {"22"}
@@ -194,7 +194,7 @@ def test_report_on_s3(s3_storage: str) -> None:
     paths = write_report(storage, resampling=FEW)
     assert paths.index == f"{storage}/reports/encoder_ablation/index.html"
     with fsspec.open(paths.summary, "r") as file:
-        assert file.readline().strip() == "candidate,benchmark,epsilon,mean,low,high,n"
+        assert file.readline().strip() == "candidate,benchmark,epsilon,mean,low,high,n,seeds,training_sd"
 
 
 def test_command_line_writes_the_report(storage: str, capsys: pytest.CaptureFixture[str]) -> None:

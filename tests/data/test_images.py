@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from rllava.data.images import PADDING_COLOUR, DamagedImage, decode_png, encode_png, preprocess
 
@@ -147,3 +148,15 @@ def test_an_image_too_long_to_pad_is_refused() -> None:
 def test_image_size_must_be_positive() -> None:
     with pytest.raises(ValueError, match="give a positive number"):
         preprocess(PNG, 0)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 500), (50, 40), (336, 336), (91, 1000), (400, 301)])
+def test_a_crop_is_clips_own_preprocessing(size: tuple[int, int]) -> None:
+    """Pixel for pixel: Hugging Face's processor by Pillow, as LLaVA's pre-training uses it."""
+    generator = np.random.default_rng(sum(size))
+    pixels_HWC = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    sides = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+    processor = CLIPImageProcessorPil(do_normalize=False, do_rescale=False, **sides)
+    theirs_CHW = np.asarray(processor(Image.fromarray(pixels_HWC))["pixel_values"][0])
+    ours_HWC = preprocess(encode_png(pixels_HWC), 336, "crop")
+    assert np.array_equal(ours_HWC, theirs_CHW.transpose(1, 2, 0))

@@ -53,7 +53,9 @@ def test_the_evaluation_is_its_specs_fingerprint() -> None:
     assert head(condition=within(PROTOCOLS.get("fast"), 4.0))["evaluation"] != head()["evaluation"]
 
 
-LONGER = dataclasses.replace(MODEL, stage2=dataclasses.replace(MODEL.stage2, steps=MODEL.stage2.steps + 1))
+LONGER = dataclasses.replace(
+    MODEL, stages=(MODEL.stages[0], dataclasses.replace(MODEL.stages[1], steps=MODEL.stages[1].steps + 1))
+)
 
 
 @pytest.mark.parametrize(

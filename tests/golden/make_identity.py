@@ -33,6 +33,7 @@ from rllava.pinned import Pinned
 from rllava.records import CLEAN
 from rllava.tasks.decoys import BANK_SIZE, DECOYS_VERSION
 from rllava.tasks.task import TASKS
+from rllava.training.objectives import OBJECTIVES
 from rllava.weights import Weighted, hash_of, weights_of
 from sweeps.grid import attack_conditions, corruption_conditions
 from sweeps.plan import Plan
@@ -75,13 +76,19 @@ def pinned_all(specs: tuple[EncoderSpec, ...]) -> tuple[EncoderSpec, ...]:
 
 def plan_of(preset: Preset, protocol: str) -> Plan:
     """The sweep over all that a preset names, under a protocol."""
-    parsed = map(parse_candidate, preset.candidates)
-    candidates = tuple(Candidate(c.name, pinned_all(c.trained), pinned_all(c.used)) for c in parsed)
+    parsed = (parse_candidate(name, preset) for name in preset.candidates)
+    language_model = pinned(preset.language_model)
+    candidates = tuple(
+        Candidate(
+            c.name,
+            dataclasses.replace(c.model, encoders=pinned_all(c.trained), language_model=language_model),  # type: ignore[call-arg]
+            pinned_all(c.used),
+        )
+        for c in parsed
+    )
     chosen = PROTOCOLS.get(protocol)
     benchmarks = tuple(benchmark_spec(preset, name) for name in preset.benchmarks)
     benchmarks = tuple(spec for spec in benchmarks if spec.task.kind in chosen.kinds)
-    language_model = pinned(preset.language_model)
-    preset = dataclasses.replace(preset, language_model=language_model)
     return Plan("golden", "nowhere", preset, candidates, benchmarks, attack_conditions(chosen, preset.budgets))
 
 
@@ -96,6 +103,7 @@ def code_constants() -> dict[str, Any]:
         **{f"metric {name}": {"version": METRICS.get(name).version} for name in METRICS},
         **{f"task {kind}": {"version": TASKS.get(kind).version} for kind in TASKS},
         **{f"condition {kind}": {"version": CONDITIONS.get(kind).version} for kind in CONDITIONS},
+        **{f"objective {name}": {"version": OBJECTIVES.get(name).version} for name in OBJECTIVES},
         "judge lexicon": {"version": Lexicon.version},
         "verdicts": {"version": VERDICTS_VERSION},
         **{f"template {name}": to_json(TEMPLATES.get(name)) for name in TEMPLATES},

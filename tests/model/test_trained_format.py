@@ -9,7 +9,7 @@ import torch
 
 from rllava.encoders import EncoderSpec, encoder_spec
 from rllava.errors import UserError
-from rllava.model.assemble import build_connector, load_llava, save_stage2
+from rllava.model.assemble import build_connector, load_llava, save_stage
 from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.describe import describe
@@ -30,7 +30,7 @@ def trained(root: Path, *encoders: EncoderSpec) -> tuple[ModelSpec, Store, Path]
     store = Store(str(root / "results"))
     artifact = store.artifact("models", spec.name, spec)
     connector, tokenizer = build_connector(spec)
-    save_stage2(connector, connector.state_dict(), tokenizer, Path(artifact.path) / "stage2")
+    save_stage(spec, 2, connector, connector.state_dict(), tokenizer, Path(artifact.path) / "stage2")
     store.finish(artifact, spec, {})
     return spec, store, Path(artifact.path)
 
@@ -41,7 +41,7 @@ def test_it_is_the_model_that_the_sweep_attacks(names: tuple[str, ...], tmp_path
     checkpoint = read_checkpoint(str(folder))
     assert checkpoint.format == "trained"
     assert checkpoint.encoders == spec.encoders
-    assert checkpoint.conversation == spec.stage2.conversation
+    assert checkpoint.conversation == spec.stages[-1].conversation
     own, read = load_llava(spec, store.filesystem, str(folder), spec.encoders), load_checkpoint(checkpoint)
     pixels_2CHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     tokens = [own.tokens(PROMPT, answer) for answer in ("red", "a blue one")]
@@ -69,7 +69,7 @@ def without(name: str) -> Callable[[Path], None]:
 
 def edited(folder: Path) -> None:
     described = json.loads((folder / "spec.json").read_text())
-    del described["stage2"]
+    del described["stages"]
     (folder / "spec.json").write_text(json.dumps(described))
 
 
@@ -81,7 +81,7 @@ def torn(folder: Path) -> None:
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "unfinished": (without(MARKER), "lacks COMPLETE; run the sweep that trains it again"),
     "projectors": (without(f"stage2/{PROJECTORS}"), r"lacks stage2/projectors\.safetensors"),
-    "description": (edited, r"has no readable spec\.json \(.*stage2"),
+    "description": (edited, r"has no readable spec\.json \(.*stages"),
     "torn": (torn, r"projectors\.safetensors is damaged"),
     "tokenizer": (without("stage2/language_model/tokenizer.json"), "has no tokenizer"),
 }

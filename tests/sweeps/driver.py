@@ -23,7 +23,7 @@ SMOKE = (sys.executable, "sweeps/encoder_ablation.py", "--preset", "smoke")
 
 def start(
     storage: str, tracked: Tracked, *options: str, script: str = "sweeps/encoder_ablation.py",
-    packages: Path | None = None,
+    packages: Path | None = None, preset: str = "smoke",
 ) -> "subprocess.Popen[str]":  # fmt: skip
     """Starts the smoke ablation, or another sweep, in the background.
 
@@ -33,10 +33,11 @@ def start(
         *options: more of the command line.
         script: of the sweep.
         packages: folder of packages that are installed beside those of this environment.
+        preset: recipe.
     """
     path = os.pathsep.join(filter(None, [str(packages or ""), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, script, "--preset", "smoke", "--storage", storage, *options],
+        [sys.executable, script, "--preset", preset, "--storage", storage, *options],
         env={**tracked.env, **({"PYTHONPATH": path} if path else {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

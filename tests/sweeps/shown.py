@@ -3,7 +3,7 @@
 import re
 
 TIME = r"\d\d:\d\d:\d\d "
-NAME = r"[\w.+@-]+"
+NAME = r"[\w.+@#-]+"
 SHOWN = r"(at [\d.]+/255|under \w+)"
 LINES = (
     rf"{TIME}\w+: .*shards.*",
@@ -25,6 +25,7 @@ LINES = (
     rf"{NAME} +\|.*",
     r"-+[-+]*",
     r"ε in 1/255; .*",
+    r"(one training|\d+( to \d+)? trainings) per candidate: intervals cover .*",
     rf"condition( +{NAME})+",
     r"(\w+-v\d+(\[\w+\])?|all conditions)( +-?\d+ ±\d+)+",
     r"percent of the candidate's own clean score that is lost, .*",

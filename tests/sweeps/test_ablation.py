@@ -94,7 +94,7 @@ def test_artifacts_say_how_they_were_computed(unbroken: Run) -> None:
     assert [entry["run_as"] for entry in facts] == [[{"batch_size": 4, "compiled": False}]] * len(facts)
     model = Path(unbroken.storage) / run["models"][0]["path"]
     assert json.loads((model / "COMPLETE").read_text())["workers"] == 1
-    assert json.loads((model / "spec.json").read_text())["stage2"]["zero_stage"] == 2
+    assert json.loads((model / "spec.json").read_text())["stages"][1]["zero_stage"] == 2
 
 
 def test_the_plugged_encoder_shares_the_trained_llava(unbroken: Run) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rllava.errors import UserError
 from sweeps import corruptions, pretrain_encoders
 from sweeps.encoder_ablation import Options, main, make_plan
-from sweeps.presets import parse_candidate
+from sweeps.presets import PRESETS, parse_candidate
 from tests.sweeps.conftest import Run
 
 TINY = ("tiny-clip", "tiny-tecoa4", "tiny-fare4", "tiny-advxl")
@@ -119,7 +119,7 @@ def test_a_wrong_weights_file_is_named_before_anything_is_trained(tmp_path: Path
 
 def test_smaller_portions_make_the_same_global_batch() -> None:
     whole, parts = (make_plan(Options(preset="paper", micro_batch=count)).preset for count in (None, 4))
-    for before, after in ((whole.stage1, parts.stage1), (whole.stage2, parts.stage2)):
+    for before, after in zip(whole.stages, parts.stages, strict=True):
         assert before.micro_batch > after.micro_batch == 4
         assert replace(after, micro_batch=before.micro_batch) == before
 
@@ -160,11 +160,11 @@ def test_a_relative_storage_means_the_same_folder_in_every_process(
 
 
 def test_the_grammar_of_candidates() -> None:
-    plugged = parse_candidate("tiny-fare4@tiny-clip")
+    plugged = parse_candidate("tiny-fare4@tiny-clip", PRESETS.get("tiny"))
     assert ([s.name for s in plugged.trained], [s.name for s in plugged.used]) == (["tiny-clip"], ["tiny-fare4"])
-    both = parse_candidate("tiny-clip+tiny-tecoa4@tiny-clip+tiny-clip")
+    both = parse_candidate("tiny-clip+tiny-tecoa4@tiny-clip+tiny-clip", PRESETS.get("tiny"))
     assert both.plugged
-    assert not parse_candidate("tiny-clip+tiny-tecoa4").plugged
+    assert not parse_candidate("tiny-clip+tiny-tecoa4", PRESETS.get("tiny")).plugged
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from rllava.metrics.metric import METRICS
 from rllava.model import conversation
 from rllava.pinned import MadeBy, Pinned
 from rllava.specs import EvalSpec, ModelSpec
+from rllava.training.objectives import OBJECTIVES
 from sweeps.presets import PRESETS
 from tests.golden.make_identity import GOLDEN, REGENERATE, Snapshot, changes, outside_fields, plan_of
 
@@ -88,8 +89,8 @@ def test_what_changes_a_result_needs_a_version_and_is_not_written_without(tmp_pa
     done = regenerated(tmp_path)
     assert done.returncode == 1, done.stderr
     assert "not written: results of two meanings would share a name" in done.stderr
-    assert "the default of StageSpec.warmup was 0.03, is 0.05: specs that leave it out keep their" in done.stdout
-    assert "StageSpec.warmup of " in done.stdout
+    assert "the default of Stage.warmup was 0.03, is 0.05: specs that leave it out keep their" in done.stdout
+    assert "Stage.warmup of " in done.stdout
     assert "decoys was {'version': 1, 'bank': 32}, is {'version': 1, 'bank': 16}, without a version" in done.stdout
     assert "template vicuna_v1 was " in done.stdout
     assert "EncoderSpec.pooled is new; its default False" in done.stdout
@@ -119,6 +120,7 @@ def other(field: Field, spec: Any) -> Iterator[Any]:
         "conversation": tuple(conversation.TEMPLATES),
         "metric": tuple(METRICS),
         "sha256": ("1" * 64,),
+        "objective": ("mine",),
         "weights": (Pinned("elsewhere", "1" * 64), MadeBy(RECIPES[1]), MadeBy(RECIPES[2])),
         "protocol": (with_steps(PROTOCOLS.get("strong"), 7),),
         "condition": (Clean("float16"), within(PROTOCOLS.get("strong"), 7.0)),
@@ -179,7 +181,10 @@ def all_specs(value: Any) -> Iterator[Any]:
         yield from (spec for field in fields_of(type(value)) for spec in all_specs(getattr(value, field.name)))
 
 
-def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snapshot: Snapshot) -> None:
+def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OBJECTIVES._entries, "mine", OBJECTIVES.get("llava"))
     plan = plan_of(PRESETS.get("tiny"), "fast")
     evaluations = [spec for spec, _ in plan.evaluations(plan.candidates[3])]
     answers, captions = evaluations[2], evaluations[-1]
@@ -195,7 +200,7 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(snap
         ("Pinned", "path"),
         ("Lexicon", "path"),
         ("CheckpointSpec", "weights"),
-        *(("StageSpec", name) for name in ("zero_stage", "gradient_checkpointing")),
+        *(("Stage", name) for name in ("zero_stage", "gradient_checkpointing")),
         *(("EvalSpec", name) for name in ("batch_size", "compiled")),
     }
 
@@ -211,7 +216,7 @@ def test_a_new_version_of_a_metric_or_template_names_other_results(monkeypatch: 
         others = {fingerprint(spec) for spec in cells if spec.benchmark.task.metric != "cider"}
         model, _ = plan.model(plan.candidates[0])
         assert isinstance(model, ModelSpec)
-        stages = {fingerprint(dataclasses.replace(stage)) for stage in (model.stage1, model.stage2)}
+        stages = {fingerprint(dataclasses.replace(stage)) for stage in model.stages}
         return scored, others, stages, fingerprint(BENCHMARKS.get("easy_vqa"))
 
     before = prints()
@@ -244,7 +249,7 @@ def test_where_and_in_what_portions_does_not_name_a_result() -> None:
     for other_run in ({"batch_size": 0}, {"compiled": True}):
         assert fingerprint(dataclasses.replace(spec, **other_run)) == fingerprint(spec)
     assert isinstance(spec, EvalSpec)
-    stage = PRESETS.get("smoke").stage2
+    stage = PRESETS.get("smoke").stages[1]
     assert fingerprint(dataclasses.replace(stage, zero_stage=3)) == fingerprint(stage)
     assert fingerprint(dataclasses.replace(stage, micro_batch=4)) != fingerprint(stage)  # the loss is a mean over each
     other_words = dataclasses.replace(encoder_spec("tiny-clip"), training="other words", licence="MIT")

@@ -11,6 +11,7 @@ import pytest
 from rllava.data.files import FILES
 from rllava.errors import UserError
 from rllava.missing import Missing, refuse_missing
+from rllava.specs import Rates
 from rllava.weights import weights_path
 from sweeps.encoder_ablation import Options, main, make_plan
 from sweeps.plan import check_inputs, missing_inputs, prepare_data
@@ -29,26 +30,15 @@ def _language_model_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_stages_are_llavas() -> None:
     preset = PRESETS.get("paper")
-    one, two = preset.stage1, preset.stage2
-    assert (one.steps, one.global_batch, one.micro_batch * 8, one.learning_rate, one.zero_stage) == (
-        2181,
-        256,
-        256,
-        1e-3,
-        2,
-    )
-    assert (two.steps, two.global_batch, two.micro_batch * 8, two.learning_rate, two.zero_stage) == (
-        5198,
-        128,
-        128,
-        2e-5,
-        3,
-    )
+    one, two = preset.stages
+    assert (one.steps, one.global_batch, one.micro_batch * 8, one.zero_stage) == (2181, 256, 256, 2)
+    assert (two.steps, two.global_batch, two.micro_batch * 8, two.zero_stage) == (5198, 128, 128, 3)
+    assert (one.rates, two.rates) == (Rates(projectors=1e-3), Rates(projectors=2e-5, language_model=2e-5))
+    assert (one.fit, two.fit) == ("crop", "pad")
     for stage in (one, two):
         assert (stage.warmup, stage.weight_decay, stage.clip, stage.precision) == (0.03, 0.0, 0.0, "bf16")
-        assert stage.max_length == 2048
-    assert (one.conversation, one.train_language_model) == ("plain", False)
-    assert (two.conversation, two.train_language_model) == ("vicuna_v1", True)
+        assert (stage.max_length, stage.warmup_from_zero, stage.objective) == (2048, True, "llava")
+    assert (one.conversation, two.conversation) == ("plain", "vicuna_v1")
     assert (one.data.name, two.data.name) == ("llava_pretrain_558k", "llava_instruct_665k")
 
 
@@ -71,9 +61,9 @@ def test_the_candidates_are_the_papers() -> None:
 
 
 def test_plugged_candidates_stand_in_for_clip_in_a_llava_that_is_trained_anyway() -> None:
-    plugged = [parse_candidate(name) for name in PAPER_CANDIDATES if "@" in name]
+    plugged = [parse_candidate(name, PRESETS.get("paper")) for name in PAPER_CANDIDATES if "@" in name]
     assert len(plugged) == 4
-    trained = [parse_candidate(name).trained for name in PAPER_CANDIDATES if "@" not in name]
+    trained = [parse_candidate(name, PRESETS.get("paper")).trained for name in PAPER_CANDIDATES if "@" not in name]
     for candidate in plugged:
         assert candidate.trained in trained
         replaced = [(a.name, b.name) for a, b in zip(candidate.used, candidate.trained, strict=True) if a != b]
@@ -124,7 +114,7 @@ def test_built_shards_need_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     prepare_data(plan, said.append)
     assert len(said) == 8
-    assert [place.rows for place in plan.data_places()] == [3, 7]
+    assert [place.rows for place in plan.data_places(plan.models[0])] == [3, 7]
     monkeypatch.delenv("RLLAVA_DATA")
     check_inputs(plan)
     assert missing_inputs(make_plan(dataclasses.replace(OPTIONS, samples=4, storage=str(tmp_path / "results")))) != []

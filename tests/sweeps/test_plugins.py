@@ -23,57 +23,6 @@ SWEEP = "encoder_ablation"
 SAMPLES, SHARDS = 8, 2
 CONDITIONS = 3  # clean, attacked, mirrored
 
-GATE = '''
-"""A judge that waits until it is let through: so that a test can kill it at work."""
-
-import os
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
-
-from rllava.metrics.judges.judge import JudgeSpec, Verdict
-
-
-@dataclass(frozen=True)
-class Gate(JudgeSpec):
-    kind: ClassVar[str] = "gate"
-    folder: str
-    label = "gate-v1"
-    description = "everything"
-
-    def pinned(self):
-        return self
-
-    def load(self):
-        def judge(exchanges):
-            (Path(self.folder) / f"at-work-{os.getpid()}").touch()
-            while not (Path(self.folder) / "open").exists():
-                time.sleep(0.05)
-            return [Verdict(True)] * len(exchanges)
-
-        return judge
-
-
-def add(register):
-    register("gate", Gate)
-'''
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example, and a judge that can be stopped, as pip installs them."""
-    source, site = tmp_path_factory.mktemp("source") / "plugin", tmp_path_factory.mktemp("site")
-    shutil.copytree("examples/plugin", source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(site), str(source)], check=True)
-    (site / "gate.py").write_text(GATE)
-    told = site / "gate-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: gate\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text("[rllava.judges]\ngate = gate:add\n")
-    return site
-
 
 def judged(storage: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in storage.glob("judgements/*/part-*.parquet")}

@@ -40,8 +40,8 @@ def main() -> None:
     done: Any = ray_trainer.Trained({}, None, None, parameters=1, damaged=0)  # type: ignore[arg-type]
     patched: Any = ray_trainer
     patched.run_stage = lambda *_: done
-    patched.save_projectors = lambda _, folder: slow(folder, "projectors.safetensors")
-    patched.save_stage2 = lambda *parts: slow(parts[-1], "language_model/model.safetensors")
+    names = ("projectors.safetensors", "language_model/model.safetensors")
+    patched.save_stage = lambda _, number, *parts: slow(parts[-1], names[number - 1])
     patched.POLL_S = 0.2
     job = ray_trainer.TrainJob(
         storage=options["storage"],

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from rllava.data.stream import MicroBatch
 from rllava.encoders import build_encoder, encoder_spec
 from rllava.model.assemble import build_connector
+from rllava.specs import Rates
 from rllava.training.loop import Progress, train_stage
 from sweeps.presets import PRESETS, model_spec
 
@@ -42,7 +43,7 @@ def portions(
             )
             for _ in range(micro)
         ]
-        yield MicroBatch(pixels, texts, [None] * micro)
+        yield MicroBatch(pixels, texts, [None] * micro, [(position * world + rank) * micro + n for n in range(micro)])
         position += 1
 
 
@@ -53,12 +54,14 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     spec = model_spec(PRESETS.get("tiny"), (encoder_spec("tiny-clip"),))
     stage = replace(
-        spec.stage2,
+        spec.stages[1],
         steps=options["steps"],
         global_batch=8,
         micro_batch=options["micro"],
         zero_stage=options["zero"],
-        train_language_model=options["language_model"],
+        rates=Rates(**options["rates"]),
+        warmup=options.get("warmup", 0.03),
+        objective=options.get("objective", "llava"),
         gradient_checkpointing=options.get("gradient_checkpointing", False),
     )
     connector, tokenizer = build_connector(spec)

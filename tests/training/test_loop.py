@@ -1,6 +1,7 @@
 """The DeepSpeed loop with real process groups: ZeRO-2 and ZeRO-3, one and two workers, killed and resumed."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -12,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import get_cosine_schedule_with_warmup
 
-from rllava.encoders import encoder_spec
+from rllava.encoders import build_encoder, encoder_spec
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.model.assemble import build_connector
 from rllava.model.causal_lm import layers
 from rllava.model.llava import Connector
+from rllava.specs import Rates
 from rllava.training.loop import (
     conversation_tokens,
     deepspeed_config,
@@ -33,10 +36,13 @@ CONVERSATION = [
     {"from": "human", "value": "<image>\nwhat color is the shape?"},
     {"from": "gpt", "value": "red"},
 ]
-OPTIONS = {"steps": 5, "micro": 4, "zero": 2, "language_model": True}
+BOTH = {"projectors": 1e-3, "language_model": 1e-3}
+OPTIONS = {"steps": 5, "micro": 4, "zero": 2, "rates": BOTH}
 
 
-def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+def train(
+    out: Path, workers: int, packages: Path | None = None, **options: Any
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Runs a stage with so many processes; a deliberate death is no error."""
     out.mkdir(exist_ok=True)
     arguments = json.dumps({**OPTIONS, "out": str(out), **options})
@@ -49,6 +55,8 @@ def train(out: Path, workers: int, **options: Any) -> tuple[dict[str, torch.Tens
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }
+    if packages is not None:
+        shared["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "tests.training.stage_process", arguments]
     group = [
         subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -150,17 +158,60 @@ def test_a_language_model_that_cannot_run_its_layers_again_is_refused() -> None:
 
 
 def test_memory_for_time_is_the_same_model() -> None:
-    spec = PRESETS.get("paper").stage2
+    spec = PRESETS.get("paper").stages[1]
     assert spec.gradient_checkpointing
     assert fingerprint(spec) == fingerprint(replace(spec, gradient_checkpointing=False))
 
 
-def test_stage_1_changes_the_projectors_alone(tmp_path: Path) -> None:
-    before, _ = train(tmp_path / "one", 1, language_model=False, steps=1)
-    after, losses = train(tmp_path / "three", 1, language_model=False, steps=3)
-    changed = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
-    assert changed == {"projectors"}
-    assert len(losses) == 3
+PARTS = ("projectors", "language_model", "encoders")
+
+
+def untrained() -> dict[str, torch.Tensor]:
+    """What a stage begins with, under the names by which it hands its weights over."""
+    encoder = build_encoder(encoder_spec("tiny-clip"))
+    connector, _ = build_connector(model_spec(PRESETS.get("tiny"), (encoder.spec,)))
+    return {**connector.state_dict(), **{f"encoders.0.{key}": value for key, value in encoder.state_dict().items()}}
+
+
+def test_a_part_without_a_rate_stays_as_it_is(tmp_path: Path) -> None:
+    before = untrained()
+    after, losses = train(tmp_path / "out", 1, rates={"projectors": 1e-3}, steps=2)
+    assert {key.split(".")[0] for key in after} == {"projectors", "language_model"}
+    assert {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])} == {"projectors"}
+    assert len(losses) == 2
+
+
+def test_each_part_learns_at_its_own_rate(tmp_path: Path) -> None:
+    """AdamW's first step changes every weight that has a gradient by the rate, whatever the gradient's size."""
+    rates = {"projectors": 1e-3, "language_model": 1e-4, "encoders": 1e-5}
+    before = untrained()
+    after, _ = train(tmp_path / "out", 1, rates=rates, steps=1, warmup=0.0)
+    for part, rate in rates.items():
+        moved = [(after[key] - before[key]).abs().max() for key in after if key.startswith(part) and key in before]
+        assert float(max(moved)) == pytest.approx(rate, rel=0.02), part
+
+
+def test_trained_encoders_go_on_after_a_kill(tmp_path: Path) -> None:
+    stage = {"rates": dict.fromkeys(PARTS, 1e-3), "zero": 3, "steps": 4}
+    whole, _ = train(tmp_path / "whole", 2, **stage)
+    before = untrained()
+    assert {key.split(".")[0] for key in whole if not torch.equal(whole[key], before[key])} == set(PARTS)
+    train(tmp_path / "killed", 2, die_at=2, **stage)
+    resumed, _ = train(tmp_path / "resumed", 2, resume=str(tmp_path / "killed" / "checkpoint-2"), **stage)
+    assert_same(resumed, whole, atol=0.0)
+
+
+def test_an_objective_of_another_package_draws_the_same_on_any_number_of_workers(
+    packages: Path, tmp_path: Path
+) -> None:
+    """Its noise comes from the samples' places in the stream, not from the workers that they are on."""
+    stage = {"objective": "llava_on_noise", "steps": 2, "packages": packages}
+    alone, losses = train(tmp_path / "alone", 1, **stage)
+    shared, same = train(tmp_path / "shared", 2, **stage)
+    assert losses == pytest.approx(same, abs=1e-5)  # sums of other portions
+    assert_same(alone, shared, atol=1e-4)
+    _, without = train(tmp_path / "without", 1, steps=2)
+    assert abs(losses[0] - without[0]) > 1e-4
 
 
 def test_a_worker_with_text_alone_stays_in_step_with_one_with_images(tmp_path: Path) -> None:
@@ -170,16 +221,37 @@ def test_a_worker_with_text_alone_stays_in_step_with_one_with_images(tmp_path: P
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
-    stage = PRESETS.get("tiny").stage2
-    rates = [learning_rate(stage, step) for step in range(stage.steps + 1)]
+    stage = PRESETS.get("tiny").stages[1]
+    rates = [learning_rate(stage, 1e-3, step) for step in range(stage.steps + 1)]
     warm = rates.index(max(rates))
-    assert rates[0] < rates[warm - 1] <= stage.learning_rate == pytest.approx(max(rates))
+    assert 0 < rates[0] < rates[warm - 1] <= 1e-3 == pytest.approx(max(rates))
     assert rates[warm:] == sorted(rates[warm:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_papers_learning_rates_are_hugging_faces(number: int) -> None:
+    """LLaVA's trainer: ``--lr_scheduler_type cosine --warmup_ratio 0.03``."""
+    stage, peak = PRESETS.get("paper").stages[number], 2e-5
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    warm = math.ceil(stage.warmup * stage.steps)  # TrainingArguments.get_warmup_steps
+    schedule = get_cosine_schedule_with_warmup(optimiser, warm, stage.steps)
+    for step in range(stage.steps):
+        assert learning_rate(stage, peak, step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12, abs=1e-18)
+        optimiser.step()
+        schedule.step()
+    assert learning_rate(stage, peak, 0) == 0.0
+
+
+def test_a_stage_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is trained; give one of projectors, language_model, encoders"):
+        Rates()
+    with pytest.raises(ValueError, match=r"rates: encoders has 0\.0; expected a number above 0, or None"):
+        Rates(projectors=1e-3, encoders=0.0)
+
+
 def test_accumulation_follows_from_batches_and_workers() -> None:
-    stage = PRESETS.get("smoke").stage2
+    stage = PRESETS.get("smoke").stages[1]
     assert deepspeed_config(stage, 2)["gradient_accumulation_steps"] == 1
     assert deepspeed_config(stage, 1)["gradient_accumulation_steps"] == 2
 

@@ -2,7 +2,7 @@
 precision, shard by shard.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rllava.encoders import EncoderSpec, build_encoder
+from rllava.encoders import Encoder, EncoderSpec, build_encoder
 from rllava.errors import UserError
 from rllava.model.causal_lm import check_language_model, embedding_width
 from rllava.model.checkpoint.files import folders_of, read_config
@@ -27,6 +27,7 @@ def load_checkpoint(
     encoders: Sequence[EncoderSpec] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    build: Callable[[EncoderSpec], Encoder] = build_encoder,
 ) -> Llava:
     """Loads a LLaVA, with its own encoders or with others plugged in.
 
@@ -35,6 +36,7 @@ def load_checkpoint(
         encoders: to use; None: those it was trained with.
         device: where to.
         dtype: of all weights.
+        build: builds an encoder.
 
     Returns:
         The model, frozen, in evaluation mode.
@@ -49,7 +51,7 @@ def load_checkpoint(
     device = torch.device(device)
     connector, stored, tokenizer = bare_connector(spec, encoders, dtype)
     language_model = cast(Any, connector.language_model)
-    built = [build_encoder(encoder).to(device, dtype) for encoder in encoders]
+    built = [build(encoder).to(device, dtype) for encoder in encoders]
     llava = Llava(built, connector, tokenizer, spec.conversation)  # which checks that they fit
     stream(connector, stored, device, dtype, what)
     language_model.tie_weights()

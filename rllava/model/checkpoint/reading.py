@@ -13,7 +13,7 @@ from rllava.model.checkpoint.formats import checkpoint_digest
 from rllava.model.checkpoint.hugging_face import hugging_face_spec
 from rllava.model.checkpoint.original import LANGUAGE_MODELS, original_spec, used_slots
 from rllava.model.checkpoint.projector import projector_spec, projectors_alone
-from rllava.model.checkpoint.trained import trained_spec
+from rllava.model.checkpoint.trained import last_stage, trained_spec
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 
@@ -110,7 +110,8 @@ def _trained(
         raise UserError(f"{what} has a language model of its own; leave out {language_model}")
     spec = trained_spec(folder, what)
     template = TEMPLATES.get(conversation or spec.conversation).name
-    parts = (str(folder / "stage2"), str(folder / "stage2/language_model"))
+    last = last_stage(folder)
+    parts = (str(last), str(last / "language_model"))
     spec = replace(spec, name=name or folder.name, weights=parts, conversation=template)
     return replace(spec, sha256=checkpoint_digest(spec))
 

@@ -2,10 +2,11 @@
 
 spec.json                            what it was trained by
 COMPLETE                             that it was
-stage2/projectors.safetensors
+stage2/projectors.safetensors        of the last stage
 stage2/language_model/               Hugging Face folder with tokenizer
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,20 @@ def trained_spec(folder: Path, what: str) -> CheckpointSpec:
         what: for messages.
 
     Returns:
-        The spec, with stage 2's conversation template; place and hash are left open.
+        The spec, with the last stage's conversation template; place and hash are left open.
 
     Raises:
         UserError: if its training is not done, or its description cannot be read.
     """
-    for name in (MARKER, f"stage2/{PROJECTORS}", "stage2/language_model/config.json"):
-        if not (folder / name).exists():
-            raise UserError(f"{what} lacks {name}; run the sweep that trains it again, or copy the whole folder")
+    _require(folder, what, MARKER)
     try:
         spec = TypeAdapter(ModelSpec).validate_json((folder / "spec.json").read_bytes())
     except (OSError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} has no readable spec.json ({reason}); copy the whole folder") from error
-    for encoder in spec.encoders:
+    for name in (PROJECTORS, "language_model/config.json"):
+        _require(folder, what, f"stage{len(spec.stages)}/{name}")
+    for encoder in spec.own_encoders:
         if isinstance(encoder.weights, MadeBy):
             raise UserError(
                 f"{what}: its encoder {encoder.name} was made by a step of its sweep; evaluate it there, by the "
@@ -57,8 +58,26 @@ def trained_spec(folder: Path, what: str) -> CheckpointSpec:
         encoders=spec.encoders,
         projectors=tuple(f"projectors.{place}" for place in range(len(spec.encoders))),
         projector=spec.projector,
-        conversation=spec.stage2.conversation,
+        conversation=spec.conversation,
     )
+
+
+def last_stage(folder: Path) -> Path:
+    """Where the weights of a trained LLaVA lie in its folder: what its last stage has left.
+
+    Args:
+        folder: of the model, whose description can be read.
+
+    Returns:
+        A folder in it.
+    """
+    spec = json.loads((folder / "spec.json").read_bytes())
+    return folder / f"stage{len(spec['stages'])}"
+
+
+def _require(folder: Path, what: str, name: str) -> None:
+    if not (folder / name).exists():
+        raise UserError(f"{what} lacks {name}; run the sweep that trains it again, or copy the whole folder")
 
 
 def _name_of(name: str, spec: CheckpointSpec, language_model: Any) -> str:
