@@ -62,7 +62,7 @@ def candidates_of(options: Options) -> "tuple[Candidate, ...]":
     if not options.model:
         raise UserError("--model: give at least one checkpoint, a folder or ORG/NAME of the hub")
     # Encoders import torch, which takes seconds; a mistake in a number is told by now.
-    from rllava.encoders import encoder_spec
+    from rllava.encoders import check_swap, check_together, encoder_spec
     from rllava.model.checkpoint import read_checkpoint
     from sweeps.presets import Candidate
 
@@ -78,16 +78,8 @@ def candidates_of(options: Options) -> "tuple[Candidate, ...]":
         found.append(own)
         for text in dict.fromkeys(options.encoders):
             used = tuple(encoder_spec(name) for name in text.split("+"))
-            widths = [[spec.width for spec in specs] for specs in (used, checkpoint.encoders)]
-            if widths[0] != widths[1]:
-                raise UserError(
-                    f"--encoders {text}: tokens of width {widths[0]} do not fit the projectors of {checkpoint.name}, "
-                    f"which take {widths[1]}"
-                )
-            if len({spec.tokens for spec in used}) > 1:
-                raise UserError(
-                    f"--encoders {text}: token counts differ, and an ensemble is interleaved token by token"
-                )
+            check_together(used, f"--encoders {text}")
+            check_swap(used, checkpoint.encoders, f"--encoders {text}, {checkpoint.name}")
             plugged = "+".join(spec.name for spec in used)
             found.append(replace(own, name=f"{plugged}@{checkpoint.name}", used=used))
     return tuple(found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.data.instructions import INSTRUCTIONS
-from rllava.encoders import EncoderSpec, encoder_spec
+from rllava.encoders import EncoderSpec, check_swap, check_together, encoder_spec
 from rllava.errors import UserError
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
@@ -303,18 +303,8 @@ def parse_candidate(text: str, preset: Preset, seed: int = 0) -> Candidate:
     used = tuple(encoder_spec(name) for name in used_text.split("+"))
     trained = tuple(encoder_spec(name) for name in trained_text.split("+")) if at else used
     for together in (used, trained):
-        if len({spec.tokens for spec in together}) > 1:
-            described = ", ".join(f"{spec.name} {spec.tokens}" for spec in together)
-            raise UserError(
-                f"candidate '{text}': encoders of an ensemble are interleaved token by token, and their token counts "
-                f"differ ({described}); combine encoders of equal ones, or change an image_size"
-            )
-    if [spec.width for spec in used] != [spec.width for spec in trained]:
-        widths = [" and ".join(f"{spec.name} {spec.width}" for spec in specs) for specs in (used, trained)]
-        raise UserError(
-            f"candidate '{text}': {widths[0]} does not fit the projectors trained for {widths[1]}; only encoders of "
-            "equal widths can be swapped"
-        )
+        check_together(together, f"candidate '{text}'")
+    check_swap(used, trained, f"candidate '{text}'")
     names = ["+".join(spec.name for spec in specs) for specs in (used, trained)]
     name = names[0] if names[0] == names[1] else "@".join(names)
     return Candidate(name, model_spec(preset, trained, seed), used)

@@ -81,6 +81,43 @@ class EncoderSpec:
         return f"encoder '{self.name}'"
 
 
+def check_together(specs: Sequence[EncoderSpec], what: str) -> None:
+    """Refuses encoders whose tokens cannot be interleaved.
+
+    Args:
+        specs: of one model.
+        what: they are for, for the message.
+
+    Raises:
+        UserError: if token counts differ.
+    """
+    if len({spec.tokens for spec in specs}) > 1:
+        described = ", ".join(f"{spec.name} {spec.tokens}" for spec in specs)
+        raise UserError(
+            f"{what}: encoders of an ensemble are interleaved token by token, and their token counts differ "
+            f"({described}); combine encoders of equal ones, or change an image_size"
+        )
+
+
+def check_swap(used: Sequence[EncoderSpec], trained: Sequence[EncoderSpec], what: str) -> None:
+    """Refuses encoders that cannot stand in for those that projectors were trained with.
+
+    Args:
+        used: to use, in the same order.
+        trained: that the projectors take tokens of.
+        what: they are for, for the message.
+
+    Raises:
+        UserError: if there are more or fewer, or their widths differ.
+    """
+    if [spec.width for spec in used] != [spec.width for spec in trained]:
+        widths = [" and ".join(f"{spec.name} {spec.width}" for spec in specs) for specs in (used, trained)]
+        raise UserError(
+            f"{what}: {widths[0]} does not fit the projectors trained for {widths[1]}; only encoders of equal widths "
+            "can be swapped"
+        )
+
+
 class Encoder(nn.Module):
     """Base class of encoders: normalises, then calls :meth:`features`.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllava.encoders.base import Encoder, encode, input_size
+from rllava.encoders.base import Encoder, check_together, encode, input_size
 from rllava.errors import UserError
 from rllava.model.causal_lm import decoder, logits
 from rllava.model.conversation import IGNORE, IMAGE_MARKER, IMAGE_TOKEN, TEMPLATES, Tokens, pieces, stop_ids, tokenize
@@ -44,21 +44,6 @@ def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
     for _ in range(int(depth[1]) - 1):
         modules += [nn.GELU(), nn.Linear(width, width)]
     return nn.Sequential(*modules)
-
-
-def check_ensemble(encoders: Sequence[Encoder]) -> None:
-    """Refuses encoders whose tokens cannot be interleaved.
-
-    Args:
-        encoders: of one model.
-
-    Raises:
-        UserError: if token counts differ.
-    """
-    specs = [encoder.spec for encoder in encoders]
-    if len({spec.tokens for spec in specs}) > 1:
-        described = ", ".join(f"{spec.name} {spec.tokens}" for spec in specs)
-        raise UserError(f"ensemble of encoders with different tokens ({described}); interleaving needs equal ones")
 
 
 @dataclass(frozen=True)
@@ -221,7 +206,7 @@ class Llava(nn.Module):
 
     def __init__(self, encoders: Sequence[Encoder], connector: Connector, tokenizer: Any, conversation: str) -> None:
         super().__init__()
-        check_ensemble(encoders)
+        check_together([encoder.spec for encoder in encoders], "model")
         self.encoders = nn.ModuleList(encoders)
         self.connector = connector
         self.tokenizer = tokenizer

@@ -23,12 +23,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from rllava.data.ray_dataset import micro_batches
 from rllava.data.stream import MicroBatch, Stream
-from rllava.encoders import input_size
+from rllava.encoders import check_together, input_size
 from rllava.errors import UserError
 from rllava.filesystem import copy_folder
 from rllava.made import build_at_hand
 from rllava.model.assemble import build_connector, load_trained_encoders, save_stage
-from rllava.model.llava import Connector, check_ensemble
+from rllava.model.llava import Connector
 from rllava.specs import ModelSpec, Stage
 from rllava.store import Artifact, Store
 from rllava.training.loop import Progress, checkpoint_workers, train_stage
@@ -267,7 +267,7 @@ def run_stage(job: TrainJob, number: int, before: Path | None) -> Trained:
     """
     stage, store = job.spec.stages[number - 1], Store(job.storage)
     encoders = [build_at_hand(spec, store) for spec in job.spec.encoders]
-    check_ensemble(encoders)
+    check_together(job.spec.encoders, f"model {job.spec.name}")
     # In the stage's precision and onto the device at once: every worker of a machine would hold 7B in its memory.
     connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision], ray.train.torch.get_device(), before)
     if before is not None:

@@ -173,7 +173,7 @@ def test_swapping_and_combining_encoders_that_do_not_fit_is_refused() -> None:
         Llava([encoder], llava.connector, llava.tokenizer, "vicuna_v1_short")
     other = build_encoder(encoder_spec("tiny-clip"))
     other.spec = dataclasses.replace(other.spec, name="other", tokens=49)
-    with pytest.raises(UserError, match=r"different tokens \(tiny-clip 16, other 49\)"):
+    with pytest.raises(UserError, match=r"token counts differ \(tiny-clip 16, other 49\)"):
         Llava([build_encoder(encoder_spec("tiny-clip")), other], llava.connector, llava.tokenizer, "vicuna_v1_short")
 
 

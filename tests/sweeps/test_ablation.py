@@ -72,7 +72,7 @@ def test_the_report_has_all_its_files(unbroken: Run) -> None:
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["candidate", "benchmark", "epsilon", "mean", "low", "high", "n"]
+    assert list(rows[0]) == ["candidate", "benchmark", "epsilon", "mean", "low", "high", "n", "seeds", "training_sd"]
     assert len(rows) == len(CANDIDATES) * len(BENCHMARKS) * len(BUDGETS)
     assert all(float(row["low"]) <= float(row["mean"]) <= float(row["high"]) for row in rows)
     assert {int(row["n"]) for row in rows} == {SAMPLES}

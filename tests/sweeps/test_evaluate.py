@@ -61,7 +61,8 @@ def test_a_checkpoint_and_an_encoder_plugged_into_it_are_attacked(tmp_path: Path
     command += ["--protocol", "paper_ensemble_3steps", "--storage", storage]
     done = subprocess.run(command, env=tracked.env, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "training" not in done.stdout
+    assert "training stage" not in done.stdout
+    assert "training workers" not in done.stdout
     sweep = load_sweep(storage, "evaluate")
     records = sweep.records
     assert set(records.candidate) == {"llava", "other@llava"}
@@ -78,7 +79,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     llava = write_llava(tmp_path / "llava", write_tower(tmp_path / "tower", 0))
     wide = write_tower(tmp_path / "wide", 1, hidden_size=64)
     options = Options(model=(str(llava),), conversation="vicuna_v1_short", storage=str(tmp_path / "results"))
-    with pytest.raises(UserError, match=r"--encoders .*wide.*: tokens of width \[64\] do not fit .* which take \[32\]"):
+    with pytest.raises(UserError, match=r"--encoders .*wide.*: .* 64 does not fit the projectors trained for .* 32"):
         candidates_of(Options(**{**options.__dict__, "encoders": (f"{wide}/",)}))
     with pytest.raises(UserError, match="give at least one checkpoint"):
         main(Options())
