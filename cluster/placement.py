@@ -70,8 +70,7 @@ class Placement:
 
     def attack_args(self) -> dict[str, Any]:
         """Returns arguments of ``Dataset.map_batches`` for the attack: resources and the pool of workers."""
-        pool = ActorPoolStrategy(min_size=1, max_size=self.attack_workers, max_tasks_in_flight_per_actor=2)
-        return {**_data_arguments(self.attack_worker), "compute": pool}
+        return self._pool(self.attack_worker)
 
     def judge_args(self, on_gpu: bool) -> dict[str, Any]:
         """Arguments of ``Dataset.map_batches`` for a judge.
@@ -82,8 +81,11 @@ class Placement:
         Returns:
             Resources and the pool of workers.
         """
+        return self._pool(self.attack_worker if on_gpu else self.data_task)
+
+    def _pool(self, worker: Mapping[str, float]) -> dict[str, Any]:
         pool = ActorPoolStrategy(min_size=1, max_size=self.attack_workers, max_tasks_in_flight_per_actor=2)
-        return {**_data_arguments(self.attack_worker if on_gpu else self.data_task), "compute": pool}
+        return {**_data_arguments(worker), "compute": pool}
 
     def data_args(self) -> dict[str, Any]:
         """Returns resource arguments for ``ray.data.read_*`` and for ``Dataset.map_batches`` on CPUs.

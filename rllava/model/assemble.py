@@ -10,6 +10,7 @@ A trained LLaVA in storage:
 """
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -122,6 +123,17 @@ def save_stage(
     language_state = _below(state, "language_model.")
     cast(Any, connector.language_model).save_pretrained(folder / LANGUAGE_MODEL, state_dict=language_state)
     tokenizer.save_pretrained(folder / LANGUAGE_MODEL)
+
+
+def carry_encoders(before: Path, folder: Path) -> None:
+    """Hands on encoders that an earlier stage has trained, and this one has not: its folder is all that is read later.
+
+    Args:
+        before: of the stage before.
+        folder: of this stage, saved.
+    """
+    if (before / ENCODERS).exists() and not (folder / ENCODERS).exists():
+        shutil.copytree(before / ENCODERS, folder / ENCODERS)
 
 
 def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from rllava.encoders import check_together, input_size
 from rllava.errors import UserError
 from rllava.filesystem import copy_folder
 from rllava.made import build_at_hand
-from rllava.model.assemble import build_connector, load_trained_encoders, save_stage
+from rllava.model.assemble import build_connector, carry_encoders, load_trained_encoders, save_stage
 from rllava.model.llava import Connector
 from rllava.specs import ModelSpec, Stage
 from rllava.store import Artifact, Store
@@ -194,6 +194,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             if dist.get_rank() == 0:
                 folder = scratch / f"stage{number}"
                 save_stage(job.spec, number, trained.connector, trained.state, trained.tokenizer, folder)
+                if before is not None:
+                    carry_encoders(before, folder)
                 for file in sorted(folder.rglob("*")):
                     if file.is_file():
                         store.put(f"{job.path}/{file.relative_to(scratch)}", file)

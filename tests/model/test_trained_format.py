@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rllava.encoders import EncoderSpec, encoder_spec
+from rllava.encoders import EncoderSpec, build_encoder, encoder_spec
 from rllava.errors import UserError
-from rllava.model.assemble import build_connector, load_llava, save_stage
+from rllava.model.assemble import build_connector, carry_encoders, load_llava, load_trained_encoders, save_stage
 from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.describe import describe
@@ -103,3 +103,15 @@ def test_options_that_it_needs_not_are_refused(tmp_path: Path) -> None:
         read_checkpoint(str(folder), language_model="elsewhere")
     with pytest.raises(UserError, match="'tiny-clip' cannot be exported"):
         main(Options(str(folder), tmp_path / "exported"))
+
+
+def test_encoders_of_an_earlier_stage_are_handed_on(tmp_path: Path) -> None:
+    spec = model_spec(PRESETS.get("tiny"), (encoder_spec("tiny-clip"),))
+    connector, tokenizer = build_connector(spec)
+    tuned = {f"encoders.0.{key}": value + 1 for key, value in build_encoder(spec.encoders[0]).state_dict().items()}
+    save_stage(spec, 1, connector, {**connector.state_dict(), **tuned}, tokenizer, tmp_path / "stage1")
+    save_stage(spec, 2, connector, connector.state_dict(), tokenizer, tmp_path / "stage2")
+    carry_encoders(tmp_path / "stage1", tmp_path / "stage2")
+    built = build_encoder(spec.encoders[0])
+    load_trained_encoders([built], tmp_path / "stage2")
+    assert all(torch.equal(value, tuned[f"encoders.0.{key}"]) for key, value in built.state_dict().items())
