@@ -12,9 +12,9 @@ from rllava.filesystem import open_filesystem
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.assemble import load_llava
 from rllava.model.llava import Llava
+from rllava.recipes import PRESETS, parse_candidate
 from rllava.specs import ModelSpec
 from rllava.store import Store
-from sweeps.presets import PRESETS, model_spec, parse_candidate
 
 
 def trained_llava(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
@@ -30,8 +30,8 @@ def trained_llava(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
     Raises:
         UserError: if it is not there.
     """
-    preset = PRESETS.get("tiny")
-    spec = model_spec(preset, parse_candidate(candidate, preset).trained)
+    spec = parse_candidate(candidate, PRESETS.get("tiny").model).model
+    assert isinstance(spec, ModelSpec)
     store = Store(str(storage))
     artifact = store.artifact("models", spec.name, spec)
     if not store.is_complete(artifact):

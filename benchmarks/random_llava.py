@@ -15,9 +15,9 @@ from rllava.encoders.base import CLIP_MEAN, CLIP_STD, Encoder, EncoderSpec, buil
 from rllava.model.language import TINY_LLAMA, LanguageModelSpec
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.pinned import Pinned
+from rllava.recipes import PRESETS
 from rllava.specs import ModelSpec
 from rllava.weights import weights_of, weights_path
-from sweeps.presets import PRESETS, model_spec
 
 TOWER_LAYERS = 12
 """Depth of the vision tower, ViT-B's."""
@@ -174,7 +174,7 @@ def random_llava(size: Size, seed: int = 0) -> tuple[Llava, ModelSpec]:
         connector = Connector([projector], random_language_model(size, tokenizer))
     llava = Llava([build_encoder(spec)], connector, tokenizer, "vicuna_v1_short").requires_grad_(False).eval()
     language_model = LanguageModelSpec("random-llama", Pinned(f"random weights, seed {seed}", f"seed {seed}"))
-    return llava, replace(model_spec(PRESETS.get("tiny"), (spec,)), language_model=language_model)
+    return llava, replace(PRESETS.get("tiny").model, encoders=(spec,), language_model=language_model)
 
 
 def parameters(module: nn.Module) -> int:

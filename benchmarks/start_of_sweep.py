@@ -82,10 +82,11 @@ def lay_out(storage: str, candidates: int, shards: int, benchmarks: Sequence[str
         samples=25 * shards,
     )
     plan = check_inputs(make_plan(options))
-    plan = replace(plan, benchmarks=tuple(replace(spec, rows_per_shard=25) for spec in plan.benchmarks))
+    cut = tuple(replace(spec, rows_per_shard=25) for spec in plan.grid.benchmarks)
+    plan = replace(plan, grid=replace(plan.grid, benchmarks=cut))
     plan.store.prepare()
     prepare_data(plan, lambda _: None)
-    for candidate in plan.candidates:
+    for candidate in plan.grid.candidates:
         spec, artifact = plan.model(candidate)
         plan.store.finish(artifact, spec, {"seconds": 1.0, "parameters": 1})
         for cell, records in plan.evaluations(candidate):

@@ -46,7 +46,7 @@ PLAIN = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "base_model.")
 """What wrappers put before every key: data parallelism, ``torch.compile``, AdvXL's normalising wrapper."""
 
-_HUB = "hub:"
+HUB = "hub:"
 _PACKAGE = "package:"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files that make a tokenizer; one of them has to be there."""
@@ -95,8 +95,8 @@ def weights_path(weights: str) -> Path:
         module, _, file = weights.removeprefix(_PACKAGE).partition("/")
         found = importlib.util.find_spec(module)
         return (Path(str(found.origin)).parent if found else Path("site-packages") / module) / file
-    path = Path(weights.removeprefix(_HUB)).expanduser()
-    return path if not weights.startswith(_HUB) and path.exists() else weights_folder() / path
+    path = Path(weights.removeprefix(HUB)).expanduser()
+    return path if not weights.startswith(HUB) and path.exists() else weights_folder() / path
 
 
 def find_weights(weights: str) -> Path | None:
@@ -110,7 +110,7 @@ def find_weights(weights: str) -> Path | None:
     """
     found = _find(weights)
     before, _, file = weights.rpartition("/")
-    if found is None and weights.startswith(_HUB) and file in _OLDER:
+    if found is None and weights.startswith(HUB) and file in _OLDER:
         found = _find(f"{before}/{_OLDER[file]}")
     if found is None and weights in _RELEASED:
         found = _find(_RELEASED[weights])
@@ -121,9 +121,9 @@ def _find(weights: str) -> Path | None:
     path = weights_path(weights)
     if path.exists():
         return path
-    if not weights.startswith(_HUB):
+    if not weights.startswith(HUB):
         return None
-    return from_hub(weights.removeprefix(_HUB))
+    return from_hub(weights.removeprefix(HUB))
 
 
 def digest(path: Path) -> str:
@@ -286,7 +286,7 @@ def missing_weights(spec: Weighted) -> Missing:
     weights = weights_of(spec)
     assert weights is not None
     where, source = str(weights_path(weights)), spec.origin or "wherever they were made"
-    of_hub = weights.startswith(_HUB)
+    of_hub = weights.startswith(HUB)
     if of_hub and weights.count("/") == 1:
         where += "/ (a folder: config.json, weights, and what else is beside them)"
     if (of_hub or weights in _RELEASED) and not reachable():

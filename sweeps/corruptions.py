@@ -5,7 +5,7 @@ storage are found, the others trained first. Writes records, statistics and a re
 The same command again computes only what is missing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sweeps.console import run_script
@@ -46,13 +46,14 @@ def make_plan(options: Options) -> "Plan":
         UserError: naming the option and the remedy.
     """
     check_numbers(options)
-    from sweeps.grid import candidates_of, corruption_conditions, grid_of, in_portions  # imports torch and transformers
+    from rllava.recipes import PRESETS  # imports torch and transformers
+    from sweeps.grid import candidates_of, corruption_conditions, grid_of
     from sweeps.grid import make_plan as plan_of
-    from sweeps.presets import PRESETS
 
-    preset = in_portions(PRESETS.get(options.preset), options.micro_batch)
+    preset = PRESETS.get(options.preset)
     conditions = corruption_conditions(preset, options.corruptions, options.corrupted_at, options.fit)
-    return plan_of(options, SWEEP, grid_of(options, preset, conditions), candidates_of(options, preset))
+    grid = replace(grid_of(options, preset, conditions), candidates=candidates_of(options, preset))
+    return plan_of(options, SWEEP, grid)
 
 
 def main(options: Options) -> None:

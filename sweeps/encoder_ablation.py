@@ -8,7 +8,7 @@ Candidates: a (LLaVA trained end-to-end on encoder a), a+b (token-interleaved en
 LLaVA trained with a).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sweeps.console import run_script
@@ -39,12 +39,12 @@ def make_plan(options: Options) -> "Plan":
     """
     check_numbers(options)
     # Recipes import torch and transformers, which takes seconds; a mistake in a number is told by now.
-    from sweeps.grid import candidates_of, in_portions, read_grid
+    from rllava.recipes import PRESETS
+    from sweeps.grid import candidates_of, read_grid
     from sweeps.grid import make_plan as plan_of
-    from sweeps.presets import PRESETS
 
-    grid = read_grid(options, in_portions(PRESETS.get(options.preset), options.micro_batch))
-    return plan_of(options, SWEEP, grid, candidates_of(options, grid.preset))
+    grid = read_grid(options, PRESETS.get(options.preset))
+    return plan_of(options, SWEEP, replace(grid, candidates=candidates_of(options, grid)))
 
 
 def main(options: Options) -> None:

@@ -14,8 +14,8 @@ from sweeps.console import run_script
 from sweeps.options import AttackOptions, check_numbers
 
 if TYPE_CHECKING:
+    from rllava.recipes import Candidate
     from sweeps.plan import Plan
-    from sweeps.presets import Candidate
 
 SWEEP = "evaluate"
 
@@ -64,7 +64,7 @@ def candidates_of(options: Options) -> "tuple[Candidate, ...]":
     # Encoders import torch, which takes seconds; a mistake in a number is told by now.
     from rllava.encoders import check_swap, check_together, encoder_spec
     from rllava.model.checkpoint import read_checkpoint
-    from sweeps.presets import Candidate
+    from rllava.recipes import Candidate
 
     found = []
     for source in dict.fromkeys(options.model):
@@ -100,12 +100,12 @@ def make_plan(options: Options) -> "Plan":
     check_numbers(options)
     if not options.name or not options.name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--name {options.name}: expected letters, digits, - and _")
-    from sweeps.grid import make_plan as plan_of  # imports torch and transformers, as recipes do
+    from rllava.recipes import PRESETS  # imports torch and transformers
+    from sweeps.grid import make_plan as plan_of
     from sweeps.grid import read_grid
-    from sweeps.presets import PRESETS
 
     grid = read_grid(options, PRESETS.get(options.preset))
-    return plan_of(options, options.name, grid, candidates_of(options))
+    return plan_of(options, options.name, replace(grid, candidates=candidates_of(options)))
 
 
 def main(options: Options) -> None:

@@ -1,87 +1,55 @@
-"""What options mean for a recipe: the grid that every candidate is put through, its plan, and how it is run."""
+"""What options mean for a grid, its plan, and how it is run."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
-from rllava.conditions.attack import within
+from rllava.attacks.protocols import PROTOCOLS, in_precision, with_steps
+from rllava.conditions.attack import at_budgets
 from rllava.conditions.clean import Clean
 from rllava.conditions.condition import Condition, Setting, read_condition
 from rllava.conditions.corruption import Corruption
-from rllava.data.benchmarks import BenchmarkSpec
+from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, all_corruptions, check_library, known_fit
 from rllava.errors import UserError
 from rllava.metrics.judges.judge import read_judge
+from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.recipes import Candidate, Grid, named
+from rllava.specs import ModelSpec, Stage
 from sweeps.options import AttackOptions, CandidateOptions, SweepOptions, absolute, check_numbers, read_budgets
 from sweeps.plan import Plan, check_inputs
-from sweeps.presets import Candidate, Preset, benchmark_spec, parse_candidate
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What every candidate is put through.
-
-    Attributes:
-        preset: with the options' numbers of samples.
-        benchmarks: data and tasks.
-        conditions: what models are shown, clean images first.
-    """
-
-    preset: Preset
-    benchmarks: tuple[BenchmarkSpec, ...]
-    conditions: tuple[Condition, ...]
-
-
-def read_grid(options: AttackOptions, preset: Preset) -> Grid:
-    """Turns options into a grid, and refuses what cannot work.
+def read_grid(options: AttackOptions, grid: Grid) -> Grid:
+    """A grid under the attacks that options ask for.
 
     Args:
         options: from the command line.
-        preset: gives what they do not name.
-
-    Returns:
-        The grid.
+        grid: gives what they do not name.
 
     Raises:
         UserError: naming the option and the remedy.
     """
     check_numbers(options)
-    budgets = read_budgets(options, preset.budgets)
-    protocol = PROTOCOLS.get(options.protocol or preset.protocol)
+    budgets = read_budgets(options, grid.budgets)
+    protocol = PROTOCOLS.get(options.protocol) if options.protocol else grid.protocols[0]
     if options.attack_steps is not None:
         protocol = with_steps(protocol, options.attack_steps)
     if options.attack_precision is not None:
         protocol = in_precision(protocol, options.attack_precision)
-    return grid_of(options, preset, attack_conditions(protocol, budgets))
-
-
-def attack_conditions(protocol: Protocol, budgets: Sequence[float]) -> tuple[Condition, ...]:
-    """Clean images, answered as the protocol does, and attacks.
-
-    Args:
-        protocol: of the attacks.
-        budgets: in 1/255; 0 stands for the clean image.
-
-    Returns:
-        The conditions, budgets rising.
-    """
-    return tuple(within(protocol, size) for size in sorted(budgets))
+    return grid_of(options, grid, at_budgets(protocol, budgets))
 
 
 def corruption_conditions(
-    preset: Preset, names: Sequence[str], side: int | None = None, fit: str = "inside"
+    grid: Grid, names: Sequence[str], side: int | None = None, fit: str = "inside"
 ) -> tuple[Condition, ...]:
-    """Clean images and corrupted ones, answered in the precision of the recipe's clean answers.
+    """Clean images and corrupted ones, answered in the precision of the grid's clean answers.
 
     Args:
-        preset: of the sweep.
+        grid: of the sweep.
         names: of corruptions; none: all.
-        side: size at which images are corrupted, in pixels; None: the recipe's.
+        side: size at which images are corrupted, in pixels; None: the grid's.
         fit: how they get that size, see ``rllava.data.corruptions.Fit``.
-
-    Returns:
-        The conditions.
 
     Raises:
         UserError: if a corruption is unknown, a number senseless, or the library that corrupts is not here.
@@ -93,132 +61,121 @@ def corruption_conditions(
     for name in names:
         CORRUPTIONS.get(name)
     check_library()
-    precision = PROTOCOLS.get(preset.protocol).clean_precision
+    precision = grid.clean.precision
     chosen = dict.fromkeys(names or all_corruptions())
-    size = side or preset.corrupted_at
+    size = side or grid.corrupted_at
     return (Clean(precision), *(Corruption(name, size, fit, precision) for name in chosen))  # type: ignore[arg-type]
 
 
-def grid_of(options: SweepOptions, preset: Preset, conditions: Sequence[Condition]) -> Grid:
-    """A recipe's grid with other conditions.
+def grid_of(options: SweepOptions, grid: Grid, conditions: Sequence[Condition]) -> Grid:
+    """A grid with other conditions, and with the benchmarks, samples and batches that options ask for.
 
     Args:
-        options: from the command line.
-        preset: gives what they do not name.
-        conditions: what models are shown.
-
-    Returns:
-        The grid.
+        options: from the command line; the conditions that they name stand beside the others.
+        grid: gives what they do not name.
+        conditions: what models are shown, clean images among them.
 
     Raises:
         UserError: if a benchmark or condition is unknown.
     """
+    benchmarks = grid.benchmarks
+    if options.benchmarks:
+        own, first = {spec.name: spec for spec in benchmarks}, benchmarks[0]
+        benchmarks = tuple(
+            own.get(name) or replace(BENCHMARKS.get(name), samples=first.samples, rows_per_shard=first.rows_per_shard)
+            for name in dict.fromkeys(options.benchmarks)
+        )
     if options.samples is not None:
-        preset = replace(preset, samples=options.samples)
-    if options.batch_size is not None:
-        preset = replace(preset, batch_size=options.batch_size)
-    names = dict.fromkeys(options.benchmarks or preset.benchmarks)
-    clean, named = beside(options.conditions, preset, conditions)
-    shown = tuple(dict.fromkeys((*clean, *conditions, *named)))
-    return Grid(preset, tuple(benchmark_spec(preset, name) for name in names), shown)
+        benchmarks = tuple(replace(spec, samples=options.samples) for spec in benchmarks)
+    changed = replace(grid, benchmarks=benchmarks, conditions=tuple(conditions))
+    setting = Setting(changed.clean.precision, grid.corrupted_at)
+    beside = tuple(read_condition(name, setting) for name in options.conditions)
+    return replace(
+        changed,
+        conditions=tuple(dict.fromkeys((*conditions, *beside))),
+        batch_size=grid.batch_size if options.batch_size is None else options.batch_size,
+    )
 
 
-def beside(
-    names: Sequence[str], preset: Preset, conditions: Sequence[Condition]
-) -> tuple[list[Condition], list[Condition]]:
-    """The conditions that a command line names beside those of the sweep.
-
-    Args:
-        names: as given, e.g. ``corruption:fog``.
-        preset: of the sweep.
-        conditions: of the sweep.
-
-    Returns:
-        The clean image, with which they are compared, and them, answered in the same precision; nothing if none is
-        named.
-
-    Raises:
-        UserError: if a name is not understood.
-    """
-    if not names:
-        return [], []
-    clean = next((condition for condition in conditions if isinstance(condition, Clean)), None)
-    asked = clean or Clean(PROTOCOLS.get(preset.protocol).clean_precision)
-    setting = Setting(asked.precision, preset.corrupted_at)
-    return [asked], [read_condition(name, setting) for name in names]
-
-
-def candidates_of(options: CandidateOptions, preset: Preset) -> tuple[Candidate, ...]:
-    """Whom a sweep compares.
+def candidates_of(options: CandidateOptions, grid: Grid) -> tuple[Candidate, ...]:
+    """Whom a sweep compares: each once, seed by seed.
 
     Args:
         options: from the command line.
-        preset: gives whom they do not name.
-
-    Returns:
-        Rows of the grid, each once, seed by seed.
+        grid: gives whom they do not name, and how those whom they name are trained.
 
     Raises:
-        UserError: if a name is not understood, or a seed is no such number.
+        UserError: if a name is not understood, a seed is no such number, or the micro-batch divides no global batch.
     """
-    names, seeds = dict.fromkeys(options.encoders or preset.candidates), dict.fromkeys(options.seeds)
+    seeds = dict.fromkeys(options.seeds)
     for seed in seeds:
         if not 0 <= seed < 1 << 31:
             raise UserError(f"--seeds {seed}: expected numbers from 0 to {(1 << 31) - 1}")
     if not seeds:
         raise UserError("--seeds: give at least one")
-    return tuple(parse_candidate(name, preset, seed) for seed in seeds for name in names)
+    names = tuple(dict.fromkeys(options.encoders))
+    found = named(grid.model, *names) if names else grid.candidates
+
+    def with_seed(model: ModelSpec | CheckpointSpec, seed: int) -> ModelSpec | CheckpointSpec:
+        if not isinstance(model, ModelSpec):
+            return model
+        return replace(model, seed=seed, stages=in_portions(model.stages, options.micro_batch))
+
+    every = (replace(entry, model=with_seed(entry.model, seed)) for seed in seeds for entry in found)
+    return tuple(dict.fromkeys(every))  # a checkpoint from elsewhere has no seed
 
 
-def in_portions(preset: Preset, micro_batch: int | None) -> Preset:
-    """A recipe with another micro-batch in all stages.
+def trained(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ModelSpec]]:
+    """Candidates whose LLaVA a sweep trains, each with it."""
+    for candidate in candidates:
+        if isinstance(candidate.model, ModelSpec):
+            yield candidate, candidate.model
+
+
+def changed(candidate: Candidate, change: str, model: ModelSpec) -> Candidate:
+    """A candidate with another model, called ``NAME:CHANGE``."""
+    return replace(candidate, name=f"{candidate.name}:{change}", model=model)
+
+
+def in_portions(stages: Sequence[Stage], micro_batch: int | None) -> tuple[Stage, ...]:
+    """Stages with another micro-batch.
 
     Args:
-        preset: to change.
-        micro_batch: samples per forward pass of a worker; None: the recipe's own.
-
-    Returns:
-        The recipe.
+        stages: of a training.
+        micro_batch: samples per forward pass of a worker; None: each stage's own.
 
     Raises:
         UserError: if it does not divide a global batch.
     """
     if micro_batch is None:
-        return preset
-    for number, stage in enumerate(preset.stages, start=1):
+        return tuple(stages)
+    for number, stage in enumerate(stages, start=1):
         if micro_batch < 1 or stage.global_batch % micro_batch:
             raise UserError(
                 f"--micro-batch {micro_batch}: stage {number} has a global batch of {stage.global_batch}; give a "
                 "number that divides it"
             )
-    return replace(preset, stages=tuple(replace(stage, micro_batch=micro_batch) for stage in preset.stages))
+    return tuple(replace(stage, micro_batch=micro_batch) for stage in stages)
 
 
-def make_plan(options: SweepOptions, sweep: str, grid: Grid, candidates: Sequence[Candidate]) -> Plan:
+def make_plan(options: SweepOptions, sweep: str, grid: Grid) -> Plan:
     """The plan of a sweep.
 
     Args:
         options: from the command line.
         sweep: its name.
-        grid: what every candidate is put through.
-        candidates: rows of the grid.
-
-    Returns:
-        The plan.
+        grid: what it fills.
 
     Raises:
         UserError: if two candidates have one name.
     """
-    for name, count in Counter(candidate.trial for candidate in candidates).items():
+    for name, count in Counter(candidate.trial for candidate in grid.candidates).items():
         if count > 1:
             raise UserError(f"{count} candidates would be called {name} in the records; rename a file or folder")
     return Plan(
         sweep,
         absolute(options.storage),
-        grid.preset,
-        tuple(candidates),
-        grid.benchmarks,
-        grid.conditions,
+        grid,
         options.save_every,
         options.compile,
         options.first_samples,

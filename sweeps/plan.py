@@ -1,14 +1,12 @@
 """What a sweep consists of: candidates, benchmarks, budgets, and the artifacts they lead to."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rllava.attacks.protocols import Protocol
 from rllava.conditions.attack import Attack
 from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark, list_benchmark
@@ -27,13 +25,13 @@ from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import check_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec, pin_checkpoint
 from rllava.model.language import LanguageModelSpec, check_language_model_files
+from rllava.recipes import Candidate, Grid, check_grid, trial_name
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, Task, Workshop, ensure, levels, task_of
 from rllava.store import Artifact, Store
 from rllava.training.places import DataPlace
 from rllava.weights import Weighted, has_weights, missing_weights, pin_weights, weights_of
-from sweeps.presets import Candidate, Preset, trial_name
 
 Spec = InstructionSpec | BenchmarkSpec
 DATA = (InstructionSpec, BenchmarkSpec)
@@ -44,15 +42,12 @@ LINE_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid of candidates x benchmarks x conditions, and where its results go.
+    """A grid, and where and how its results come about.
 
     Attributes:
         sweep: name of the report folder.
         storage: URL.
-        preset: recipe.
-        candidates: rows of the grid.
-        benchmarks: data and tasks.
-        conditions: what models are shown: clean answers first, budgets rising.
+        grid: candidates x benchmarks x conditions.
         save_every_s: seconds between two saved states of an attack in flight.
         compiled: whether attacked models go through torch.compile.
         first_samples: how many of each benchmark's list are asked about, rounded up to whole shards; None: all.
@@ -61,10 +56,7 @@ class Plan:
 
     sweep: str
     storage: str
-    preset: Preset
-    candidates: tuple[Candidate, ...]
-    benchmarks: tuple[BenchmarkSpec, ...]
-    conditions: tuple[Condition, ...]
+    grid: Grid
     save_every_s: float = 60.0
     compiled: bool = False
     first_samples: int | None = None
@@ -78,21 +70,6 @@ class Plan:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Plan, tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
-    @property
-    def attacks(self) -> tuple[Attack, ...]:
-        """Those of the conditions that are attacks."""
-        return tuple(condition for condition in self.conditions if isinstance(condition, Attack))
-
-    @property
-    def protocols(self) -> tuple[Protocol, ...]:
-        """Of its attacks, each once."""
-        return tuple(dict.fromkeys(attack.protocol for attack in self.attacks))
-
-    @property
-    def budgets(self) -> tuple[float, ...]:
-        """Of its conditions, in 1/255, rising; 0 is the clean image."""
-        return tuple(sorted({entry.epsilon for entry in self.conditions if entry.epsilon is not None}))
-
     def candidate(self, name: str) -> Candidate:
         """A candidate by the name of its trial.
 
@@ -102,7 +79,7 @@ class Plan:
         Returns:
             The candidate.
         """
-        return next(candidate for candidate in self.candidates if candidate.trial == name)
+        return next(candidate for candidate in self.grid.candidates if candidate.trial == name)
 
     def model(self, candidate: Candidate) -> tuple[ModelSpec | CheckpointSpec, Artifact]:
         """The LLaVA a candidate needs.
@@ -116,17 +93,6 @@ class Plan:
         spec = candidate.model
         return spec, self.store.artifact("models", spec.name, spec)
 
-    @property
-    def trains(self) -> bool:
-        """Whether any candidate's LLaVA is trained by the sweep."""
-        return bool(self.models)
-
-    @property
-    def models(self) -> tuple[ModelSpec, ...]:
-        """LLaVAs that are trained by the sweep, each once."""
-        models = (candidate.model for candidate in self.candidates)
-        return tuple(dict.fromkeys(model for model in models if isinstance(model, ModelSpec)))
-
     def evaluations(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
         """A candidate's cells of the grid.
 
@@ -139,8 +105,8 @@ class Plan:
         if candidate.trial not in self._evaluations:
             specs = [
                 self._evaluation(candidate, benchmark, condition)
-                for benchmark in self.benchmarks
-                for condition in self.conditions
+                for benchmark in self.grid.benchmarks
+                for condition in self.grid.conditions
             ]
             artifacts = [self.store.artifact("records", spec.name, spec) for spec in specs]
             self._evaluations[candidate.trial] = list(zip(specs, artifacts, strict=True))
@@ -179,14 +145,14 @@ class Plan:
         before, sources = None, []
         if isinstance(condition, Attack):
             protocol, budget = condition.protocol, condition.budget
-            sizes = [attack.budget.size for attack in self.attacks if attack.budget.norm == budget.norm]
+            sizes = [attack.budget.size for attack in self.grid.attacks if attack.budget.norm == budget.norm]
             smaller = max((size for size in sizes if size < budget.size), default=None)
             if protocol.chained and smaller is not None:
                 attack = dataclasses.replace(condition, budget=dataclasses.replace(budget, size=smaller))
                 before = self._evaluation(candidate, benchmark, attack)
             # Its own first, then by name: not by the order on the command line, which must not change a fingerprint. Of
             # other seeds none: what a training scores does not depend on which others were asked for.
-            same = [other for other in self.candidates if other.seed == candidate.seed]
+            same = [other for other in self.grid.candidates if other.seed == candidate.seed]
             others = sorted(same, key=lambda other: (other.name != candidate.name, other.name))
             first = [dataclasses.replace(condition, protocol=other) for other in protocol.after]
             sources = [self._evaluation(other, benchmark, attack) for other in others for attack in first]
@@ -197,7 +163,7 @@ class Plan:
             encoders=candidate.judged,
             benchmark=benchmark,
             condition=condition,
-            batch_size=self.preset.batch_size,
+            batch_size=self.grid.batch_size,
             compiled=self.compiled,
             smaller=before,
             sources=tuple(sources),
@@ -205,11 +171,11 @@ class Plan:
 
     def instruction_specs(self) -> tuple[InstructionSpec, ...]:
         """Data of the training stages, each once; nothing if nothing is trained."""
-        return tuple(dict.fromkeys(stage.data for model in self.models for stage in model.stages))
+        return tuple(dict.fromkeys(stage.data for model in self.grid.models for stage in model.stages))
 
     def data_specs(self) -> tuple[InstructionSpec | BenchmarkSpec, ...]:
         """All data that the sweep reads, each once."""
-        return tuple(dict.fromkeys((*self.instruction_specs(), *self.benchmarks)))
+        return tuple(dict.fromkeys((*self.instruction_specs(), *self.grid.benchmarks)))
 
     def data(self, spec: InstructionSpec | BenchmarkSpec) -> Artifact:
         """Where data lies.
@@ -296,7 +262,7 @@ class Plan:
 
     def in_training_order(self) -> list[Candidate]:
         """Candidates such that those which only plug into another's LLaVA come last."""
-        return sorted(self.candidates, key=lambda candidate: candidate.plugged)
+        return sorted(self.grid.candidates, key=lambda candidate: candidate.plugged)
 
 
 def check_inputs(plan: Plan) -> Plan:
@@ -313,24 +279,11 @@ def check_inputs(plan: Plan) -> Plan:
             damaged or do not fit, a task cannot be evaluated or attacked, what a judge reads is damaged, or the
             protocol is not for a benchmark or for so many candidates.
     """
-    for benchmark in plan.benchmarks:
-        benchmark.task.check(attacked=any(condition.epsilon for condition in plan.conditions))
-    for protocol, benchmark in itertools.product(plan.protocols, plan.benchmarks):
-        replays = [
-            entry
-            for entry in protocol.rounds(benchmark.task.kind)
-            if entry.start.removeprefix("other:").isdecimal()  # "other:smaller" is this candidate's own
-        ]
-        first, names = protocol.after, {candidate.name for candidate in plan.candidates}
-        if first and len(names) * len(first) > len(replays):
-            raise UserError(
-                f"protocol {protocol.name} starts from the images of at most {len(replays) // len(first)} "
-                f"candidates, not of {len(names)}; give fewer --encoders"
-            )
+    check_grid(plan.grid)
     refuse_missing(missing_inputs(plan))
     judges = {fingerprint(judge): judge for judge in (judge.pinned() for judge in plan.judges)}
     pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
-    language_models = {spec: pin_weights(spec) for spec in dict.fromkeys(model.language_model for model in plan.models)}
+    language_models = {spec: pin_weights(spec) for spec in {model.language_model for model in plan.grid.models}}
 
     def pin(model: ModelSpec | CheckpointSpec) -> ModelSpec | CheckpointSpec:
         if isinstance(model, CheckpointSpec):
@@ -338,14 +291,15 @@ def check_inputs(plan: Plan) -> Plan:
         encoders = tuple(pinned[spec.name] for spec in model.encoders)
         return dataclasses.replace(model, encoders=encoders, language_model=language_models[model.language_model])
 
-    models = {model: pin(model) for model in dict.fromkeys(candidate.model for candidate in plan.candidates)}
+    models = {model: pin(model) for model in dict.fromkeys(candidate.model for candidate in plan.grid.candidates)}
     candidates = tuple(
         dataclasses.replace(
             candidate, model=models[candidate.model], used=tuple(pinned[spec.name] for spec in candidate.used)
         )
-        for candidate in plan.candidates
+        for candidate in plan.grid.candidates
     )
-    found = dataclasses.replace(plan, candidates=candidates, judges=tuple(judges.values()))
+    grid = dataclasses.replace(plan.grid, candidates=candidates)
+    found = dataclasses.replace(plan, grid=grid, judges=tuple(judges.values()))
     _open_weights(found)
     return found
 
@@ -356,18 +310,18 @@ def _open_weights(plan: Plan) -> None:
         if not (weights_of(spec) or "asset:").startswith("asset:"):
             check_encoder(spec)
     templates: dict[LanguageModelSpec, dict[str, None]] = {}
-    for model in plan.models:
+    for model in plan.grid.models:
         templates.setdefault(model.language_model, {}).update(dict.fromkeys(s.conversation for s in model.stages))
     for language_model, names in templates.items():
         if not (weights_of(language_model) or "asset:").startswith("asset:"):
             check_language_model_files(language_model, list(names))
-    for candidate in plan.candidates:
+    for candidate in plan.grid.candidates:
         if isinstance(candidate.model, CheckpointSpec):
             check_checkpoint(candidate.model, candidate.used)
 
 
 def _encoders(plan: Plan) -> list[EncoderSpec]:
-    return list({spec.name: spec for c in plan.candidates for spec in (*c.trained, *c.used)}.values())
+    return list({spec.name: spec for c in plan.grid.candidates for spec in (*c.trained, *c.used)}.values())
 
 
 def missing_inputs(plan: Plan) -> list[Missing]:
@@ -383,7 +337,7 @@ def missing_inputs(plan: Plan) -> list[Missing]:
         UserError: if files are missing and the storage, which may hold the shards, cannot be read.
     """
     needed = [spec for spec in plan.data_specs() if missing_data([spec.source])]
-    language_models = dict.fromkeys(model.language_model for model in plan.models)
+    language_models = dict.fromkeys(model.language_model for model in plan.grid.models)
     weighted: list[Weighted] = [*language_models, *_encoders(plan)]
     weights = [spec for spec in weighted if not has_weights(spec)]
     files = missing_data(spec.source for spec in _not_built(plan, needed))

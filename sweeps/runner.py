@@ -30,6 +30,7 @@ from rllava.data.shards import FEW_ROWS, Tasks, in_this_process, list_shards
 from rllava.errors import SweepError, UserError
 from rllava.filesystem import remove_folder
 from rllava.fingerprint import to_json
+from rllava.recipes import Candidate
 from rllava.snapshot import Snapshot
 from rllava.specs import ModelSpec
 from rllava.store import Artifact
@@ -38,7 +39,6 @@ from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
 from sweeps.plan import Plan, check_sources, prepare_data
-from sweeps.presets import Candidate
 from sweeps.trial import Work, run_trial
 from sweeps.work import work_on
 
@@ -102,7 +102,7 @@ def run(plan: Plan, machines: Machines) -> str:
 def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str:
     check_workers_of(plan, machines)
     board = Board(
-        {candidate.trial: candidate.trains for candidate in plan.candidates},
+        {candidate.trial: candidate.trains for candidate in plan.grid.candidates},
         kept=lambda name: kept(plan, plan.candidate(name)),
         after_failure=lambda: share_ray_data(in_use=True),
     )
@@ -110,9 +110,10 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
     before = completed(plan, found)
     levels = [unfinished(plan, level, found) for level in range(len(plan.levels))]
     busy = len({name for names in levels for name in names})
-    for protocol in plan.protocols:
+    for protocol in plan.grid.protocols:
         board.say(protocol.describe())
-    board.say(f"{plan.sweep}: {len(plan.candidates)} candidates, {busy} with something to do; storage {plan.storage}")
+    count = len(plan.grid.candidates)
+    board.say(f"{plan.sweep}: {count} candidates, {busy} with something to do; storage {plan.storage}")
     machine: dict[str, Any] = {}
     most = max(map(len, levels))
     rows = check_sources(plan, found)
@@ -207,7 +208,7 @@ def check_workers_of(plan: Plan, machines: Machines) -> None:
             raise UserError(f"{option} {value}: expected at least 1")
     if machines.trials is not None and machines.trials < 1:
         raise UserError(f"--trials {machines.trials}: expected at least 1")
-    for candidate in plan.candidates:
+    for candidate in plan.grid.candidates:
         spec, _ = plan.model(candidate)
         if isinstance(spec, ModelSpec):
             check_workers(spec, machines.workers)
@@ -272,7 +273,7 @@ def gpus_per_worker(plan: Plan, asked: float | None, info: ClusterInfo) -> float
     Raises:
         UserError: if there are no GPUs and none can come.
     """
-    if asked is not None or info.knows("GPU") or not plan.preset.for_gpus:
+    if asked is not None or info.knows("GPU") or not plan.grid.for_gpus:
         return asked
     if info.unlimited:
         note("no GPU is there yet: workers ask for one each, and wait until the cluster brings them")
@@ -282,7 +283,7 @@ def gpus_per_worker(plan: Plan, asked: float | None, info: ClusterInfo) -> float
     where = "this machine shows none" if info.is_local else "the cluster has none and can get none"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and info.is_local
     raise UserError(
-        f"--preset {plan.preset.name} is meant to be trained on GPUs, and {where}"
+        f"--preset {plan.grid.name} is meant to be trained on GPUs, and {where}"
         f"{' (CUDA_VISIBLE_DEVICES hides all)' if hidden else ''}; use machines with GPUs or another preset, or insist "
         "on CPUs with --gpus 0"
     )
@@ -297,7 +298,7 @@ def has_to_train(plan: Plan) -> bool:
     Returns:
         False if all are complete, or come from elsewhere.
     """
-    models = [plan.model(candidate) for candidate in plan.candidates]
+    models = [plan.model(candidate) for candidate in plan.grid.candidates]
     return any(isinstance(spec, ModelSpec) and not plan.store.is_complete(artifact) for spec, artifact in models)
 
 
@@ -352,7 +353,7 @@ def tune_over(
             "storage_filesystem": plan.store.arrow_filesystem(),
         }
     name = f"{plan.sweep}-{os.path.basename(scratch)}"
-    report_every = max(1, max((stage.steps for model in plan.models for stage in model.stages), default=1) // 12)
+    report_every = max(1, max((stage.steps for model in plan.grid.models for stage in model.stages), default=1) // 12)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every, level)),
         placement.trial_resources(),
@@ -440,13 +441,13 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
         known = facts(artifact).get("seconds")
         return math.nan if known is None else float(known)
 
-    models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.candidates}
+    models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.grid.candidates}
     finished = time.time()
     manifest = Manifest(
         sweep=plan.sweep,
-        preset=plan.preset.name,
-        candidates=tuple(dict.fromkeys(candidate.name for candidate in plan.candidates)),
-        benchmarks=tuple(benchmark.name for benchmark in plan.benchmarks),
+        preset=plan.grid.name,
+        candidates=tuple(dict.fromkeys(candidate.name for candidate in plan.grid.candidates)),
+        benchmarks=tuple(benchmark.name for benchmark in plan.grid.benchmarks),
         conditions=tuple(
             ConditionEntry(
                 label=condition.label,
@@ -455,9 +456,9 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
                 severities=tuple(part["severity"] for part in condition.parts if "severity" in part),
                 targeted=isinstance(condition, Attack) and condition.targeted,
             )
-            for condition in plan.conditions
+            for condition in plan.grid.conditions
         ),
-        samples=max(map(plan.samples, plan.benchmarks)),
+        samples=max(map(plan.samples, plan.grid.benchmarks)),
         records=tuple(
             RecordsEntry(
                 path=artifact.relative,
@@ -470,7 +471,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
                 seconds=seconds(artifact),
                 reused=artifact.relative in before,
             )
-            for candidate in plan.candidates
+            for candidate in plan.grid.candidates
             for spec, artifact in plan.evaluations(candidate)
         ),
         models=tuple(
@@ -493,7 +494,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
                 seconds=seconds(artifact),
                 reused=artifact.relative in before,
             )
-            for candidate in plan.candidates
+            for candidate in plan.grid.candidates
             for spec, artifact in plan.judgements(candidate)
         ),
         versions={package: version(package) for package in PACKAGES},

@@ -106,7 +106,7 @@ def train_models(
             path=task.artifact.path,
             spec=task.spec,
             data=plan.data_places(task.spec),
-            checkpoint_every=plan.preset.checkpoint_every,
+            checkpoint_every=plan.grid.checkpoint_every,
             report_every=report_every,
         )
         yield task, train_model(job, task.artifact, placement.scaling_config(), callbacks=[TellTraining(tell)])

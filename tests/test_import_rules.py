@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rllava", "analysis", "cluster", "sweeps")
 TREE = (*PACKAGES, "benchmarks", "tests")
 PURE = (
+    "rllava.recipes",
     "rllava.encoders",
     "rllava.model",
     "rllava.attacks",
@@ -45,6 +46,11 @@ LIGHT = (
 )
 """What the analysis shares with what writes records."""
 
+LIBRARY_TESTS = tuple(
+    f"tests.{part}"
+    for part in ("attacks", "cluster", "data", "encoders", "evaluation", "metrics", "model", "tasks", "training")
+)
+
 GPU_STACK = ("torch", "torchvision", "ray", "transformers", "deepspeed", "timm")
 
 
@@ -69,6 +75,7 @@ RULES = {
     "Ray appears in the library only in its adapters": Rule(("rllava",), ("ray",), but=ADAPTERS),
     "what runs in a plain process does not import the adapters either": Rule(PURE, ADAPTERS, but=ADAPTERS),
     "the library knows neither its users nor the cluster": Rule(("rllava",), ("sweeps", "analysis", "cluster")),
+    "what tests the library knows its users as little": Rule(LIBRARY_TESTS, ("sweeps",)),
     "the cluster code knows no sweep": Rule(("cluster",), ("sweeps", "analysis")),
     "attacks know no LLaVA": Rule(
         ("rllava.attacks",),
@@ -120,7 +127,7 @@ def is_forbidden(name: str, rule: Rule) -> bool:
 def violations(root: Path) -> list[str]:
     """Returns a line per import in ``root`` that breaks a rule."""
     found = []
-    for package in PACKAGES:
+    for package in (*PACKAGES, "tests"):
         for path in sorted((root / package).rglob("*.py")):
             relative = path.relative_to(root)
             is_package = path.name == "__init__.py"
@@ -217,7 +224,7 @@ def test_the_adapters_exist() -> None:
         ("rllava/tasks/captioning.py", "import ray.data", "Ray appears"),
         ("rllava/metrics/vqa.py", "from rllava.evaluation.worker import seed_of", "plain descriptions"),
         ("rllava/evaluation/worker.py", "from cluster.placement import place", "neither its users nor the cluster"),
-        ("rllava/store.py", "import sweeps.presets", "neither its users nor the cluster"),
+        ("rllava/store.py", "import sweeps.plan", "neither its users nor the cluster"),
         ("cluster/connect.py", "import sweeps", "knows no sweep"),
         ("analysis/plots.py", "import torch.nn", "without the GPU stack"),
         ("analysis/plots.py", "from rllava.store import Store", "knows the record"),

@@ -16,10 +16,10 @@ from rllava.fingerprint import fingerprint
 from rllava.graph import step_of
 from rllava.made import at_hand, place_of
 from rllava.pinned import WEIGHTS, MadeBy, Pinned
+from rllava.recipes import PRESETS
 from rllava.steps import Facts, Step, Task, Workshop, ensure, levels
 from rllava.store import Store
 from rllava.weights import digest, has_weights, pin_weights
-from sweeps.presets import PRESETS, model_spec
 from tests.evaluation.test_worker import spec_of
 
 FARE = next(recipe for recipe in RECIPES if recipe.name == "tiny-fare4")
@@ -77,7 +77,7 @@ def test_what_is_missing_or_damaged_is_told_in_one_line(store: Store, tmp_path: 
 def test_who_uses_it_waits_for_the_step_that_makes_it(store: Store) -> None:
     making = step_of(FARE)
     assert (making.kind, making.needs) == ("encoders", ())
-    model = model_spec(PRESETS.get("smoke"), (MADE,))
+    model = dataclasses.replace(PRESETS.get("smoke").model, encoders=(MADE,))
     assert making in step_of(model).needs
     plugged = dataclasses.replace(spec_of("easy_vqa", 8.0), encoders=(MADE,))
     assert making in step_of(plugged).needs

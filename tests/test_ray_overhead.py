@@ -21,9 +21,9 @@ from benchmarks.ray_overhead import (
 )
 from rllava.errors import SweepError, UserError
 from rllava.model.assemble import build_connector, save_stage
+from rllava.recipes import PRESETS, parse_candidate
 from rllava.records import RECORD_SCHEMA
 from rllava.store import Store
-from sweeps.presets import PRESETS, parse_candidate
 from tests.fixtures.processes import Tracked
 
 MODEL = "tiny-tecoa4"
@@ -34,7 +34,7 @@ def untrained(folder: Path) -> Path:
     """A results folder in which the projectors of the model's artifact are random."""
     store = Store(str(folder))
     store.prepare()
-    spec = parse_candidate(MODEL, PRESETS.get("tiny")).model
+    spec = parse_candidate(MODEL, PRESETS.get("tiny").model).model
     artifact = store.artifact("models", spec.name, spec)
     connector, tokenizer = build_connector(spec)
     save_stage(spec, 2, connector, connector.state_dict(), tokenizer, Path(artifact.path) / "stage2")

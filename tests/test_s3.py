@@ -16,10 +16,10 @@ from rllava.encoders import encoder_spec
 from rllava.errors import UserError
 from rllava.filesystem import copy_folder, open_filesystem, remove_folder
 from rllava.model.assemble import build_connector, load_llava, save_stage
+from rllava.recipes import PRESETS
 from rllava.s3 import S3, explain
 from rllava.store import Store
 from rllava.weights import pin_weights
-from sweeps.presets import PRESETS, model_spec
 from tests.fixtures.ray_cluster import free_port
 from tests.fixtures.s3_proxy import Answer, Request, run_s3_proxy
 from tests.fixtures.s3_proxy import Store as Proxy
@@ -314,7 +314,7 @@ def test_folders_of_awkward_names_are_copied_and_removed_exactly(
 def test_a_variant_trained_to_s3_is_read_back(s3_storage: str, tmp_path: Path) -> None:
     """Under a prefix with brackets too; the model's own folder has none."""
     encoders = (pin_weights(encoder_spec("tiny-clip[normalization=clip]")),)
-    spec = model_spec(PRESETS.get("tiny"), encoders)
+    spec = replace(PRESETS.get("tiny").model, encoders=encoders)
     store = Store(f"{s3_storage}/my [results]")
     artifact = store.artifact("models", spec.name, spec)
     assert artifact.name == "tiny-clip_normalization_clip"
@@ -348,7 +348,7 @@ def test_artifact_names_mean_nothing_to_a_shell_a_pattern_or_a_url(name: str, tm
 def test_names_that_read_alike_are_told_apart(tmp_path: Path) -> None:
     names = ("tiny-clip[image_size=64]", "tiny-clip_image_size_64")
     encoders = [replace(pin_weights(encoder_spec("tiny-clip")), name=name) for name in names]
-    specs = [model_spec(PRESETS.get("tiny"), (encoder,)) for encoder in encoders]
+    specs = [replace(PRESETS.get("tiny").model, encoders=(encoder,)) for encoder in encoders]
     artifacts = [Store(str(tmp_path)).artifact("models", spec.name, spec) for spec in specs]
     assert artifacts[0].name == artifacts[1].name
     assert artifacts[0].path != artifacts[1].path
@@ -357,9 +357,9 @@ def test_names_that_read_alike_are_told_apart(tmp_path: Path) -> None:
 def test_names_of_the_recipes_stay(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for preset in PRESETS:
-        for name in PRESETS.get(preset).candidates:
+        for name in (candidate.name for candidate in PRESETS.get(preset).candidates):
             before = name.replace("+", "_and_").replace("@", "_in_").replace("/", "_")
-            for benchmark in PRESETS.get(preset).benchmarks:
+            for benchmark in (spec.name for spec in PRESETS.get(preset).benchmarks):
                 readable = store.artifact("records", f"{name}-{benchmark}-eps0.5", Spec(1)).name
                 assert readable == f"{before}-{benchmark}-eps0.5"
 

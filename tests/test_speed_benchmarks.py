@@ -21,8 +21,8 @@ from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.worker import AttackWorker, evaluate_shard
 from rllava.model.conversation import IGNORE
 from rllava.model.llava import Llava
+from rllava.recipes import PRESETS
 from rllava.specs import EvalSpec, ModelSpec
-from sweeps.presets import PRESETS, model_spec
 from tests.model.test_llava import make
 
 SMALL = Size(image_size=32, patch=8, tower_width=64, width=64, layers=1, vocabulary=2000)
@@ -58,7 +58,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def untrained(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
     llava = make(candidate, dtype=torch.float32)
-    return llava, model_spec(PRESETS.get("tiny"), (encoder_spec(candidate),))
+    return llava, replace(PRESETS.get("tiny").model, encoders=(encoder_spec(candidate),))
 
 
 def rows_of(sheet: Path) -> list[list[str]]:

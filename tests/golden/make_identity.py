@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from rllava.attacks.outcome import GRID, GRID_VERSION
 from rllava.attacks.protocols import PROTOCOLS
+from rllava.conditions.attack import at_budgets
 from rllava.conditions.condition import CONDITIONS
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.corruptions import CORRUPTIONS, SIZING_VERSION
@@ -30,14 +31,14 @@ from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
 from rllava.pinned import Pinned
+from rllava.recipes import PRESETS, Candidate, Grid
 from rllava.records import CLEAN
 from rllava.tasks.decoys import BANK_SIZE, DECOYS_VERSION
 from rllava.tasks.task import TASKS
 from rllava.training.objectives import OBJECTIVES
 from rllava.weights import Weighted, hash_of, weights_of
-from sweeps.grid import attack_conditions, corruption_conditions
+from sweeps.grid import corruption_conditions
 from sweeps.plan import Plan
-from sweeps.presets import PRESETS, Candidate, Preset, benchmark_spec, parse_candidate
 
 GOLDEN = Path(__file__).with_name("identity.json")
 WITH_OTHERS = ("tiny strong tiny-clip easy_vqa",)
@@ -74,22 +75,22 @@ def pinned_all(specs: tuple[EncoderSpec, ...]) -> tuple[EncoderSpec, ...]:
     return tuple(map(pinned, specs))
 
 
-def plan_of(preset: Preset, protocol: str) -> Plan:
+def plan_of(preset: Grid, protocol: str) -> Plan:
     """The sweep over all that a preset names, under a protocol."""
-    parsed = (parse_candidate(name, preset) for name in preset.candidates)
-    language_model = pinned(preset.language_model)
+    language_model = pinned(preset.model.language_model)
     candidates = tuple(
         Candidate(
             c.name,
             dataclasses.replace(c.model, encoders=pinned_all(c.trained), language_model=language_model),  # type: ignore[call-arg]
             pinned_all(c.used),
         )
-        for c in parsed
+        for c in preset.candidates
     )
     chosen = PROTOCOLS.get(protocol)
-    benchmarks = tuple(benchmark_spec(preset, name) for name in preset.benchmarks)
-    benchmarks = tuple(spec for spec in benchmarks if spec.task.kind in chosen.kinds)
-    return Plan("golden", "nowhere", preset, candidates, benchmarks, attack_conditions(chosen, preset.budgets))
+    benchmarks = tuple(spec for spec in preset.benchmarks if spec.task.kind in chosen.kinds)
+    conditions = at_budgets(chosen, preset.budgets)
+    grid = dataclasses.replace(preset, candidates=candidates, benchmarks=benchmarks, conditions=conditions)
+    return Plan("golden", "nowhere", grid)
 
 
 def code_constants() -> dict[str, Any]:
@@ -134,24 +135,26 @@ class Snapshot:
         for preset in map(PRESETS.get, PRESETS):
             self._note_preset(preset)
 
-    def _note_preset(self, preset: Preset) -> None:
-        plan = plan_of(preset, preset.protocol)
-        for candidate in plan.candidates:
+    def _note_preset(self, preset: Grid) -> None:
+        plan = plan_of(preset, preset.protocols[0].name)
+        for candidate in plan.grid.candidates:
             self._note(f"{preset.name} model {candidate.name}", plan.model(candidate)[0])
-        corrupted = dataclasses.replace(plan, conditions=corruption_conditions(preset, ()))
-        for spec, _ in corrupted.evaluations(plan.candidates[0]):
+        corrupted = dataclasses.replace(
+            plan, grid=dataclasses.replace(plan.grid, conditions=corruption_conditions(preset, ()))
+        )
+        for spec, _ in corrupted.evaluations(plan.grid.candidates[0]):
             self._note(f"{preset.name} {spec.condition.label} {spec.candidate} {spec.benchmark.name}", spec)
             if spec.condition.kind == CLEAN:
                 judged = JudgementSpec(spec, Lexicon("words.txt", ("red", "blue")))
                 self._note(f"{preset.name} {spec.candidate} {spec.benchmark.name} judged by a lexicon", judged)
         for name in PROTOCOLS:
             plan = plan_of(preset, name)
-            for candidate in plan.candidates:
-                for benchmark in plan.benchmarks:
+            for candidate in plan.grid.candidates:
+                for benchmark in plan.grid.benchmarks:
                     cells = [spec for spec, _ in plan.evaluations(candidate) if spec.benchmark == benchmark]
                     key = f"{preset.name} {name} {candidate.name} {benchmark.name}"
                     # All names, but the fields of other protocols' evaluations only of few: they repeat themselves.
-                    whole = name == preset.protocol or preset.name == "smoke" or key in WITH_OTHERS
+                    whole = name == preset.protocols[0].name or preset.name == "smoke" or key in WITH_OTHERS
                     self.recipes[key] = " ".join(self._hold(spec) if whole else fingerprint(spec) for spec in cells)
 
     def _note(self, key: str, spec: Any) -> None:

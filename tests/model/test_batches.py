@@ -33,7 +33,7 @@ from rllava.encoders.tiny import shipped_specs
 from rllava.model.assemble import build_connector
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava
-from sweeps.presets import PRESETS, model_spec
+from rllava.recipes import PRESETS
 from tests.attacks.courses import (
     EXACT,
     Course,
@@ -145,7 +145,7 @@ def doubled() -> Iterator[None]:
 def build(names: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Llava:
     """An untrained LLaVA on registered encoders."""
     specs = tuple(map(encoder_spec, names))
-    connector, tokenizer = build_connector(model_spec(PRESETS.get("tiny"), specs))
+    connector, tokenizer = build_connector(dataclasses.replace(PRESETS.get("tiny").model, encoders=specs))
     llava = Llava([build_encoder(spec) for spec in specs], connector, tokenizer, "vicuna_v1_short")
     return llava.to(dtype).requires_grad_(False).eval()
 

@@ -19,7 +19,7 @@ from rllava.model.describe import Description, answer_logits, describe, describe
 from rllava.model.language import LanguageModelSpec
 from rllava.model.llava import Connector
 from rllava.pinned import Pinned
-from sweeps.presets import PRESETS, model_spec
+from rllava.recipes import PRESETS
 from tests.model.checkpoints import GIANT, GIANT_PROJECTOR, write_checkpoint, write_tower
 
 TEXT, ANSWER = 40, 5
@@ -27,7 +27,7 @@ TEXT, ANSWER = 40, 5
 
 def test_counts_are_those_of_the_real_model() -> None:
     specs = (encoder_spec("tiny-clip"), encoder_spec("tiny-advxl"))
-    spec = model_spec(PRESETS.get("tiny"), specs)
+    spec = dataclasses.replace(PRESETS.get("tiny").model, encoders=specs)
     described = describe(spec, text_tokens=TEXT, answer_tokens=ANSWER)
     encoders = [build_encoder(entry) for entry in specs]
     connector, _ = build_connector(spec)

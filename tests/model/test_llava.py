@@ -13,7 +13,7 @@ from rllava.errors import UserError
 from rllava.model.assemble import build_connector
 from rllava.model.conversation import IMAGE_TOKEN, TEMPLATES, Tokens, pieces, tokenize
 from rllava.model.llava import Llava
-from sweeps.presets import PRESETS, model_spec
+from rllava.recipes import PRESETS
 
 QUESTIONS = (
     ("<image>\nwhat color is the shape?\nAnswer the question using a single word or phrase.", "red"),
@@ -25,7 +25,7 @@ QUESTIONS = (
 
 def make(*names: str, dtype: torch.dtype = torch.float64) -> Llava:
     specs = tuple(encoder_spec(name) for name in names)
-    connector, tokenizer = build_connector(model_spec(PRESETS.get("tiny"), specs))
+    connector, tokenizer = build_connector(dataclasses.replace(PRESETS.get("tiny").model, encoders=specs))
     llava = Llava([build_encoder(spec) for spec in specs], connector, tokenizer, "vicuna_v1_short")
     return llava.to(dtype).requires_grad_(False).eval()
 

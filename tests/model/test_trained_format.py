@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.checkpoint.trained import PROJECTORS
 from rllava.model.describe import describe
 from rllava.model.export import Options, main
+from rllava.recipes import PRESETS
 from rllava.snapshot import MARKER
 from rllava.specs import ModelSpec
 from rllava.store import Store
 from rllava.weights import pin_weights
-from sweeps.presets import PRESETS, model_spec
 from tests.model.test_export import encoder
 
 PROMPT = "<image>\nwhat colour is the circle?"
@@ -26,7 +27,7 @@ PROMPT = "<image>\nwhat colour is the circle?"
 
 def trained(root: Path, *encoders: EncoderSpec) -> tuple[ModelSpec, Store, Path]:
     """A LLaVA in storage as training leaves it; that it has learnt nothing makes no difference."""
-    spec = model_spec(PRESETS.get("tiny"), tuple(pin_weights(one) for one in encoders))
+    spec = replace(PRESETS.get("tiny").model, encoders=tuple(pin_weights(one) for one in encoders))
     store = Store(str(root / "results"))
     artifact = store.artifact("models", spec.name, spec)
     connector, tokenizer = build_connector(spec)
@@ -106,7 +107,7 @@ def test_options_that_it_needs_not_are_refused(tmp_path: Path) -> None:
 
 
 def test_encoders_of_an_earlier_stage_are_handed_on(tmp_path: Path) -> None:
-    spec = model_spec(PRESETS.get("tiny"), (encoder_spec("tiny-clip"),))
+    spec = replace(PRESETS.get("tiny").model, encoders=(encoder_spec("tiny-clip"),))
     connector, tokenizer = build_connector(spec)
     tuned = {f"encoders.0.{key}": value + 1 for key, value in build_encoder(spec.encoders[0]).state_dict().items()}
     save_stage(spec, 1, connector, {**connector.state_dict(), **tuned}, tokenizer, tmp_path / "stage1")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rllava.errors import UserError
+from rllava.recipes import PRESETS, parse_candidate
 from sweeps import corruptions, pretrain_encoders
 from sweeps.encoder_ablation import Options, main, make_plan
-from sweeps.presets import PRESETS, parse_candidate
 from tests.sweeps.conftest import Run
 
 TINY = ("tiny-clip", "tiny-tecoa4", "tiny-fare4", "tiny-advxl")
@@ -118,7 +118,7 @@ def test_a_wrong_weights_file_is_named_before_anything_is_trained(tmp_path: Path
 
 
 def test_smaller_portions_make_the_same_global_batch() -> None:
-    whole, parts = (make_plan(Options(preset="paper", micro_batch=count)).preset for count in (None, 4))
+    whole, parts = (make_plan(Options(preset="paper", micro_batch=count)).grid.model for count in (None, 4))
     for before, after in zip(whole.stages, parts.stages, strict=True):
         assert before.micro_batch > after.micro_batch == 4
         assert replace(after, micro_batch=before.micro_batch) == before
@@ -140,15 +140,15 @@ def test_nothing_is_left_out_of_a_pretraining(options: dict[str, Any], message: 
 
 def test_budgets_below_1_are_written_with_their_unit() -> None:
     budgets = ("0", "4/255", "0.5/255", " 8 / 255", "1", "4", "0.25/255")
-    assert make_plan(Options(budgets=budgets)).budgets == (0.0, 0.25, 0.5, 1.0, 4.0, 8.0)
+    assert make_plan(Options(budgets=budgets)).grid.budgets == (0.0, 0.25, 0.5, 1.0, 4.0, 8.0)
 
 
 def test_lists_and_defaults_make_the_plan() -> None:
     plan = make_plan(Options(budgets=("8", "0", "4", "8"), encoders=("tiny-clip", "tiny-clip"), samples=12))
-    assert plan.budgets == (0.0, 4.0, 8.0)
-    assert [candidate.name for candidate in plan.candidates] == ["tiny-clip"]
-    assert {spec.samples for spec in plan.benchmarks} == {12}
-    assert [protocol.name for protocol in plan.protocols] == ["paper_ensemble_10steps"]
+    assert plan.grid.budgets == (0.0, 4.0, 8.0)
+    assert [candidate.name for candidate in plan.grid.candidates] == ["tiny-clip"]
+    assert {spec.samples for spec in plan.grid.benchmarks} == {12}
+    assert [protocol.name for protocol in plan.grid.protocols] == ["paper_ensemble_10steps"]
 
 
 def test_a_relative_storage_means_the_same_folder_in_every_process(
@@ -160,11 +160,11 @@ def test_a_relative_storage_means_the_same_folder_in_every_process(
 
 
 def test_the_grammar_of_candidates() -> None:
-    plugged = parse_candidate("tiny-fare4@tiny-clip", PRESETS.get("tiny"))
+    plugged = parse_candidate("tiny-fare4@tiny-clip", PRESETS.get("tiny").model)
     assert ([s.name for s in plugged.trained], [s.name for s in plugged.used]) == (["tiny-clip"], ["tiny-fare4"])
-    both = parse_candidate("tiny-clip+tiny-tecoa4@tiny-clip+tiny-clip", PRESETS.get("tiny"))
+    both = parse_candidate("tiny-clip+tiny-tecoa4@tiny-clip+tiny-clip", PRESETS.get("tiny").model)
     assert both.plugged
-    assert not parse_candidate("tiny-clip+tiny-tecoa4", PRESETS.get("tiny")).plugged
+    assert not parse_candidate("tiny-clip+tiny-tecoa4", PRESETS.get("tiny").model).plugged
 
 
 @pytest.mark.parametrize(

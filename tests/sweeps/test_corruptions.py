@@ -76,10 +76,10 @@ def test_mistakes_are_named_before_anything_is_read(options: dict[str, Any], mes
 
 
 def test_a_recipe_says_at_which_size_and_precision() -> None:
-    tiny, paper = (make_plan(Options(preset=name)).conditions for name in ("tiny", "paper"))
+    tiny, paper = (make_plan(Options(preset=name)).grid.conditions for name in ("tiny", "paper"))
     assert [len(tiny), len(paper)] == [16, 16]
     assert {condition.side for condition in tiny[1:]} == {64}  # type: ignore[attr-defined]
     assert {condition.side for condition in paper[1:]} == {336}  # type: ignore[attr-defined]
     assert {condition.precision for condition in paper} == {"float16"}  # type: ignore[attr-defined]
-    (fog,) = make_plan(Options(corruptions=("fog", "fog"), corrupted_at=224, fit="squash")).conditions[1:]
+    (fog,) = make_plan(Options(corruptions=("fog", "fog"), corrupted_at=224, fit="squash")).grid.conditions[1:]
     assert fog.label == "fog-v1[224px,squash]"

@@ -13,12 +13,14 @@ import transformers
 from analysis.loading import load_sweep
 from rllava.encoders import build_encoder, encoder_spec
 from rllava.errors import UserError
+from rllava.model.checkpoint import read_checkpoint
 from rllava.model.export import export_hugging_face
 from rllava.model.language import TINY_LLAMA, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.weights import pin_weights
 from sweeps.evaluate import Options, candidates_of, main, make_plan
 from tests.fixtures.processes import Tracked
+from tests.model.test_own_tower import write_tuned
 
 SIDE, WIDTH = 28, 32
 
@@ -93,3 +95,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         make_plan(Options(model=(str(llava), str(twin)), conversation="vicuna_v1_short"))
     with pytest.raises(UserError, match="expected letters"):
         main(Options(model=(str(llava),), name="../x"))
+
+
+def test_the_tower_that_is_asked_for_is_attacked(tmp_path: Path) -> None:
+    folder = write_tuned("sharded", tmp_path)
+    candidates = candidates_of(Options(model=(str(folder),), vision_tower="own"))
+    assert [candidate.used for candidate in candidates] == [read_checkpoint(str(folder), vision_tower="own").encoders]

@@ -29,9 +29,9 @@ from rllava.metrics.judges.lexicon import Lexicon
 from rllava.metrics.metric import METRICS
 from rllava.model import conversation
 from rllava.pinned import MadeBy, Pinned
+from rllava.recipes import PRESETS
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.training.objectives import OBJECTIVES
-from sweeps.presets import PRESETS
 from tests.golden.make_identity import GOLDEN, REGENERATE, Snapshot, changes, outside_fields, plan_of
 
 ROOT = Path(tests.__file__).parents[1]
@@ -54,10 +54,10 @@ def test_all_recipes_are_what_they_were(snapshot: Snapshot) -> None:
 def test_every_preset_protocol_benchmark_and_candidate_is_in_the_golden_file() -> None:
     keys = json.loads(GOLDEN.read_text())["recipes"]
     for preset in map(PRESETS.get, PRESETS):
-        for name in preset.candidates:
+        for name in (candidate.name for candidate in preset.candidates):
             assert f"{preset.name} model {name}" in keys
             for benchmark in preset.benchmarks:
-                prints = keys[f"{preset.name} {preset.protocol} {name} {benchmark}"].split()
+                prints = keys[f"{preset.name} {preset.protocols[0].name} {name} {benchmark.name}"].split()
                 assert len(set(prints)) == len(preset.budgets)
 
 
@@ -186,7 +186,7 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(
 ) -> None:
     monkeypatch.setitem(OBJECTIVES._entries, "mine", OBJECTIVES.get("llava"))
     plan = plan_of(PRESETS.get("tiny"), "fast")
-    evaluations = [spec for spec, _ in plan.evaluations(plan.candidates[3])]
+    evaluations = [spec for spec, _ in plan.evaluations(plan.grid.candidates[3])]
     answers, captions = evaluations[2], evaluations[-1]
     judged = JudgementSpec(answers, Lexicon("words.txt", ("red", "blue")))
     held = (snapshot.checkpoint, captions.benchmark, judged, Clean(), Corruption("fog"))
@@ -209,12 +209,12 @@ def test_a_new_version_of_a_metric_or_template_names_other_results(monkeypatch: 
     def prints() -> tuple[set[str], set[str], set[str], str]:
         plan = plan_of(PRESETS.get("smoke"), "paper_ensemble_3steps")
         # Specs keep the name they were once given.
-        fresh = [dataclasses.replace(spec, task=dataclasses.replace(spec.task)) for spec in plan.benchmarks]
-        plan = dataclasses.replace(plan, benchmarks=tuple(fresh))
-        cells = [spec for candidate in plan.candidates for spec, _ in plan.evaluations(candidate)]
+        fresh = [dataclasses.replace(spec, task=dataclasses.replace(spec.task)) for spec in plan.grid.benchmarks]
+        plan = dataclasses.replace(plan, grid=dataclasses.replace(plan.grid, benchmarks=tuple(fresh)))
+        cells = [spec for candidate in plan.grid.candidates for spec, _ in plan.evaluations(candidate)]
         scored = {fingerprint(spec) for spec in cells if spec.benchmark.task.metric == "cider"}
         others = {fingerprint(spec) for spec in cells if spec.benchmark.task.metric != "cider"}
-        model, _ = plan.model(plan.candidates[0])
+        model, _ = plan.model(plan.grid.candidates[0])
         assert isinstance(model, ModelSpec)
         stages = {fingerprint(dataclasses.replace(stage)) for stage in model.stages}
         return scored, others, stages, fingerprint(BENCHMARKS.get("easy_vqa"))
@@ -237,7 +237,7 @@ def test_evaluations_that_hold_dozens_of_others_are_named_at_once() -> None:
     """10 candidates x 6 benchmarks x 4 budgets under a protocol that starts from what two others found for all."""
     plan = plan_of(PRESETS.get("paper"), "strong")
     started = time.process_time()
-    cells = [cell for candidate in plan.candidates for cell in plan.evaluations(candidate)]
+    cells = [cell for candidate in plan.grid.candidates for cell in plan.evaluations(candidate)]
     assert time.process_time() - started < 5.0  # 0.4 s; a minute where each names all that it holds anew
     assert len({artifact.path for _, artifact in cells}) == 240
     assert {len(spec.sources) for spec, _ in cells} == {0, 20}
@@ -245,11 +245,11 @@ def test_evaluations_that_hold_dozens_of_others_are_named_at_once() -> None:
 
 def test_where_and_in_what_portions_does_not_name_a_result() -> None:
     plan = plan_of(PRESETS.get("smoke"), "paper_ensemble_3steps")
-    spec, _ = plan.evaluations(plan.candidates[0])[1]
+    spec, _ = plan.evaluations(plan.grid.candidates[0])[1]
     for other_run in ({"batch_size": 0}, {"compiled": True}):
         assert fingerprint(dataclasses.replace(spec, **other_run)) == fingerprint(spec)
     assert isinstance(spec, EvalSpec)
-    stage = PRESETS.get("smoke").stages[1]
+    stage = PRESETS.get("smoke").model.stages[1]
     assert fingerprint(dataclasses.replace(stage, zero_stage=3)) == fingerprint(stage)
     assert fingerprint(dataclasses.replace(stage, micro_batch=4)) != fingerprint(stage)  # the loss is a mean over each
     other_words = dataclasses.replace(encoder_spec("tiny-clip"), training="other words", licence="MIT")

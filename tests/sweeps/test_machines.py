@@ -7,11 +7,11 @@ import pytest
 
 from cluster.connect import AUTOSCALING_LABEL, ClusterInfo, NodeInfo
 from rllava.errors import UserError
+from rllava.recipes import PRESETS
 from sweeps import runner
 from sweeps.console import log_of
 from sweeps.encoder_ablation import Options, make_plan
 from sweeps.plan import Plan
-from sweeps.presets import PRESETS
 from sweeps.runner import Machines, find_machines, gpus_per_worker
 
 LAPTOP = ClusterInfo((NodeInfo("127.0.0.1", {"CPU": 12.0}),), is_local=True)
@@ -33,7 +33,7 @@ OURS = ClusterInfo(
 def plan(tmp_path: Path) -> Plan:
     """A small grid that says of itself that it is for GPUs."""
     made = make_plan(Options(preset="smoke", encoders=("tiny-clip", "tiny-advxl"), storage=str(tmp_path)))
-    return replace(made, preset=replace(made.preset, for_gpus=True))
+    return replace(made, grid=replace(made.grid, for_gpus=True))
 
 
 def test_the_paper_is_for_gpus_and_nothing_that_runs_on_a_laptop() -> None:
@@ -47,7 +47,7 @@ def test_what_is_meant_for_gpus_is_not_trained_on_cpus_unasked(plan: Plan, info:
     with pytest.raises(UserError, match=rf"is meant to be trained on GPUs, and {where}.* insist on CPUs with --gpus 0"):
         gpus_per_worker(plan, None, info)
     assert gpus_per_worker(plan, 0.0, info) == 0.0
-    other = replace(plan, preset=replace(plan.preset, for_gpus=False))
+    other = replace(plan, grid=replace(plan.grid, for_gpus=False))
     assert gpus_per_worker(other, None, info) is None
 
 
@@ -67,7 +67,7 @@ def test_gpus_that_may_come_are_asked_for(plan: Plan, capsys: pytest.CaptureFixt
 
 
 def test_what_trains_nothing_may_attack_on_cpus(plan: Plan) -> None:
-    for candidate in plan.candidates:
+    for candidate in plan.grid.candidates:
         spec, artifact = plan.model(candidate)
         plan.store.finish(artifact, spec, {})
     assert gpus_per_worker(plan, None, LAPTOP) is None
@@ -87,7 +87,7 @@ def test_a_cluster_is_shared_by_its_trials(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(runner, "connect", lambda *_, **__: info)  # clusters that no test can start
-    small = replace(plan, preset=replace(plan.preset, for_gpus=False))
+    small = replace(plan, grid=replace(plan.grid, for_gpus=False))
     _, placement, running = find_machines(small, Machines(None, 1, given, 2, None, 0.0), missing=2)
     assert (running, placement.attack_workers) == (trials, attack_workers)
     told = capsys.readouterr().out

@@ -11,11 +11,12 @@ import pytest
 from rllava.data.files import FILES
 from rllava.errors import UserError
 from rllava.missing import Missing, refuse_missing
+from rllava.recipes import PRESETS
+from rllava.recipes.paper import PAPER_CANDIDATES
 from rllava.specs import Rates
 from rllava.weights import weights_path
 from sweeps.encoder_ablation import Options, main, make_plan
 from sweeps.plan import check_inputs, missing_inputs, prepare_data
-from sweeps.presets import PAPER_CANDIDATES, PRESETS, parse_candidate
 from tests.data.published_files import write_benchmarks, write_training
 
 OPTIONS = Options(preset="paper", encoders=("tiny-clip",))
@@ -29,8 +30,7 @@ def _language_model_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_stages_are_llavas() -> None:
-    preset = PRESETS.get("paper")
-    one, two = preset.stages
+    one, two = PRESETS.get("paper").model.stages
     assert (one.steps, one.global_batch, one.micro_batch * 8, one.zero_stage) == (2181, 256, 256, 2)
     assert (two.steps, two.global_batch, two.micro_batch * 8, two.zero_stage) == (5198, 128, 128, 3)
     assert (one.rates, two.rates) == (Rates(projectors=1e-3), Rates(projectors=2e-5, language_model=2e-5))
@@ -44,26 +44,28 @@ def test_stages_are_llavas() -> None:
 
 def test_the_grid_is_the_papers() -> None:
     plan = make_plan(OPTIONS)
-    assert {spec.name for spec in plan.benchmarks} == {"coco", "flickr30k", "textvqa", "vqav2", "vizwiz", "okvqa"}
-    assert {spec.samples for spec in plan.benchmarks} == {500}
-    assert (plan.budgets, plan.protocols[0].name) == ((0.0, 2.0, 4.0, 8.0), "paper_ensemble")
+    assert {spec.name for spec in plan.grid.benchmarks} == {"coco", "flickr30k", "textvqa", "vqav2", "vizwiz", "okvqa"}
+    assert {spec.samples for spec in plan.grid.benchmarks} == {500}
+    assert (plan.grid.budgets, plan.grid.protocols[0].name) == ((0.0, 2.0, 4.0, 8.0), "paper_ensemble")
 
 
 def test_the_candidates_are_the_papers() -> None:
     """The rows of its tables 1, 14 and 15: end-to-end, plugged in, and ensembles."""
     plan = make_plan(Options(preset="paper"))
-    assert [candidate.name for candidate in plan.candidates] == [
+    assert [candidate.name for candidate in plan.grid.candidates] == [
         "clip-l-336", "fare4-336@clip-l-336", "simclip4@clip-l-336", "advxl-h", "advxl-g", "clip-l-336+advxl-h",
         "clip-l-336+advxl-g", "fare4-336+advxl-h@clip-l-336+advxl-h", "fare4-336+advxl-g@clip-l-336+advxl-g",
         "advxl-g+advxl-h",
     ]  # fmt: skip
-    assert sum(candidate.trains for candidate in plan.candidates) == 6
+    assert sum(candidate.trains for candidate in plan.grid.candidates) == 6
 
 
 def test_plugged_candidates_stand_in_for_clip_in_a_llava_that_is_trained_anyway() -> None:
-    plugged = [parse_candidate(name, PRESETS.get("paper")) for name in PAPER_CANDIDATES if "@" in name]
+    candidates = PRESETS.get("paper").candidates
+    assert [candidate.name for candidate in candidates] == list(PAPER_CANDIDATES)
+    plugged = [candidate for candidate in candidates if candidate.plugged]
     assert len(plugged) == 4
-    trained = [parse_candidate(name, PRESETS.get("paper")).trained for name in PAPER_CANDIDATES if "@" not in name]
+    trained = [candidate.trained for candidate in candidates if not candidate.plugged]
     for candidate in plugged:
         assert candidate.trained in trained
         replaced = [(a.name, b.name) for a, b in zip(candidate.used, candidate.trained, strict=True) if a != b]
@@ -114,7 +116,7 @@ def test_built_shards_need_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     prepare_data(plan, said.append)
     assert len(said) == 8
-    assert [place.rows for place in plan.data_places(plan.models[0])] == [3, 7]
+    assert [place.rows for place in plan.data_places(plan.grid.models[0])] == [3, 7]
     monkeypatch.delenv("RLLAVA_DATA")
     check_inputs(plan)
     assert missing_inputs(make_plan(dataclasses.replace(OPTIONS, samples=4, storage=str(tmp_path / "results")))) != []

@@ -29,7 +29,9 @@ NAMES = ("tiny-clip", "tiny-fare4@tiny-clip")
 def test_every_seed_is_a_training_with_an_encoder_of_its_own(packages: Path, tmp_path: Path, tracked: Tracked) -> None:
     storage = tmp_path / "results"
     options = ("--encoders", "tiny-clip", "--benchmarks", "easy_vqa", "--seeds", "1", "2")
-    output = finish(start(str(storage), tracked, *options, packages=packages, preset="smoke_tuned"))
+    output = finish(
+        start(str(storage), tracked, *options, packages=packages, preset="smoke_tuned", script="sweeps/seeds.py")
+    )
     assert unexpected(output) == []
     assert "2 trainings per candidate: intervals cover training and samples" in output
 
@@ -45,7 +47,7 @@ def test_every_seed_is_a_training_with_an_encoder_of_its_own(packages: Path, tmp
         assert not all(torch.equal(state[key], before[key]) for key in before)
     assert not all(torch.equal(tuned[0][key], tuned[1][key]) for key in before)
 
-    results = load_sweep(str(storage))
+    results = load_sweep(str(storage), "seeds")
     records = results.records
     assert set(records["seed"]) == {1, 2}
     assert (records["recipe"].nunique(), records["model"].nunique()) == (1, 2)
@@ -57,7 +59,7 @@ def test_a_training_is_what_it_is_whatever_others_are_asked_for(tmp_path: Path) 
     def prints(*seeds: int) -> set[str]:
         asked = {"protocol": "strong", "attack_precision": "float32", "storage": str(tmp_path)}
         plan = check_inputs(make_plan(Options(preset="smoke", seeds=seeds, **asked)))  # type: ignore[arg-type]
-        return {fingerprint(spec) for candidate in plan.candidates for spec, _ in plan.evaluations(candidate)}
+        return {fingerprint(spec) for candidate in plan.grid.candidates for spec, _ in plan.evaluations(candidate)}
 
     alone, other, together = prints(0), prints(3), prints(3, 0)
     assert not alone & other
@@ -66,9 +68,9 @@ def test_a_training_is_what_it_is_whatever_others_are_asked_for(tmp_path: Path) 
 
 def test_trials_of_seeds_have_names_of_their_own() -> None:
     plan = make_plan(Options(preset="smoke", seeds=(0, 1, 1)))
-    assert [candidate.trial for candidate in plan.candidates] == [*NAMES, *(f"{name}#1" for name in NAMES)]
+    assert [candidate.trial for candidate in plan.grid.candidates] == [*NAMES, *(f"{name}#1" for name in NAMES)]
     assert [plan.candidate(f"{name}#1").seed for name in NAMES] == [1, 1]
-    assert len(plan.models) == 2
+    assert len(plan.grid.models) == 2
 
 
 @pytest.mark.parametrize(
@@ -81,9 +83,9 @@ def test_bad_seeds_are_named(seeds: tuple[int, ...], message: str) -> None:
 
 def test_a_tuned_encoder_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> None:
     plan = check_inputs(make_plan(Options(preset="smoke", encoders=("tiny-clip",), storage=str(tmp_path))))
-    (candidate,) = plan.candidates
+    (candidate,) = plan.grid.candidates
     assert candidate.judged == candidate.used, "no stage of this recipe trains it"
-    tuned = replace(candidate.used[0], weights=MadeBy(plan.models[0], 0))
+    tuned = replace(candidate.used[0], weights=MadeBy(plan.grid.models[0], 0))
     message = r"holds no models/tiny-clip-\w+/stage2/encoders/0\.safetensors, which its weights are"
     with pytest.raises(UserError, match=message):
         build_at_hand(tuned, Store(str(tmp_path)))

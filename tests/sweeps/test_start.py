@@ -64,7 +64,7 @@ def test_a_start_finds_the_table_that_the_parts_say(copy: Plan) -> None:
 
 
 def test_a_lost_part_is_computed_again(copy: Plan) -> None:
-    (candidate,) = copy.candidates
+    (candidate,) = copy.grid.candidates
     (level,) = copy.levels
     tasks = [copy.task(step) for step in level[candidate.name]]
     assert lacking(tasks, copy.store) == []
@@ -76,7 +76,7 @@ def test_a_lost_part_is_computed_again(copy: Plan) -> None:
 
 
 def test_lost_shards_of_data_are_built_again(copy: Plan) -> None:
-    folder = Path(copy.benchmark_folder(copy.benchmarks[0]))
+    folder = Path(copy.benchmark_folder(copy.grid.benchmarks[0]))
     lost = folder / "part-00001.parquet"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     lost.unlink()
@@ -87,7 +87,7 @@ def test_lost_shards_of_data_are_built_again(copy: Plan) -> None:
 
 
 def test_lost_shards_are_not_made_of_other_data(copy: Plan) -> None:
-    folder = Path(copy.benchmark_folder(copy.benchmarks[0]))
+    folder = Path(copy.benchmark_folder(copy.grid.benchmarks[0]))
     (folder / "part-00001.parquet").unlink()
     listing = folder / "listing.json"
     listing.write_text(listing.read_text().replace('{"digest": "', '{"digest": "0'))

@@ -12,6 +12,7 @@ import torch
 
 from rllava.attacks.common import PIXEL
 from rllava.attacks.protocols import PROTOCOLS, Protocol, Round
+from rllava.conditions.attack import at_budgets
 from rllava.data.benchmarks import (
     BENCHMARK_SCHEMA,
     BENCHMARKS,
@@ -30,13 +31,12 @@ from rllava.evaluation.worker import AttackWorker, evaluate_shard
 from rllava.filesystem import open_filesystem
 from rllava.fingerprint import fingerprint
 from rllava.metrics.metric import METRICS, Metric
+from rllava.recipes import PRESETS, check_grid
 from rllava.registry import Registry
 from rllava.specs import EvalSpec
 from rllava.tasks.captioning import Captioning
 from rllava.tasks.short_answer import ShortAnswer
 from rllava.tasks.task import TASKS, Decoding, Needs, Task
-from sweeps.encoder_ablation import Options, make_plan
-from sweeps.plan import check_inputs
 from tests.evaluation.test_worker import spec_of
 from tests.model.test_llava import make
 
@@ -252,9 +252,9 @@ def evaluated(benchmark: BenchmarkSpec, epsilons: Sequence[float], protocol: Pro
 
 def refused(benchmark: BenchmarkSpec, message: str, protocol: Protocol = PROTOCOL) -> None:
     """Where a sweep is planned, and where its work is done, in the same line."""
-    options = Options(preset="smoke", encoders=("tiny-clip",), protocol=protocol.name)
-    plan = dataclasses.replace(make_plan(options), benchmarks=(benchmark,))
-    for attempt in (lambda: check_inputs(plan), lambda: evaluated(benchmark, (0.0, 8.0), protocol)):
+    conditions = at_budgets(protocol, (0.0, 8.0))
+    grid = dataclasses.replace(PRESETS.get("smoke"), benchmarks=(benchmark,), conditions=conditions)
+    for attempt in (lambda: check_grid(grid), lambda: evaluated(benchmark, (0.0, 8.0), protocol)):
         with pytest.raises(UserError, match=message) as caught:
             attempt()
         assert "\n" not in str(caught.value)

@@ -8,15 +8,16 @@ import json
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from rllava.encoders import encoder_spec
+from rllava.recipes import PRESETS
 from rllava.training import ray_trainer
 from rllava.training.places import DataPlace
-from sweeps.presets import PRESETS, model_spec
 
 TIMEOUT_S = 5
 SAVING_S = 8
@@ -46,7 +47,7 @@ def main() -> None:
     job = ray_trainer.TrainJob(
         storage=options["storage"],
         path=f"{options['storage']}/models/m",
-        spec=model_spec(PRESETS.get("smoke"), (encoder_spec("tiny-clip"),)),
+        spec=replace(PRESETS.get("smoke").model, encoders=(encoder_spec("tiny-clip"),)),
         data=(DataPlace("one", 1), DataPlace("two", 1)),
         checkpoint_every=1,
         report_every=1,

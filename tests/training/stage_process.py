@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from rllava.data.stream import MicroBatch
 from rllava.encoders import build_encoder, encoder_spec
 from rllava.model.assemble import build_connector
+from rllava.recipes import PRESETS
 from rllava.specs import Rates
 from rllava.training.loop import Progress, train_stage
-from sweeps.presets import PRESETS, model_spec
 
 QUESTION = "what color is the shape?"
 WORDS = ("red", "teal", "blue", "gray")
@@ -52,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    spec = model_spec(PRESETS.get("tiny"), (encoder_spec("tiny-clip"),))
+    spec = replace(PRESETS.get("tiny").model, encoders=(encoder_spec("tiny-clip"),))
     stage = replace(
         spec.stages[1],
         steps=options["steps"],

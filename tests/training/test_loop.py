@@ -21,6 +21,7 @@ from rllava.fingerprint import fingerprint
 from rllava.model.assemble import build_connector
 from rllava.model.causal_lm import layers
 from rllava.model.llava import Connector
+from rllava.recipes import PRESETS
 from rllava.specs import Rates
 from rllava.training.loop import (
     conversation_tokens,
@@ -29,7 +30,6 @@ from rllava.training.loop import (
     only_weights,
     recompute_layers,
 )
-from sweeps.presets import PRESETS, model_spec
 from tests.fixtures.ray_cluster import free_port
 
 CONVERSATION = [
@@ -119,7 +119,7 @@ def test_layers_that_are_computed_again_reach_the_same_weights(
 
 @pytest.mark.parametrize("train_language_model", [False, True])
 def test_layers_run_again_in_the_backward_pass_to_the_same_gradients(train_language_model: bool) -> None:
-    spec = model_spec(PRESETS.get("smoke"), (encoder_spec("tiny-clip"),))
+    spec = replace(PRESETS.get("smoke").model, encoders=(encoder_spec("tiny-clip"),))
     gradients, runs, kept = [], [], []
     for recompute in (False, True):
         connector, tokenizer = build_connector(spec)
@@ -158,7 +158,7 @@ def test_a_language_model_that_cannot_run_its_layers_again_is_refused() -> None:
 
 
 def test_memory_for_time_is_the_same_model() -> None:
-    spec = PRESETS.get("paper").stages[1]
+    spec = PRESETS.get("paper").model.stages[1]
     assert spec.gradient_checkpointing
     assert fingerprint(spec) == fingerprint(replace(spec, gradient_checkpointing=False))
 
@@ -169,7 +169,7 @@ PARTS = ("projectors", "language_model", "encoders")
 def untrained() -> dict[str, torch.Tensor]:
     """What a stage begins with, under the names by which it hands its weights over."""
     encoder = build_encoder(encoder_spec("tiny-clip"))
-    connector, _ = build_connector(model_spec(PRESETS.get("tiny"), (encoder.spec,)))
+    connector, _ = build_connector(replace(PRESETS.get("tiny").model, encoders=(encoder.spec,)))
     return {**connector.state_dict(), **{f"encoders.0.{key}": value for key, value in encoder.state_dict().items()}}
 
 
@@ -221,7 +221,7 @@ def test_a_worker_with_text_alone_stays_in_step_with_one_with_images(tmp_path: P
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
-    stage = PRESETS.get("tiny").stages[1]
+    stage = PRESETS.get("tiny").model.stages[1]
     rates = [learning_rate(stage, 1e-3, step) for step in range(stage.steps + 1)]
     warm = rates.index(max(rates))
     assert 0 < rates[0] < rates[warm - 1] <= 1e-3 == pytest.approx(max(rates))
@@ -232,7 +232,7 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_papers_learning_rates_are_hugging_faces(number: int) -> None:
     """LLaVA's trainer: ``--lr_scheduler_type cosine --warmup_ratio 0.03``."""
-    stage, peak = PRESETS.get("paper").stages[number], 2e-5
+    stage, peak = PRESETS.get("paper").model.stages[number], 2e-5
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     warm = math.ceil(stage.warmup * stage.steps)  # TrainingArguments.get_warmup_steps
     schedule = get_cosine_schedule_with_warmup(optimiser, warm, stage.steps)
@@ -251,7 +251,7 @@ def test_a_stage_that_trains_nothing_is_refused() -> None:
 
 
 def test_accumulation_follows_from_batches_and_workers() -> None:
-    stage = PRESETS.get("smoke").stages[1]
+    stage = PRESETS.get("smoke").model.stages[1]
     assert deepspeed_config(stage, 2)["gradient_accumulation_steps"] == 1
     assert deepspeed_config(stage, 1)["gradient_accumulation_steps"] == 2
 

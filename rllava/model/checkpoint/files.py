@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rllava.errors import UserError
-from rllava.weights import find_weights, weights_path
+from rllava.weights import HUB, find_weights, weights_path
 
 
 def read_config(folder: Path, what: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def located(source: str, what: str) -> tuple[str, Path]:
     path = Path(source).expanduser()
     if path.is_dir():
         return str(path.resolve()), path.resolve()
-    hub = source if source.startswith("hub:") else f"hub:{source}"
+    hub = source if source.startswith(HUB) else f"{HUB}{source}"
     if path.is_absolute() or source.startswith(".") or hub.count("/") != 1:
         raise UserError(f"{what} {source}: there is no such folder")
     found = find_weights(hub)

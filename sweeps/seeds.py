@@ -1,0 +1,54 @@
+"""Does the order of candidates stand when every one of them is trained again?
+
+Trains each candidate of the encoder ablation with several seeds (or finds the trainings in storage), attacks them
+white-box at every budget, and tells the spread of trainings from that of samples. Records, statistics and a report go
+to STORAGE/reports/seeds/. The same command again computes only what is missing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rllava.errors import UserError
+from sweeps.console import run_script
+from sweeps.options import AttackOptions, CandidateOptions, check_numbers
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+
+SWEEP = "seeds"
+
+
+@dataclass(frozen=True)
+class Options(CandidateOptions, AttackOptions):
+    """Several trainings per candidate; lists are given as ``--seeds 0 1 2``."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def make_plan(options: Options) -> "Plan":
+    """Turns options into a plan, and refuses what cannot work.
+
+    Raises:
+        UserError: naming the option and the remedy.
+    """
+    check_numbers(options)
+    if len(set(options.seeds)) < 2:
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: one training has no spread; give at least two")
+    from rllava.recipes import PRESETS  # imports torch and transformers
+    from sweeps.grid import candidates_of, read_grid
+    from sweeps.grid import make_plan as plan_of
+
+    grid = read_grid(options, PRESETS.get(options.preset))
+    return plan_of(options, SWEEP, replace(grid, candidates=candidates_of(options, grid)))
+
+
+def main(options: Options) -> None:
+    """Runs the sweep."""
+    plan = make_plan(options)
+    from sweeps.grid import run_plan  # imports torch and transformers
+
+    run_plan(options, plan, options.workers)
+
+
+if __name__ == "__main__":
+    run_script(main, Options, __doc__, log=True)
