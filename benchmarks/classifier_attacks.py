@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from benchmarks.common import write_sheet
 from rllava.attacks.autoattack import apgd_ce, apgd_t, start_seeds
 from rllava.attacks.common import start_point
+from rllava.data.pairs import class_pairs
+from rllava.encoders.dual import load_dual
 from rllava.errors import UserError
 from rllava.weights import weights_path
 from sweeps.console import run_script
-from sweeps.pretrain_encoders import from_file, load_pairs
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class ZeroShot(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        pairs = load_pairs("train")
-        self.dual = from_file(weights_path(f"asset:{name}.safetensors"), pairs).requires_grad_(False)
+        pairs = class_pairs("train")
+        self.dual = load_dual(weights_path(f"asset:{name}.safetensors"), name, pairs).requires_grad_(False)
         with torch.no_grad():
             self.text_KE: Tensor = self.dual.text([wordings[0] for wordings in pairs.captions])
 
@@ -172,7 +173,7 @@ def main(options: Options) -> None:
         options: see :class:`Options`.
     """
     torch.set_num_threads(options.threads)
-    pairs = load_pairs("test", options.images)
+    pairs = class_pairs("test", options.images)
     images_BCHW = torch.from_numpy(pairs.images_NHWC).permute(0, 3, 1, 2).float().contiguous() / 255.0
     label_B = torch.from_numpy(pairs.class_N).long()
     kinds = attacks(options)

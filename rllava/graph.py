@@ -3,12 +3,12 @@
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders import EncoderSpec
-from rllava.encoders.pretraining import PretrainSpec
 from rllava.fingerprint import fingerprint
 from rllava.judgement_spec import JudgementSpec
 from rllava.pinned import MadeBy
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Step
+from rllava.training.pretraining import PretrainSpec
 
 Spec = InstructionSpec | BenchmarkSpec | PretrainSpec | ModelSpec | EvalSpec | JudgementSpec
 """What a sweep makes."""
@@ -36,7 +36,7 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
         case InstructionSpec() | BenchmarkSpec():
             return Step("data", spec)
         case PretrainSpec():
-            return Step("encoders", spec)
+            return Step("encoders", spec, needs=() if spec.base is None else (step_of(spec.base),))
         case ModelSpec():
             data = tuple(step_of(data) for data in dict.fromkeys(stage.data for stage in spec.stages))
             return Step("models", spec, needs=(*_making(spec.encoders), *data))

@@ -47,6 +47,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class TrainingEncoder:
+    """Optimiser steps were made on an encoder alone.
+
+    Attributes:
+        step: optimiser steps done, of ``steps``.
+        steps: of the training.
+        loss: of the last step; None at the start.
+    """
+
+    step: int
+    steps: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """Training workers were lost; a new group goes on from the last checkpoint.
 

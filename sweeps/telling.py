@@ -16,14 +16,16 @@ class TellTraining(UserCallback):  # type: ignore[misc]  # Ray has no types
 
     Args:
         tell: told.
+        event: of what worker 0 reports.
     """
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: Tell, event: Callable[..., Any] = Training) -> None:
         self.tell = tell
+        self.event = event
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called by Ray Train when all workers have reported."""
-        self.tell(Training(**metrics[0]))
+        self.tell(self.event(**metrics[0]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train when workers were lost."""

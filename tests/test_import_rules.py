@@ -28,6 +28,7 @@ ASKED = ("rllava.tasks", "rllava.metrics")
 ADAPTERS = (
     "rllava.data.ray_dataset",
     "rllava.training.ray_trainer",
+    "rllava.training.ray_encoders",
     "rllava.evaluation.pipeline",
     "rllava.evaluation.judging",
 )

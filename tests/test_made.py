@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from rllava.encoders import EncoderSpec, build_encoder, encoder_spec
-from rllava.encoders.pretraining import RECIPES
 from rllava.encoders.tiny import tiny_spec
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
@@ -19,9 +18,11 @@ from rllava.pinned import WEIGHTS, MadeBy, Pinned
 from rllava.recipes import PRESETS
 from rllava.steps import Facts, Step, Task, Workshop, ensure, levels
 from rllava.store import Store
+from rllava.training.pretraining import RECIPES
 from rllava.weights import digest, has_weights, pin_weights
 from tests.evaluation.test_worker import spec_of
 
+CLIP = RECIPES[0]
 FARE = next(recipe for recipe in RECIPES if recipe.name == "tiny-fare4")
 MADE = tiny_spec("mine", weights=MadeBy(FARE))
 PIXELS_BCHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -76,7 +77,8 @@ def test_what_is_missing_or_damaged_is_told_in_one_line(store: Store, tmp_path: 
 
 def test_who_uses_it_waits_for_the_step_that_makes_it(store: Store) -> None:
     making = step_of(FARE)
-    assert (making.kind, making.needs) == ("encoders", ())
+    assert making.kind == "encoders"
+    assert making.needs == (step_of(CLIP),)
     model = dataclasses.replace(PRESETS.get("smoke").model, encoders=(MADE,))
     assert making in step_of(model).needs
     plugged = dataclasses.replace(spec_of("easy_vqa", 8.0), encoders=(MADE,))

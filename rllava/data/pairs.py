@@ -1,6 +1,7 @@
 """Image-caption pairs of easy-VQA: arrays for the training of encoders, and the wording of captions."""
 
 import io
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,21 @@ class EasyPairs(NamedTuple):
     shape_index: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Images with a class each, and the class captions.
+
+    Attributes:
+        images_NHWC: uint8.
+        class_N: index into ``captions``.
+        captions: per class, its wordings; the first is the one for zero-shot classification.
+    """
+
+    images_NHWC: NDArray[np.uint8]
+    class_N: NDArray[np.int64]
+    captions: tuple[tuple[str, ...], ...]
+
+
 def labelled_images(split: str) -> list[tuple[EasyImage, str, str]]:
     """Lists the images whose colour and shape are both known.
 
@@ -68,6 +84,22 @@ def easy_pairs(split: str) -> EasyPairs:
     return EasyPairs(
         np.stack(images).astype(np.uint8), np.asarray(colour_index, np.int64), np.asarray(shape_index, np.int64)
     )
+
+
+def class_pairs(split: str, limit: int | None = None) -> Pairs:
+    """The images of :func:`easy_pairs` with one class per colour and shape.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        limit: how many images; None: all.
+    """
+    images, colours, shapes = easy_pairs(split)
+    captions = tuple(
+        tuple(caption_of(colour, shape, template) for template in range(len(CAPTION_TEMPLATES)))
+        for colour in COLOURS
+        for shape in SHAPES
+    )
+    return Pairs(images[:limit], (colours * len(SHAPES) + shapes)[:limit], captions)
 
 
 def caption_of(colour: str, shape: str, template: int = 0) -> str:

@@ -1,6 +1,6 @@
 """The embedded encoders: one small convolutional architecture, four ways to train it.
 
-Made by ``sweeps/pretrain_encoders.py`` (see :mod:`rllava.encoders.pretraining`); the architecture is the same for all,
+Made by ``sweeps/pretrain_encoders.py`` (see :mod:`rllava.training.pretraining`); the architecture is the same for all,
 so that only the training differs. 64 x 64 pixels in, 16 visual tokens of width 128 out.
 
 Shapes: B batch, C channel, H/W image, P visual tokens, D width.

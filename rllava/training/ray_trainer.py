@@ -147,16 +147,41 @@ def train_model(
     Returns:
         Facts for the artifact's marker.
     """
-    store = Store(job.storage)
+    return fit(train_worker, {"job": job}, job.storage, artifact, scaling, callbacks, max_failures)
+
+
+def fit(
+    worker: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    storage: str,
+    artifact: Artifact,
+    scaling: ScalingConfig,
+    callbacks: Sequence[Any] = (),
+    max_failures: int = 3,
+) -> dict[str, Any]:
+    """Runs a worker group that fills an artifact; a run that was cut off is gone on with.
+
+    Args:
+        worker: what each of them runs.
+        config: its argument.
+        storage: URL.
+        artifact: to fill; its lease is held by the caller.
+        scaling: workers and their resources.
+        callbacks: of Ray Train.
+        max_failures: how often a lost worker group is restarted.
+
+    Returns:
+        Facts for the artifact's marker: the number of workers, seconds, and what worker 0 returned.
+    """
     trainer = Trainer(
-        train_worker,
-        train_loop_config={"job": job},
+        worker,
+        train_loop_config=config,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=scaling,
         run_config=RunConfig(
             name=RUN_NAME,
             storage_path=artifact.path,
-            storage_filesystem=store.arrow_filesystem(),
+            storage_filesystem=Store(storage).arrow_filesystem(),
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),

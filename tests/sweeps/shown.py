@@ -3,7 +3,7 @@
 import re
 
 TIME = r"\d\d:\d\d:\d\d "
-NAME = r"[\w.+@#-]+"
+NAME = r"[\w.+@#:-]+"
 SHOWN = r"(at [\d.]+/255|under \w+)"
 LINES = (
     rf"{TIME}\w+: .*shards.*",

@@ -21,7 +21,6 @@ from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.encoders import encoder_spec
-from rllava.encoders.pretraining import RECIPES
 from rllava.fingerprint import Field, fields_of, fingerprint
 from rllava.judgement_spec import JudgementSpec
 from rllava.metrics import metric as metric_module
@@ -32,6 +31,7 @@ from rllava.pinned import MadeBy, Pinned
 from rllava.recipes import PRESETS
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.training.objectives import OBJECTIVES
+from rllava.training.pretraining import RECIPES
 from tests.golden.make_identity import GOLDEN, REGENERATE, Snapshot, changes, outside_fields, plan_of
 
 ROOT = Path(tests.__file__).parents[1]
