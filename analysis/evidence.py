@@ -53,8 +53,8 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
         scores: the same records as arrays.
 
     Returns:
-        One row per candidate and positive budget, over all benchmarks: ``attacked`` samples; ``unbroken``, the share of
-        them that no round lowered; ``steps`` (mean); ``zero_gradients`` (mean share of exactly zero image gradients);
+        One row per candidate and positive budget, over all benchmarks: ``attacked`` samples; ``not_beaten``, the share
+        of them that no round lowered; ``steps`` (mean); ``zero_gradients`` (mean share of exactly zero gradients);
         ``loss_clean`` and ``loss_best`` (means); ``last_rise``, the share of the loss's rise that came in the last
         tenth of the steps, over samples that score more than 0; ``score_float`` and ``score_8bit``, means over the
         attacked samples before and after rounding the image to 8 bits; ``linf`` (largest, in 1/255); ``checked``
@@ -80,7 +80,8 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
 
 
 _MEANS = (
-    "unbroken", "steps", "zero_gradients", "loss_clean", "loss_best", "last_rise", "score_float", "score_8bit", "linf",
+    "not_beaten", "steps", "zero_gradients", "loss_clean", "loss_best", "last_rise", "score_float", "score_8bit",
+    "linf",
 )  # fmt: skip
 _COLUMNS = ("candidate", "epsilon", "attacked", *_MEANS, "checked", *(f"check_{name}" for name in _CHECKS), "rising")
 
@@ -128,7 +129,7 @@ def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
     rounded = attacked[attacked["score_8bit"].notna()]
     return {
         "attacked": len(attacked),
-        "unbroken": float((attacked["best_round"] == "clean").mean()),
+        "not_beaten": float((attacked["best_round"] == "clean").mean()),
         "steps": float(attacked["steps"].mean()),
         "zero_gradients": float(attacked["zero_gradient_share"].mean()),
         "loss_clean": float(attacked["loss_clean"].mean()),

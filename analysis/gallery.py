@@ -14,7 +14,7 @@ from PIL import Image
 from analysis.loading import RecordImages, RecordKey, SweepResults, fetch_images, record_keys
 from analysis.scores import Scores
 
-KEPT, WEAKENED, BROKEN, WRONG, FAILED = "kept", "weakened", "broken", "wrong when clean", "no score"
+KEPT, WEAKENED, BEATEN, WRONG, FAILED = "kept", "weakened", "beaten", "wrong when clean", "no score"
 
 _PNG_SIDE = 160  # images up to this side are embedded losslessly, larger ones as WebP: the page stays a few MB
 
@@ -59,7 +59,7 @@ def choose_samples(scores: Scores, epsilon: float, per_benchmark: int) -> list[t
     """Chooses the samples that tell most about the candidates.
 
     First come samples on which the attack split the candidates: among those whose clean answer scored, some lost much
-    and some little. Ties go to the larger loss (so a single candidate's broken samples lead), to the samples that most
+    and some little. Ties go to the larger loss (so a single candidate's beaten samples lead), to the samples that most
     candidates have a score of, then to the sample id.
 
     Args:
@@ -165,13 +165,13 @@ def _card(sample: pd.DataFrame, candidate: str, epsilon: float, images: dict[Rec
 
 
 def _verdict(clean_score: float, score: float, error: Any) -> str:
-    """Kept: at least 90 % of the clean score; broken: at most 10 %; weakened: between."""
+    """Kept: at least 90 % of the clean score; beaten: at most 10 %; weakened: between."""
     if pd.notna(error) or not np.isfinite(score):
         return FAILED
     if not clean_score > 0:
         return WRONG
     share = score / clean_score
-    return KEPT if share >= 0.9 else BROKEN if share <= 0.1 else WEAKENED
+    return KEPT if share >= 0.9 else BEATEN if share <= 0.1 else WEAKENED
 
 
 def _counted(references: Any, limit: int = 6) -> tuple[str, ...]:

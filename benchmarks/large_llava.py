@@ -22,7 +22,8 @@ from rllava.conditions.clean import Clean
 from rllava.data.benchmarks import ANNOTATORS, BENCHMARKS
 from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.llava import Llava
 from rllava.specs import EvalSpec
@@ -86,7 +87,7 @@ def answered_by_itself(
     Returns:
         The samples, and the state of the metric for them.
     """
-    worker = AttackWorker(llava, torch.device("cpu"))
+    worker = Victim(llava, torch.device("cpu"))
     clean = replace(evaluation, condition=Clean(evaluation.precisions[0]))
     ((_, table),) = evaluate_shard(worker, samples, [clean], metric, state)
     answers = [answer or "nothing" for answer in table.column("clean_prediction").to_pylist()]

@@ -25,13 +25,15 @@ from torch import Tensor
 
 from benchmarks.common import ready_benchmark, trained_llava, write_sheet
 from rllava.attacks.common import PIXEL
-from rllava.attacks.protocols import PROTOCOLS, Round, in_precision
+from rllava.attacks.protocols import PROTOCOLS, in_precision
+from rllava.attacks.rounds import BEST, SAME, Round
 from rllava.conditions.attack import Attack, within
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, spliced_labels
@@ -204,17 +206,17 @@ class PublishedLoop:
         for entry in condition.protocol.rounds(benchmark.task.kind):
             for b, sample in enumerate(samples):
                 labels = benchmark.task.labels(sample.references)
-                place = best_labels[b] if entry.label == "best" else entry.label
-                text = entry.target or (labels[int(place)] if int(place) < len(labels) else None)
+                number = best_labels[b] if entry.label == SAME else entry.label.number or 0
+                text = entry.label.text or (labels[number] if number < len(labels) else None)
                 if not active[b] or text is None:
                     continue
-                start = best_images[b] - images[b] if entry.start == "best" else None
+                start = best_images[b] - images[b] if entry.start == BEST else None
                 image = self.attack(images[b], sample, text, entry, condition.epsilon, start)
                 score = self.answer(image, sample, benchmark)
                 if score < worst[b]:
                     worst[b], best_images[b] = score, image
-                    if entry.target is None and entry.label != "best":
-                        best_labels[b] = int(entry.label)
+                    if entry.label.of == "reference":
+                        best_labels[b] = number
                 active[b] = not benchmark.task.drops(score)
         return worst, time.perf_counter() - started
 
@@ -235,7 +237,7 @@ class PublishedLoop:
             Adversarial image, [1, C, H, W].
         """
         tokens = self.llava.tokens(sample.prompt, text)
-        sign = -1.0 if entry.target else 1.0
+        sign = -1.0 if entry.targeted else 1.0
         found: Tensor = self.published.apgd(
             lambda pixels: sign * self.loss(pixels, tokens), image, "linf", epsilon * PIXEL,
             n_iter=entry.steps, alpha=1.0, pert_init=start,
@@ -342,7 +344,7 @@ def ours(
         Scores and seconds.
     """
     started = time.perf_counter()
-    worker = AttackWorker(llava, torch.device("cpu"))
+    worker = Victim(llava, torch.device("cpu"))
     bank = evaluation.benchmark.task.decoys([sample.references for sample in samples])
     ((_, table),) = evaluate_shard(worker, samples, [evaluation], metric, state, bank=bank, checked=checked)
     return table.column("score").to_pylist(), time.perf_counter() - started

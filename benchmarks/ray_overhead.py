@@ -34,7 +34,8 @@ from rllava.data.shards import list_shards, parquet_bytes, read_shard
 from rllava.errors import SweepError, UserError
 from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate
 from rllava.evaluation.samples import decode_shard
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.model.llava import Llava
 from rllava.specs import EvalSpec
 from rllava.store import Store
@@ -202,7 +203,7 @@ def run_bare(work: Work, folder: Path) -> Run:
     job = work.job(folder)
     store = Store(job.storage)
     began = time.time()
-    worker = AttackWorker(work.llava, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    worker = Victim(work.llava, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     metric, state = read_metric(store.filesystem, work.data)
     attacking = {}
     for shard, path in enumerate(list_shards(store.filesystem, work.data)):

@@ -20,7 +20,7 @@ from rllava.steps import Facts, Step, Task, Workshop, ensure, levels
 from rllava.store import Store
 from rllava.training.pretraining import RECIPES
 from rllava.weights import digest, has_weights, pin_weights
-from tests.evaluation.test_worker import spec_of
+from tests.evaluation.test_shard import spec_of
 
 CLIP = RECIPES[0]
 FARE = next(recipe for recipe in RECIPES if recipe.name == "tiny-fare4")

@@ -18,7 +18,8 @@ from rllava.data.benchmarks import BENCHMARKS
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
 from rllava.evaluation.checking import CHECKED_PER_SHARD
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.model.conversation import IGNORE
 from rllava.model.llava import Llava
 from rllava.recipes import PRESETS
@@ -116,7 +117,7 @@ def test_own_answers_are_right_and_captions_have_others_beside_them() -> None:
         evaluation = EvalSpec("random", model, model.encoders, benchmark, within(protocol, 0.0), 4)
         answered, state = large_llava.answered_by_itself(llava, evaluation, samples, metric, state, captions=2)
         assert {len(sample.references) for sample in answered} == {count}
-        ((_, table),) = evaluate_shard(AttackWorker(llava, torch.device("cpu")), answered, [evaluation], metric, state)
+        ((_, table),) = evaluate_shard(Victim(llava, torch.device("cpu")), answered, [evaluation], metric, state)
         scores = table.column("clean_score").to_pylist()
         assert scores == [100.0] * 4 if name == "easy_vqa" else max(scores) > benchmark.task.drop_threshold
 

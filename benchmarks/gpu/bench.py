@@ -63,10 +63,10 @@ class Bench:
             SweepError: if a loss or gradient is not finite; the time of such an attack says nothing.
         """
         try:
-            broken = bool(apgd(loss, images_BCHW, epsilon=EPSILON, steps=steps).broken_B.any())
+            failed = bool(apgd(loss, images_BCHW, epsilon=EPSILON, steps=steps).failed_B.any())
         except NonFiniteLossError:
-            broken = True
-        if broken:
+            failed = True
+        if failed:
             raise SweepError("the loss or its gradient is not finite; try --precision float32")
 
 

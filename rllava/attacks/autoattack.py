@@ -3,7 +3,7 @@
 Shows that what attacks LLaVAs here is as strong as the field's yardstick on classifiers. Same parameters as the
 ``standard`` version, without FAB (which finds small perturbations rather than large losses): APGD on the cross-entropy,
 APGD on the targeted DLR loss against the nine most likely wrong classes, Square with 5000 queries. A sample that one
-attack has broken is left out of the next; robust is who survives all.
+attack has beaten is left out of the next; robust is who survives all.
 
 Shapes: B batch, C channel, H/W image, K classes.
 """
@@ -34,14 +34,14 @@ class ClassifierResult:
     Attributes:
         images_BCHW: adversarial images; the clean one where nothing broke the sample.
         robust_B: samples that are right on the clean image and on every image tried.
-        broken_by: per sample, the attack that broke it: ``"clean"`` where it was wrong from the start, None if robust.
+        beaten_by: per sample, the attack that beat it: ``"clean"`` where it was wrong from the start, None if robust.
         failed_B: samples on which an attack met a loss that is not finite. The later attacks leave them out; where
             they still count as robust, that proves nothing.
     """
 
     images_BCHW: Tensor
     robust_B: Tensor
-    broken_by: tuple[str | None, ...]
+    beaten_by: tuple[str | None, ...]
     failed_B: Tensor
 
 
@@ -171,7 +171,7 @@ class _State:
         self.images_BCHW = images_BCHW.clone()
         self.robust_B = self.logits_BK.argmax(1) == label_B
         self.failed_B = torch.zeros_like(self.robust_B)
-        self.broken_by: list[str | None] = [None if right else "clean" for right in self.robust_B.tolist()]
+        self.beaten_by: list[str | None] = [None if right else "clean" for right in self.robust_B.tolist()]
 
     def apgd_ce(self, steps: int, restarts: int) -> None:
         for restart in range(restarts):
@@ -195,7 +195,7 @@ class _State:
                 loss, self.clean_BCHW[who_N], epsilon=self.epsilon, steps=steps, norm=self.norm,
                 start="surface", step_size=2.0, seeds=start_seeds(who_N.tolist(), run, self.seed),
             )  # fmt: skip
-            self.note(name, who_N, found.solved_BCHW, found.solved_B, found.broken_B)
+            self.note(name, who_N, found.solved_BCHW, found.solved_B, found.failed_B)
 
     def square(self, queries: int) -> None:
         who_N = self.left()
@@ -203,18 +203,18 @@ class _State:
             loss = classifier_loss(self.model, self.label_B[who_N], "margin")
             seeds = start_seeds(who_N.tolist(), 0, self.seed)
             found = square(loss, self.clean_BCHW[who_N], epsilon=self.epsilon, queries=queries, seeds=seeds)
-            self.note("square", who_N, found.images_BCHW, found.solved_B, found.broken_B)
+            self.note("square", who_N, found.images_BCHW, found.solved_B, found.failed_B)
 
     def left(self) -> Tensor:
         return (self.robust_B & ~self.failed_B).nonzero()[:, 0]
 
-    def note(self, attack: str, who_N: Tensor, images_NCHW: Tensor, broken_N: Tensor, failed_N: Tensor) -> None:
-        broken = who_N[broken_N]
-        self.images_BCHW[broken] = images_NCHW[broken_N]
-        self.robust_B[broken] = False
+    def note(self, attack: str, who_N: Tensor, images_NCHW: Tensor, beaten_N: Tensor, failed_N: Tensor) -> None:
+        beaten = who_N[beaten_N]
+        self.images_BCHW[beaten] = images_NCHW[beaten_N]
+        self.robust_B[beaten] = False
         self.failed_B[who_N] |= failed_N
-        for sample in broken.tolist():
-            self.broken_by[sample] = attack
+        for sample in beaten.tolist():
+            self.beaten_by[sample] = attack
 
     def result(self) -> ClassifierResult:
-        return ClassifierResult(self.images_BCHW, self.robust_B, tuple(self.broken_by), self.failed_B)
+        return ClassifierResult(self.images_BCHW, self.robust_B, tuple(self.beaten_by), self.failed_B)

@@ -112,7 +112,7 @@ def check_attack(
     check_images(images_BCHW)
     check_budget(epsilon, 1, 1.0, norm)
     _check_arguments(images_BCHW, result, seeds, solved, clean_loss)
-    whole_B = ~result.broken_B
+    whole_B = ~result.failed_B
     open_B = whole_B & ~(result.solved_B if solved is None else solved.to(whole_B))
     index_B = torch.arange(images_BCHW.shape[0], device=images_BCHW.device)
     case = _Case(loss, images_BCHW.detach(), index_B, result, epsilon, norm, whole_B, open_B, tolerance)
@@ -161,7 +161,7 @@ def compare_results(
     if grew not in names:
         raise ValueError(f"grew: expected 'budget' or 'steps', got {grew!r}")
     solved_B = larger.solved_B if solved is None else solved.to(larger.solved_B)
-    open_B = ~(smaller.broken_B | larger.broken_B | solved_B)
+    open_B = ~(smaller.failed_B | larger.failed_B | solved_B)
     gap_B = smaller.loss_B - larger.loss_B
     rise_B = smaller.loss_B - smaller.history.loss_SB[0]
     weaker_B = gap_B > torch.maximum(WEAKER_LIMIT * rise_B, _slack(smaller.loss_B, tolerance))
@@ -181,8 +181,8 @@ class _Case:
     result: AttackResult
     epsilon: float
     norm: Norm
-    whole_B: Tensor  # not broken
-    open_B: Tensor  # neither broken nor solved
+    whole_B: Tensor  # not failed
+    open_B: Tensor  # neither failed nor solved
     tolerance: float
 
     def loss_at(self, images_BCHW: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ def _zero_gradient(case: _Case) -> Finding | None:
 
 def _non_finite(case: _Case) -> Finding | None:
     text = "loss or gradient was not finite at some step; the attack stopped there"
-    return _finding("non_finite", case.result.broken_B, torch.ones_like(case.result.broken_B), text)
+    return _finding("non_finite", case.result.failed_B, torch.ones_like(case.result.failed_B), text)
 
 
 def _no_descent(case: _Case) -> Finding | None:

@@ -53,7 +53,7 @@ class AttackResult:
         solved_BCHW: the last point at which the loss said that the goal was reached; the start point if it never did.
         solved_B: whether it ever did.
         history: every step, per sample.
-        broken_B: samples whose loss or gradient was not finite at some step; they stopped there, at their best point.
+        failed_B: samples whose loss or gradient was not finite at some step; they stopped there, at their best point.
         forwards: forward passes per sample.
         backwards: backward passes per sample.
     """
@@ -63,7 +63,7 @@ class AttackResult:
     solved_BCHW: Tensor
     solved_B: Tensor
     history: History
-    broken_B: Tensor
+    failed_B: Tensor
     forwards: int
     backwards: int
 

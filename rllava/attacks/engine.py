@@ -17,23 +17,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rllava.attacks.apgd import Lanes, absorb, enter, move
-from rllava.attacks.common import PIXEL, Look, loss_and_gradient, loss_only, project, start_point
+from rllava.attacks.common import PIXEL, Look, Norm, l2_norm, loss_and_gradient, loss_only, project, start_point
 from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Evidence, Outcome, snap
-from rllava.attacks.protocols import Round
+from rllava.attacks.rounds import Round, Start
+from rllava.attacks.stepper import ATTACKS, Entering, Lanes
 
 
 class Task(NamedTuple):
-    """Whose loss is wanted: that of ``text`` as the answer of sample ``sample``."""
+    """Whose loss is wanted: that of ``text`` as the answer of sample ``sample``; None: of its visual tokens."""
 
     sample: int
-    text: str
+    text: str | None
 
 
 AnswerLoss = Callable[[Tensor, Sequence[Task], str], Tensor]
-"""``loss(pixels_NCHW, tasks, precision) -> loss_N``: cross-entropy of each task's text for its pixels. Rounds maximise
-it, targeted ones minimise it."""
+"""``loss(pixels_NCHW, tasks, precision) -> loss_N``: cross-entropy of each task's text for its pixels; or, of tasks
+without text, which come among themselves, how far the visual tokens are from the clean image's. Rounds maximise it,
+targeted ones minimise it."""
 
 Judge = Callable[[Tensor, Sequence[int], str], tuple[list[str], list[float]]]
 """``judge(images_NCHW, samples, precision) -> answers, scores`` of those samples."""
@@ -43,7 +44,7 @@ Decoys = Callable[[int, Tensor], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Victims:
+class Samples:
     """What is attacked.
 
     Attributes:
@@ -53,7 +54,8 @@ class Victims:
         scores: their scores.
         seeds: one per sample, of whatever is random.
         decoys: wrong answers of a sample, for rounds that aim at them; None where no round does.
-        others: images that attacks on other models found, by name; where a sample has none, the clean image.
+        others: images that other evaluations found, by the start that they are; where a sample has none, the clean
+            image.
     """
 
     images_BCHW: Tensor
@@ -62,7 +64,7 @@ class Victims:
     scores: Sequence[float]
     seeds: Sequence[int]
     decoys: Decoys | None = None
-    others: Mapping[str, Tensor] | None = None
+    others: Mapping[Start, Tensor] | None = None
 
 
 @dataclass
@@ -86,23 +88,28 @@ class Engine:
 
     A round may only lower a sample's score. A sample whose score in a round (or on the clean image) is dropped takes
     no part in later rounds; neither does one that lacks the round's label. Samples start in order. Between two rounds
-    of the same precision a sample keeps its place; the precisions follow one another as in the protocol.
+    of one kind (:attr:`rllava.attacks.rounds.Round.kind`) a sample keeps its place; kinds follow one another as in the
+    protocol.
 
     Args:
         rounds: of the protocol.
-        victims: what is attacked.
+        samples: what is attacked.
         epsilon: budget in 1/255.
         answer_loss: see :data:`AnswerLoss`.
         judge: see :data:`Judge`.
         dropped: whether nothing is left to attack at a score.
         places: most samples in flight.
         batches: splits looks that do not fit into memory; by default one that starts at ``places``.
+        norm: of the budget.
+
+    Raises:
+        ValueError: if an attack of a round does not keep budgets of that norm.
     """
 
     def __init__(
         self,
         rounds: Sequence[Round],
-        victims: Victims,
+        samples: Samples,
         *,
         epsilon: float,
         answer_loss: AnswerLoss,
@@ -110,21 +117,25 @@ class Engine:
         dropped: Callable[[float], bool],
         places: int,
         batches: Batches | None = None,
+        norm: Norm = "linf",
     ) -> None:
         assert places >= 1
-        self.rounds, self.victims, self.epsilon = tuple(rounds), victims, epsilon
+        for entry in rounds:
+            if norm not in ATTACKS.get(entry.attack).norms:
+                raise ValueError(f"round {entry.name}: attack {entry.attack} keeps no {norm} budget")
+        self.rounds, self.samples, self.epsilon = tuple(rounds), samples, epsilon
         self.answer_loss, self.judge, self.dropped, self.most = answer_loss, judge, dropped, places
-        self.batches = batches or Batches(places)
+        self.batches, self.norm = batches or Batches(places), norm
         self.columns = max((entry.steps for entry in self.rounds), default=0)
         self.outcomes = [
             Outcome(answer, score, image_CHW)
-            for answer, score, image_CHW in zip(victims.predictions, victims.scores, victims.images_BCHW, strict=True)
+            for answer, score, image_CHW in zip(samples.predictions, samples.scores, samples.images_BCHW, strict=True)
         ]
         self.decoys: dict[int, tuple[str, list[str]]] = {}  # per sample: from which round's image, and which texts
-        self.precisions = tuple(dict.fromkeys(entry.precision for entry in self.rounds))
-        self.precision = self.precisions[0] if self.precisions else "float32"
-        self.waiting: dict[str, list[tuple[int, int]]] = {precision: [] for precision in self.precisions}
-        for sample, score in enumerate(victims.scores):
+        self.kinds = tuple(dict.fromkeys(entry.kind for entry in self.rounds))
+        self.kind = self.kinds[0] if self.kinds else ("float32", "apgd", False)
+        self.waiting: dict[tuple[str, str, bool], list[tuple[int, int]]] = {kind: [] for kind in self.kinds}
+        for sample, score in enumerate(samples.scores):
             if not dropped(score):
                 self._enqueue(sample, 0)
         self.places: list[_Place] = []
@@ -157,8 +168,8 @@ class Engine:
         return {
             "outcomes": [outcome.state_dict() for outcome in self.outcomes],
             "decoys": {sample: [origin, list(texts)] for sample, (origin, texts) in self.decoys.items()},
-            "precision": self.precision,
-            "waiting": {precision: [list(pair) for pair in queue] for precision, queue in self.waiting.items()},
+            "kind": list(self.kind),
+            "waiting": [[list(kind), [list(pair) for pair in queue]] for kind, queue in self.waiting.items()],
             "places": [list(vars(place).values()) for place in self.places],
             "lanes": None if self.lanes is None else {k: v.clone() for k, v in self.lanes.tensors().items()},
             "limit": self.batches.limit,
@@ -170,22 +181,34 @@ class Engine:
         Args:
             state: from its :meth:`state_dict`.
         """
-        images_BCHW = self.victims.images_BCHW
+        images_BCHW = self.samples.images_BCHW
         for outcome, image_CHW, saved in zip(self.outcomes, images_BCHW, state["outcomes"], strict=True):
             outcome.load_state_dict(saved, image_CHW)
         self.decoys = {sample: (origin, list(texts)) for sample, (origin, texts) in state["decoys"].items()}
-        self.precision = state["precision"]
-        self.waiting = {precision: [(s, r) for s, r in queue] for precision, queue in state["waiting"].items()}
+        self.kind = tuple(state["kind"])
+        self.waiting = {tuple(kind): [(s, r) for s, r in queue] for kind, queue in state["waiting"]}
         self.places = [_place(fields, images_BCHW.device) for fields in state["places"]]
-        lanes = state["lanes"]
-        self.lanes = None if lanes is None else Lanes(**{k: v.to(images_BCHW.device).clone() for k, v in lanes.items()})
+        self.lanes = None
+        if state["lanes"] is not None:
+            tensors = {name: value.to(images_BCHW.device).clone() for name, value in state["lanes"].items()}
+            self.lanes = self.attack(norm=self.norm, **tensors)
         self.batches.limit = min(self.batches.limit, int(state["limit"]))
+
+    @property
+    def precision(self) -> str:
+        """Of the model that is attacked at the moment."""
+        return self.kind[0]
+
+    @property
+    def attack(self) -> type[Lanes]:
+        """By which it is."""
+        return ATTACKS.get(self.kind[1])
 
     def _fill(self) -> bool:
         """Gives free places to those who wait; False when nobody is left."""
-        if not self.places and not self.waiting.get(self.precision):
-            self.precision = next((p for p in self.precisions if self.waiting[p]), self.precision)
-        queue = self.waiting.get(self.precision, [])
+        if not self.places and not self.waiting.get(self.kind):
+            self.kind = next((kind for kind in self.kinds if self.waiting[kind]), self.kind)
+        queue = self.waiting.get(self.kind, [])
         starting: list[_Place] = []
         while queue and len(self.places) + len(starting) < self.most:
             sample, index = queue.pop(0)
@@ -200,34 +223,41 @@ class Engine:
             return
         samples = [place.sample for place in starting]
         rounds = [self.rounds[place.round] for place in starting]
-        clean_NCHW = self.victims.images_BCHW[samples]
+        clean_NCHW = self.samples.images_BCHW[samples]
         points = [self._start_point(place) for place in starting]
-        lanes = enter(
-            clean_NCHW,
-            torch.stack(points),
-            epsilon=[self.epsilon * entry.width for entry in rounds],
-            steps=[entry.steps for entry in rounds],
-            step_size=[entry.step_size for entry in rounds],
-            columns=self.columns,
+        budgets = [self.epsilon * entry.width for entry in rounds]
+        lanes = self.attack.enter(
+            Entering(
+                clean_NCHW,
+                torch.stack(points),
+                budgets,
+                [entry.steps for entry in rounds],
+                [entry.step_size / (e if entry.absolute else 1) for entry, e in zip(rounds, budgets, strict=True)],
+                seeds=[self._seed(place) for place in starting],
+                columns=self.columns,
+                norm=self.norm,
+            )
         )
         self.lanes = lanes if self.lanes is None or not self.places else self.lanes.join(lanes)
         self.places += starting
 
     def _start_point(self, place: _Place) -> Tensor:
         entry, sample = self.rounds[place.round], place.sample
-        clean_1CHW, outcome = self.victims.images_BCHW[sample][None], self.outcomes[sample]
+        clean_1CHW, outcome = self.samples.images_BCHW[sample][None], self.outcomes[sample]
         budget = self.epsilon * entry.width
-        if entry.start == "random":
-            seed = self.victims.seeds[sample] * 1_000_003 + place.round
-            return start_point("random", clean_1CHW, budget, [seed])[0]
+        if entry.start.at == "random":
+            return start_point("random", clean_1CHW, budget, [self._seed(place)], self.norm)[0]
         image_CHW = clean_1CHW[0]
-        if entry.start == "best":
+        if entry.start.at == "best":
             image_CHW = outcome.image_CHW
-        elif entry.start == "previous" and outcome.previous_CHW is not None:
+        elif entry.start.at == "previous" and outcome.previous_CHW is not None:
             image_CHW = outcome.previous_CHW
-        elif entry.start.startswith("other:") and self.victims.others is not None:
-            image_CHW = self.victims.others[entry.start.removeprefix("other:")][sample].to(clean_1CHW)
-        return project(image_CHW[None], clean_1CHW, budget)[0]
+        elif entry.start.found and self.samples.others is not None:
+            image_CHW = self.samples.others[entry.start][sample].to(clean_1CHW)
+        return project(image_CHW[None], clean_1CHW, budget, self.norm)[0]
+
+    def _seed(self, place: _Place) -> int:
+        return self.samples.seeds[place.sample] * 1_000_003 + place.round
 
     def _look(self) -> None:
         """One look of every sample in flight, one step of those that are not done, a verdict on those that are."""
@@ -236,22 +266,23 @@ class Engine:
         looks: list[Look] = []
         order: list[int] = []
         # The last point of a round needs no gradient: no step follows.
-        for rows, gradient in ((_where(last, False), True), (_where(last, True), False)):
+        for rows, gradient in ((_where(last, False), self.attack.gradients), (_where(last, True), False)):
             looks += self.batches.run(lambda part, gradient=gradient: self._look_at(part, gradient), rows)  # type: ignore[misc]
             order += rows
         back = torch.tensor(order, device=self.lanes.clean_LCHW.device).argsort()
-        absorb(self.lanes, Look(*(torch.cat(parts)[back] for parts in zip(*looks, strict=True))))
+        self.lanes.absorb(Look(*(torch.cat(parts)[back] for parts in zip(*looks, strict=True))))
         for place in self.places:
             place.looks += 1
         leaving = self._answer()
         going_on = self._finish(leaving) if leaving else []
         if self.places:
-            move(self.lanes)
+            self.lanes.move()
         self._start(going_on)
 
     def _look_at(self, rows: Sequence[int], gradient: bool) -> Look:
         assert self.lanes is not None
-        tasks = [Task(self.places[row].sample, self.places[row].text) for row in rows]
+        _, _, at_tokens = self.kind
+        tasks = [Task(self.places[row].sample, None if at_tokens else self.places[row].text) for row in rows]
         signs = [-1.0 if self.rounds[self.places[row].round].targeted else 1.0 for row in rows]
         points_NCHW = self.lanes.point_LCHW[torch.tensor(rows, device=self.lanes.point_LCHW.device)]
         sign_N = torch.tensor(signs, device=points_NCHW.device)
@@ -277,9 +308,9 @@ class Engine:
                 images.append(self.lanes.point_LCHW[row])
         if not due:
             return done
-        clean_NCHW = self.victims.images_BCHW[[self.places[row].sample for row in due]]
-        images_NCHW = snap(torch.stack(images), clean_NCHW, self.epsilon)
-        assert within(images_NCHW, clean_NCHW, self.epsilon), "an attack left its budget"
+        clean_NCHW = self.samples.images_BCHW[[self.places[row].sample for row in due]]
+        images_NCHW = snap(torch.stack(images), clean_NCHW, self.epsilon, self.norm)
+        assert within(images_NCHW, clean_NCHW, self.epsilon, self.norm), "an attack left its budget"
         for verdicts in self.batches.run(lambda part: self._judge(images_NCHW, due, part), range(len(due))):
             for n, answer, score in verdicts:
                 place = self.places[due[n]]
@@ -294,7 +325,7 @@ class Engine:
         return list(zip(part, answers, scores, strict=True))
 
     def _finish(self, rows: list[int]) -> list[_Place]:
-        """Notes what the attacks in some rows found and frees them; which rounds of this precision follow at once."""
+        """Notes what the attacks in some rows found and frees them; which rounds of this kind follow at once."""
         assert self.lanes is not None
         going_on: list[_Place] = []
         for row in rows:
@@ -321,38 +352,41 @@ class Engine:
     def _enqueue(self, sample: int, index: int, keep: bool = False) -> _Place | None:
         """Sends a sample to its next round from ``index`` on, if there is one.
 
-        With ``keep``, a round of the running precision is handed back at once instead of waiting in the queue.
+        With ``keep``, a round of the running kind is handed back at once instead of waiting in the queue.
         """
         for following in range(index, len(self.rounds)):
             text = self._text(sample, following)
             if text is None:
                 continue
-            if keep and self.rounds[following].precision == self.precision:
+            if keep and self.rounds[following].kind == self.kind:
                 return _Place(sample, following, text)
-            self.waiting[self.rounds[following].precision].append((sample, following))
+            self.waiting[self.rounds[following].kind].append((sample, following))
             return None
         return None
 
     def _text(self, sample: int, index: int) -> str | None:
         """The text a round attacks of a sample; None where the sample has none and skips the round."""
-        entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.victims.labels[sample]
-        if entry.start.startswith("other:") and entry.start.removeprefix("other:") not in (self.victims.others or {}):
+        entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.samples.labels[sample]
+        label = entry.label
+        if entry.start.found and entry.start not in (self.samples.others or {}):
             return None
-        if isinstance(entry.label, int):
-            return labels[entry.label] if entry.label < len(labels) else None
-        if entry.target is not None:
-            return entry.target
-        if entry.label == "best":
-            return labels[outcome.label or 0] if labels else None
-        if entry.label == "answer":
-            return outcome.prediction or next(iter(labels), None)
-        assert entry.decoy is not None
-        assert self.victims.decoys is not None
+        match label.of:
+            case "reference":
+                return labels[label.number or 0] if (label.number or 0) < len(labels) else None
+            case "text":
+                return label.text
+            case "tokens":
+                return ""
+            case "best":
+                return labels[outcome.label or 0] if labels else None
+            case "answer":
+                return outcome.prediction or next(iter(labels), None)
+        assert self.samples.decoys is not None
         if sample not in self.decoys or self.decoys[sample][0] != outcome.best_round:
-            texts = self.victims.decoys(sample, outcome.image_CHW)
+            texts = self.samples.decoys(sample, outcome.image_CHW)
             self.decoys[sample] = (outcome.best_round, [text for text in texts if text != outcome.prediction])
         _, texts = self.decoys[sample]
-        return texts[entry.decoy] if entry.decoy < len(texts) else None
+        return texts[label.number or 0] if (label.number or 0) < len(texts) else None
 
 
 def _place(fields: Sequence[Any], device: torch.device) -> _Place:
@@ -364,15 +398,8 @@ def _where(flags: Sequence[bool], value: bool) -> list[int]:
     return [row for row, flag in enumerate(flags) if flag == value]
 
 
-def within(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float) -> bool:
-    """Whether the promise every attack makes is kept.
-
-    Args:
-        images_BCHW: attacked.
-        clean_BCHW: clean.
-        epsilon: budget in 1/255.
-
-    Returns:
-        True if no pixel left the budget by more than rounding.
-    """
-    return float((images_BCHW - clean_BCHW).abs().max()) / PIXEL <= epsilon + 1e-3
+def within(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float, norm: Norm = "linf") -> bool:
+    """Whether the promise every attack makes is kept: no image left the budget, in 1/255, by more than rounding."""
+    delta_BCHW = images_BCHW - clean_BCHW
+    largest = delta_BCHW.abs().max() if norm == "linf" else l2_norm(delta_BCHW).max()
+    return float(largest) / PIXEL <= epsilon + 1e-3

@@ -127,6 +127,19 @@ def feature_distance(features_BPD: Tensor, clean_BPD: Tensor) -> Tensor:
     return (_wide(features_BPD) - _wide(clean_BPD.detach())).square().sum(2).mean(1)
 
 
+def token_distance(features_BPD: Tensor, clean_BPD: Tensor) -> Tensor:
+    """Cosine distance of visual tokens to the clean image's, averaged over the tokens (VEAttack).
+
+    Args:
+        features_BPD: of the attacked images.
+        clean_BPD: of the clean images; constants.
+
+    Returns:
+        loss_B in [0, 2], at least in float32.
+    """
+    return 1 - F.cosine_similarity(_wide(features_BPD), _wide(clean_BPD.detach()), dim=2).mean(1)
+
+
 def classifier_loss(
     model: Callable[[Tensor], Tensor],
     label_B: Tensor,

@@ -30,7 +30,7 @@ class QueryResult:
         loss_QB: loss of the best point after each query, [queries, B]. It never falls, but for a query that solves its
             sample at a lower loss; a sample that stopped keeps its last value.
         solved_B: samples that the loss called solved; they stopped there.
-        broken_B: samples whose loss was not finite at some query; they stopped there, at their best point.
+        failed_B: samples whose loss was not finite at some query; they stopped there, at their best point.
         queries_B: forward passes that each sample took part in.
     """
 
@@ -38,7 +38,7 @@ class QueryResult:
     loss_B: Tensor
     loss_QB: Tensor
     solved_B: Tensor
-    broken_B: Tensor
+    failed_B: Tensor
     queries_B: Tensor
 
 
@@ -76,8 +76,8 @@ def random_search(
     """Tries the proposed points and keeps the best one of each sample.
 
     Every sample has its own generator and decides for itself, so its points are the same alone and in any batch, up to
-    two losses that are equal but for rounding. Those that are solved or broken stop: the loss is then asked about the
-    others alone, named by its ``index_B``.
+    two losses that are equal but for rounding. Those that are solved or have failed stop: the loss is then asked about
+    the others alone, named by its ``index_B``.
 
     Args:
         loss: maximised, never differentiated; see :data:`rllava.attacks.common.LossFunction`.
@@ -105,11 +105,11 @@ def random_search(
     best_BCHW = clean_BCHW.clone()
     best_loss_B = torch.full((count,), float("-inf"), dtype=clean_BCHW.dtype, device=clean_BCHW.device)
     solved_B = torch.zeros(count, dtype=torch.bool, device=clean_BCHW.device)
-    broken_B = torch.zeros_like(solved_B)
+    failed_B = torch.zeros_like(solved_B)
     queries_B = torch.zeros(count, dtype=torch.int64, device=clean_BCHW.device)
     losses: list[Tensor] = []
     for query in range(queries):
-        index_A = (~(solved_B | broken_B)).nonzero()[:, 0]
+        index_A = (~(solved_B | failed_B)).nonzero()[:, 0]
         if len(index_A) == 0:
             break
         active = [generators[b] for b in index_A.tolist()]
@@ -125,10 +125,10 @@ def random_search(
         best_BCHW[chosen_A] = points_ACHW[better_A]
         best_loss_B[chosen_A] = loss_A[better_A]
         solved_B[index_A] = finite_A & solved_A
-        broken_B[index_A] = ~finite_A
+        failed_B[index_A] = ~finite_A
         queries_B[index_A] += 1
         losses.append(best_loss_B.clone())
     losses += [best_loss_B] * (queries - len(losses))
     loss_QB = torch.stack(losses)
     loss_QB = torch.where(loss_QB.isfinite(), loss_QB, float("nan"))
-    return QueryResult(best_BCHW, loss_QB[-1], loss_QB, solved_B, broken_B, queries_B)
+    return QueryResult(best_BCHW, loss_QB[-1], loss_QB, solved_B, failed_B, queries_B)

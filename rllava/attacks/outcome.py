@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rllava.attacks.apgd import Lanes
-from rllava.attacks.common import PIXEL, AttackResult, History
-from rllava.attacks.protocols import Round
+from rllava.attacks.common import PIXEL, AttackResult, History, Norm
+from rllava.attacks.rounds import Round
+from rllava.attacks.stepper import Lanes
 
 GRID = 128
 """Scored images are multiples of 1/128 of an 8-bit level, so that an 8-bit image and one signed byte per value store
@@ -27,24 +27,24 @@ class Evidence:
     """One round of one sample, as the attack checks need it.
 
     Attributes:
-        text: whose loss was attacked.
+        text: whose loss was attacked; None: visual tokens were.
         targeted: whether it was minimised.
         precision: of the model.
         loss_S: what the attack maximised, at each step; column 0 is the start.
         step_size_S: in pixel units.
         zero_gradient_S: share of exactly zero gradient entries.
         best_CHW: point of highest loss.
-        broken: whether the attack broke off.
+        failed: whether loss or gradient was not finite, so that the attack stopped.
     """
 
-    text: str
+    text: str | None
     targeted: bool
     precision: str
     loss_S: Tensor
     step_size_S: Tensor
     zero_gradient_S: Tensor
     best_CHW: Tensor
-    broken: bool
+    failed: bool
 
     @classmethod
     def of(cls, lanes: Lanes, row: int, entry: Round, text: str, steps: int) -> "Evidence":
@@ -61,14 +61,14 @@ class Evidence:
             The evidence.
         """
         return cls(
-            text,
+            None if entry.label.of == "tokens" else text,
             entry.targeted,
             entry.precision,
             lanes.loss_LS[row, : steps + 1].clone(),
             lanes.step_size_LS[row, :steps].clone(),
             lanes.zero_gradient_LS[row, :steps].clone(),
             lanes.best_LCHW[row].clone(),
-            bool(lanes.broken_L[row]),
+            bool(lanes.failed_L[row]),
         )
 
     @property
@@ -98,12 +98,12 @@ def attack_result(rounds: list[Evidence]) -> AttackResult:
         torch.stack([entry.zero_gradient_S for entry in rounds], dim=1),
     )
     best_NCHW = torch.stack([entry.best_CHW for entry in rounds])
-    broken_N = torch.tensor([entry.broken for entry in rounds], device=best_NCHW.device)
+    failed_N = torch.tensor([entry.failed for entry in rounds], device=best_NCHW.device)
     # The best loss of the history; a sample that broke has NaN there from some step on.
     loss_N = history.loss_SB.nan_to_num(nan=-torch.inf).amax(0)
     steps = rounds[0].steps
     return AttackResult(
-        best_NCHW, loss_N, best_NCHW, torch.zeros_like(broken_N), history, broken_N, forwards=steps + 1, backwards=steps
+        best_NCHW, loss_N, best_NCHW, torch.zeros_like(failed_N), history, failed_N, forwards=steps + 1, backwards=steps
     )
 
 
@@ -165,7 +165,7 @@ class Outcome:
         self.steps += evidence.steps
         self.zero_gradients += float(evidence.zero_gradient_S.sum())
         self.previous_CHW = image_CHW
-        if evidence.broken:
+        if evidence.failed:
             self.error = f"round {entry.name}: loss or gradient was not finite; the attack stopped at its best point"
         if evidence.steps and (better or self.evidence is None):
             self.evidence = evidence
@@ -173,8 +173,8 @@ class Outcome:
             assert verdict is not None
             self.prediction, self.score = verdict
             self.image_CHW, self.best_round = image_CHW, entry.name
-            if isinstance(entry.label, int):
-                self.label = entry.label
+            if entry.label.of == "reference":
+                self.label = entry.label.number
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors, numbers and text; the clean image is left out.
@@ -208,17 +208,22 @@ class Outcome:
             self.evidence = Evidence(**{name: here(value) for name, value in state["evidence"].items()})
 
 
-def snap(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float) -> Tensor:
+def snap(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float, norm: Norm = "linf") -> Tensor:
     """The nearest images on the grid of 1/128 level that keep the budget.
 
     Args:
         images_NCHW: adversarial images in [0, 1].
         clean_NCHW: clean images, multiples of 1/255.
         epsilon: budget in 1/255.
+        norm: of the budget. In L2, what lies between two points of the grid goes to the one nearer to the clean image:
+            no sum of squares grows.
 
     Returns:
         What is scored: :func:`pack_images` stores it without loss.
     """
+    if norm == "l2":
+        steps_NCHW = ((images_NCHW - clean_NCHW) / (PIXEL / GRID)).trunc()
+        return _from_grid(((clean_NCHW / (PIXEL / GRID)).round() + steps_NCHW).clamp(0, 255 * GRID).to(torch.int32))
     return _from_grid(_on_grid(images_NCHW, clean_NCHW, epsilon))
 
 

@@ -6,21 +6,26 @@ Shapes: B batch, C channel, H/W image.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rllava.attacks.common import (
     PIXEL,
+    Look,
     LossFunction,
     Start,
     check_budget,
     check_finite,
     check_images,
+    expand,
     loss_and_gradient,
     project,
+    project_to_radius,
     start_point,
 )
+from rllava.attacks.stepper import ATTACKS, Entering, Lanes
 
 
 def pgd(
@@ -67,3 +72,42 @@ def pgd(
         velocity_BCHW = (momentum * velocity_BCHW + direction_BCHW).sign()
         point_BCHW = project(point_BCHW + step_size * epsilon * PIXEL * velocity_BCHW, clean_BCHW, epsilon)
     return point_BCHW
+
+
+MOMENTUM = 0.9
+"""Of PGD as a round: that of RobustVLM's and VEAttack's."""
+
+
+@dataclass
+class PgdLanes(Lanes):
+    """PGD with momentum on the sign of the gradient, in flight; steps keep their size.
+
+    Attributes:
+        velocity_LCHW: direction of the last step.
+        gradient_LCHW: at the point.
+    """
+
+    velocity_LCHW: Tensor
+    gradient_LCHW: Tensor
+
+    @classmethod
+    def enter(cls, entering: Entering) -> "PgdLanes":
+        """See the base class."""
+        zeros_LCHW = torch.zeros_like(entering.clean_LCHW)
+        return cls(**entering.common(), velocity_LCHW=zeros_LCHW, gradient_LCHW=zeros_LCHW.clone())  # type: ignore[arg-type]
+
+    def absorb(self, look: Look) -> None:
+        """Keeps the best points."""
+        self.note_loss(look)
+        self.gradient_LCHW = torch.where(expand(self.failed_L), 0.0, look.gradient_BCHW.to(self.point_LCHW.dtype))
+
+    def move(self) -> None:
+        """One step along the velocity."""
+        self.note_step((self.gradient_LCHW == 0).flatten(1).to(self.zero_gradient_LS.dtype).mean(1))
+        self.velocity_LCHW = (MOMENTUM * self.velocity_LCHW + self.gradient_LCHW.sign()).sign()
+        moved_LCHW = self.point_LCHW + expand(self.step_size_L) * self.velocity_LCHW
+        moved_LCHW = project_to_radius(moved_LCHW, self.clean_LCHW, self.radius_L, self.norm)
+        self.point_LCHW = torch.where(expand(self.failed_L), self.point_LCHW, moved_LCHW)
+
+
+ATTACKS.register("pgd", PgdLanes)

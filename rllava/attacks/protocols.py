@@ -12,76 +12,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from rllava.attacks.rounds import (
+    ANSWER,
+    BEST,
+    CLEAN,
+    PREVIOUS,
+    RANDOM,
+    SAME,
+    SMALLER,
+    TOKENS,
+    Label,
+    Precision,
+    Round,
+    Start,
+    decoy,
+    other,
+    reference,
+    target,
+)
 from rllava.errors import UserError
 from rllava.registry import Registry
-
-Precision = Literal["float32", "float16", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One attack run inside a protocol.
-
-    Attributes:
-        name: shown in records.
-        steps: gradient steps of APGD; 0: the start point is answered, nothing else.
-        precision: of the attacked model; image, perturbation and projection are float32 in every case.
-        start: ``"clean"``: the clean image. ``"best"``: the sample's worst image so far. ``"previous"``: where its
-            last round ended, projected into this round's budget. ``"random"``: a random point of the budget.
-            ``"other:NAME"``: the image of another evaluation (``"other:smaller"``: of this one at the next smaller
-            budget of the sweep); where there is none, the round is skipped.
-        label: whose loss is attacked. A number k: the k-th reference caption, or the k-th most common answer; samples
-            with fewer skip the round. ``"best"``: the label of the worst image so far. ``"answer"``: the worst answer
-            so far, or the clean one. ``"=TEXT"``: targeted, the loss of TEXT is minimised. ``"~K"``: targeted at the
-            K-th decoy (of the benchmark's answers that score least for the sample, the likeliest for its worst image so
-            far first); samples with fewer skip the round.
-        step_size: first step size, in units of the round's budget.
-        width: the round's budget in units of the protocol's. A round of more than 1 only prepares a start point.
-        judged: whether its image is answered and scored.
-        answers: steps after which the point where the attack stands (after a halving of its step size: its best one) is
-            answered as well; the worst answer of the round counts, and a sample that is dropped by one leaves at once.
-        gives_up: a sample whose loss stayed below this at every step is left out of later rounds: with a mean
-            cross-entropy of 0.01 per token, every token of the answer keeps a likelihood of about 0.99.
-    """
-
-    name: str
-    steps: int
-    precision: Precision
-    start: str
-    label: int | str
-    step_size: float = 1.0
-    width: float = 1.0
-    judged: bool = True
-    answers: tuple[int, ...] = ()
-    gives_up: float | None = None
-
-    def __post_init__(self) -> None:
-        known = self.start in ("clean", "best", "previous", "random") or self.start.startswith("other:")
-        if not known:
-            raise ValueError(f"start: round {self.name} starts from {self.start!r}; see Round")
-        if isinstance(self.label, str) and self.label[:1] not in ("=", "~") and self.label not in ("best", "answer"):
-            raise ValueError(f"label: round {self.name} attacks {self.label!r}; see Round")
-        if self.steps < 0 or self.width <= 0 or self.step_size <= 0:
-            raise ValueError(f"round {self.name}: width and step_size must be positive, steps not negative")
-        if not all(0 <= step < self.steps for step in self.answers):
-            raise ValueError(f"answers: round {self.name} has {self.steps} steps, but answers after {self.answers}")
-        if self.width > 1 and (self.judged or self.answers):
-            raise ValueError(f"width: round {self.name} leaves the budget, so it must not be judged")
-
-    @property
-    def target(self) -> str | None:
-        """The target text of a round that aims at a fixed one."""
-        return self.label.removeprefix("=") if isinstance(self.label, str) and self.label.startswith("=") else None
-
-    @property
-    def decoy(self) -> int | None:
-        """Which decoy a round aims at."""
-        return int(self.label[1:]) if isinstance(self.label, str) and self.label.startswith("~") else None
-
-    @property
-    def targeted(self) -> bool:
-        """Whether the loss is minimised."""
-        return self.target is not None or self.decoy is not None
 
 
 @dataclass(frozen=True)
@@ -99,8 +49,8 @@ class Protocol:
         drops: which scores are dropped. ``"threshold"``: those below the benchmark's threshold, and 0 (the paper's
             rule); ``"floor"``: 0, below which no score falls; ``"never"``.
         after: protocols that are run on all candidates first, and whose images this one starts from. With P of them,
-            ``"other:K"`` is the image that number K modulo P of them found for candidate number K // P; the candidate
-            under attack is number 0.
+            a start at ``other(K)`` is the image that number K modulo P of them found for candidate number K // P; the
+            candidate under attack is number 0.
     """
 
     name: str
@@ -155,7 +105,7 @@ class Protocol:
     @property
     def chained(self) -> bool:
         """Whether it starts from its images at the next smaller budget."""
-        return any(entry.start == "other:smaller" for entry in self.all_rounds)
+        return any(entry.start == SMALLER for entry in self.all_rounds)
 
     @property
     def clean_precision(self) -> Precision:
@@ -165,7 +115,7 @@ class Protocol:
     @property
     def targeted(self) -> bool:
         """Whether every round aims at a text that the model shall say, rather than away from what it says."""
-        return all(entry.target is not None for entry in self.all_rounds)
+        return all(entry.label.of == "text" for entry in self.all_rounds)
 
     @property
     def label(self) -> str:
@@ -183,7 +133,8 @@ class Protocol:
             "floor": "a sample that scores 0 is left out of later rounds",
             "never": "every sample takes part in every round",
         }
-        lines = [f"{self.label}: worst case per sample over rounds of APGD (L-inf); {stops[self.drops]}"]
+        attacks = " and ".join(dict.fromkeys(entry.attack for entry in self.all_rounds))
+        lines = [f"{self.label}: worst case per sample over rounds of {attacks} (L-inf); {stops[self.drops]}"]
         for kind, rounds in self.rounds_by_kind:
             forwards, backwards = sum(r.steps + 1 for r in rounds), sum(r.steps for r in rounds)
             answers = sum(r.judged + len(r.answers) for r in rounds)
@@ -192,15 +143,17 @@ class Protocol:
                 "sample and budget"
             )
             width = max(len(r.name) for r in rounds)
+            starts = max(len(str(r.start)) for r in rounds)
             for r in rounds:
                 budget = f"  in {r.width:g} epsilon" if r.width != 1 else ""
                 notes = "" if r.judged else "  (start point only)"
                 if r.answers:
                     notes += f"  answers after {', '.join(map(str, r.answers))} as well"
                 notes += f"  gives up below {r.gives_up:g}" if r.gives_up is not None else ""
+                unit = "/255" if r.absolute else " epsilon"
                 lines.append(
-                    f"    {r.name:<{width}} {r.steps:>6} steps of {r.step_size:g} epsilon  {r.precision:<8}  "
-                    f"from {r.start:<8}  label {r.label}{budget}{notes}"
+                    f"    {r.name:<{width}} {r.steps:>6} steps of {r.step_size:g}{unit}  {r.precision:<8}  "
+                    f"from {r.start!s:<{starts}}  {r.label}{budget}{notes}"
                 )
         if self.after:
             names = " and ".join(first.label for first in self.after)
@@ -213,9 +166,9 @@ PROTOCOLS: Registry[Protocol] = Registry("protocol", "rllava.protocols")
 
 def _ensemble(name: str, steps: int, precision: Literal["float32", "float16"]) -> Protocol:
     """Sections 4.3 and 4.4 of the evaluation: one round per label, then the best one again in float32, then targets."""
-    labels = tuple(Round(f"label{k}", steps, precision, "clean", k) for k in range(5))
-    again = Round("from-best", steps, "float32", "best", "best")
-    targets = tuple(Round(f"target-{text}", steps, "float32", "clean", f"={text}") for text in ("maybe", "Word"))
+    labels = tuple(Round(f"label{k}", steps, precision, CLEAN, reference(k)) for k in range(5))
+    again = Round("from-best", steps, "float32", BEST, SAME)
+    targets = tuple(Round(f"target-{text}", steps, "float32", CLEAN, target(text)) for text in ("maybe", "Word"))
     return Protocol(name, 1, (("captioning", (*labels, again)), ("short_answer", (*labels, again, *targets))))
 
 
@@ -231,8 +184,8 @@ paper_apgd = _register(
         "paper_apgd",
         1,
         (
-            ("captioning", (Round("label0", 100, "float16", "clean", 0),)),
-            ("short_answer", (Round("label0", 100, "float16", "clean", 0),)),
+            ("captioning", (Round("label0", 100, "float16", CLEAN, reference(0)),)),
+            ("short_answer", (Round("label0", 100, "float16", CLEAN, reference(0)),)),
         ),
     )
 )
@@ -252,19 +205,19 @@ def _fast_rounds(kind: str) -> tuple[Round, ...]:
     than the answer to the best of many steps.
     """
 
-    def entry(name: str, label: int | str, start: str = "clean", steps: int = 10, step_size: float = 1.0) -> Round:
+    def entry(name: str, label: Label, start: Start = CLEAN, steps: int = 10, step_size: float = 1.0) -> Round:
         answers = tuple(range(5, steps, 5)) if steps <= 20 else tuple(range(20, steps, 20))
         return Round(name, steps, "float16", start, label, step_size=step_size, answers=answers)
 
-    smaller = Round("smaller-budget", 0, "float16", "other:smaller", "answer")
-    first = replace(entry("answer", "answer"), gives_up=0.01)
+    smaller = Round("smaller-budget", 0, "float16", SMALLER, ANSWER)
+    first = replace(entry("answer", ANSWER), gives_up=0.01)
     if kind == "captioning":
-        labels = (entry("label0", 0, steps=20), entry("label1", 1), entry("label2", 2))
-        decoys = (entry("decoy0", "~0", "best", 20, 0.25), entry("decoy1", "~1", "best", 10, 0.25))
+        labels = (entry("label0", reference(0), steps=20), entry("label1", reference(1)), entry("label2", reference(2)))
+        decoys = (entry("decoy0", decoy(0), BEST, 20, 0.25), entry("decoy1", decoy(1), BEST, 10, 0.25))
         return (smaller, first, *labels, *decoys)
-    others = (entry("label1", 1), entry("label2", 2), entry("decoy0", "~0"))
-    targets = tuple(entry(f"target-{text}", f"={text}") for text in ("maybe", "Word"))
-    return (smaller, first, *others, *targets, entry("answer-long", "answer", steps=100))
+    others = (entry("label1", reference(1)), entry("label2", reference(2)), entry("decoy0", decoy(0)))
+    targets = tuple(entry(f"target-{text}", target(text)) for text in ("maybe", "Word"))
+    return (smaller, first, *others, *targets, entry("answer-long", ANSWER, steps=100))
 
 
 _KINDS = ("captioning", "short_answer")
@@ -276,23 +229,23 @@ scores 0 or whose answer does not budge. ``docs/protocols.md`` says how it compa
 
 
 def _strong_rounds(kind: str) -> tuple[Round, ...]:
-    def entry(name: str, label: int | str, start: str, steps: int, step_size: float = 1.0) -> Round:
+    def entry(name: str, label: Label, start: Start, steps: int, step_size: float = 1.0) -> Round:
         answers = tuple(range(10, steps, 10))
         return Round(name, steps, "float32", start, label, step_size=step_size, answers=answers)
 
-    replays = tuple(Round(f"other{k}", 0, "float32", f"other:{k}", "answer") for k in range(32))
-    smaller = Round("smaller-budget", 0, "float32", "other:smaller", "answer")
-    labels = tuple(entry(f"label{k}", k, "clean", 100) for k in range(5 if kind == "captioning" else 3))
+    replays = tuple(Round(f"other{k}", 0, "float32", other(k), ANSWER) for k in range(32))
+    smaller = Round("smaller-budget", 0, "float32", SMALLER, ANSWER)
+    labels = tuple(entry(f"label{k}", reference(k), CLEAN, 100) for k in range(5 if kind == "captioning" else 3))
     # Croce & Hein's warm start: maximise in a larger ball, then in the ball itself from where that ended.
     wide = (
-        Round("wide2", 30, "float32", "clean", "answer", step_size=0.5, width=2.0, judged=False),
-        Round("wide1.5", 30, "float32", "previous", "answer", step_size=0.5, width=1.5, judged=False),
-        entry("from-wide", "answer", "previous", 40, 0.5),
+        Round("wide2", 30, "float32", CLEAN, ANSWER, step_size=0.5, width=2.0, judged=False),
+        Round("wide1.5", 30, "float32", PREVIOUS, ANSWER, step_size=0.5, width=1.5, judged=False),
+        entry("from-wide", ANSWER, PREVIOUS, 40, 0.5),
     )
-    decoys = tuple(entry(f"decoy{k}", f"~{k}", "best", 50, 0.25) for k in range(3))
-    targets = tuple(entry(f"target-{text}", f"={text}", "clean", 50) for text in ("maybe", "Word"))
-    restarts = tuple(entry(f"restart{k}", "answer", "random", 50, 2.0) for k in range(2))
-    return (*replays, smaller, *decoys, *labels, *wide, *targets, *restarts, entry("from-best", "answer", "best", 100))
+    decoys = tuple(entry(f"decoy{k}", decoy(k), BEST, 50, 0.25) for k in range(3))
+    targets = tuple(entry(f"target-{text}", target(text), CLEAN, 50) for text in ("maybe", "Word"))
+    restarts = tuple(entry(f"restart{k}", ANSWER, RANDOM, 50, 2.0) for k in range(2))
+    return (*replays, smaller, *decoys, *labels, *wide, *targets, *restarts, entry("from-best", ANSWER, BEST, 100))
 
 
 strong = _register(
@@ -322,7 +275,7 @@ paper_targeted = _register(
         (
             (
                 "captioning",
-                tuple(Round(f"target-{text}", 10_000, "float32", "clean", f"={text}") for text in TARGET_STRINGS),
+                tuple(Round(f"target-{text}", 10_000, "float32", CLEAN, target(text)) for text in TARGET_STRINGS),
             ),
         ),
         drops="never",
@@ -331,6 +284,21 @@ paper_targeted = _register(
 """The paper's table 2: each string against every sample; a round succeeds if its answer contains the string, whatever
 the case (``analysis.targeted``). The paper draws other 25 images for each string; here a benchmark's samples meet all
 three."""
+
+
+_TOKENS = Round("tokens", 100, "float32", RANDOM, TOKENS, attack="pgd", absolute=True)
+
+veattack = _register(
+    Protocol(
+        "veattack",
+        1,
+        tuple(
+            (kind, (Round("tokens", 100, "float32", RANDOM, TOKENS, attack="pgd", absolute=True),)) for kind in _KINDS
+        ),
+    )
+)
+"""VEAttack (arXiv 2505.17440): drives the encoder's tokens away from the clean image's by their cosine, without a pass
+of the language model; PGD with momentum 0.9 in steps of 1/255 from a random start. It knows no task and no answer."""
 
 
 def with_steps(protocol: Protocol, steps: int) -> Protocol:

@@ -10,12 +10,15 @@ Shapes: B batch, A samples still searched, C channel, H/W image.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from rllava.attacks.common import PIXEL, LossFunction
+from rllava.attacks.common import PIXEL, Look, LossFunction, expand, project_to_radius
 from rllava.attacks.noise import QueryResult, random_search
+from rllava.attacks.stepper import ATTACKS, Entering, Lanes
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 steps the share of pixels is halved."""
@@ -96,3 +99,54 @@ def _squares(generators: Sequence[Generator], side: int, height: int, width: int
     column_AW = torch.arange(width) - left_A[:, None]
     inside_AH, inside_AW = (row_AH >= 0) & (row_AH < side), (column_AW >= 0) & (column_AW < side)
     return inside_AH[:, :, None] & inside_AW[:, None, :]
+
+
+P_INIT = 0.8
+"""Share of the pixels that the first squares of a round cover."""
+
+
+@dataclass
+class SquareLanes(Lanes):
+    """Square in flight: a step is a query, without gradients. The first one is the start point, the next the stripes.
+
+    Attributes:
+        seed_L: of each lane's squares.
+        steps_L: of each attack, by which squares shrink.
+    """
+
+    seed_L: Tensor
+    steps_L: Tensor
+
+    gradients: ClassVar[bool] = False
+
+    @classmethod
+    def enter(cls, entering: Entering) -> "SquareLanes":
+        """See the base class."""
+        assert entering.seeds is not None
+        return cls(**entering.common(), seed_L=entering.whole(entering.seeds), steps_L=entering.whole(entering.steps))  # type: ignore[arg-type]
+
+    def absorb(self, look: Look) -> None:
+        """Keeps the best points."""
+        self.note_loss(look)
+
+    def move(self) -> None:
+        """Another square on the best point; what is drawn follows from a lane's seed and step alone."""
+        self.note_step(torch.zeros_like(self.radius_L))
+        channels, height, width = self.clean_LCHW.shape[1:]
+        moved = []
+        each = (self.seed_L.tolist(), self.done_L.tolist(), self.steps_L.tolist())
+        for row, (seed, done, steps) in enumerate(zip(*each, strict=True)):
+            generator = [Generator().manual_seed((seed * 1_000_003 + done) % 2**63)]
+            clean_CHW, radius = self.clean_LCHW[row], self.radius_L[row]
+            if done == 0:
+                moved.append(clean_CHW + radius * _signs(generator, (channels, 1, width))[0].to(clean_CHW))
+                continue
+            side = square_side(done - 1, steps, P_INIT, height, width)
+            inside_HW = _squares(generator, side, height, width)[0].to(clean_CHW.device)
+            filled_CHW = clean_CHW + radius * _signs(generator, (channels, 1, 1))[0].to(clean_CHW)
+            moved.append(torch.where(inside_HW, filled_CHW, self.best_LCHW[row]))
+        moved_LCHW = project_to_radius(torch.stack(moved), self.clean_LCHW, self.radius_L, self.norm)
+        self.point_LCHW = torch.where(expand(self.failed_L), self.point_LCHW, moved_LCHW)
+
+
+ATTACKS.register("square", SquareLanes)

@@ -33,14 +33,14 @@ class UniversalResult:
             are over different targets.
         loss_S: mean loss of the targets drawn at each step, before the step is taken.
         zero_gradient_S: share of exactly zero entries of each gradient.
-        broken: whether loss or gradient was not finite; the attack stopped there, without the step. The histories end
+        failed: whether loss or gradient was not finite; the attack stopped there, without the step. The histories end
             with that step.
     """
 
     image_CHW: Tensor
     loss_S: Tensor
     zero_gradient_S: Tensor
-    broken: bool
+    failed: bool
 
 
 def universal(
@@ -91,7 +91,7 @@ def universal(
         point_1CHW = project(clean_1CHW + (2 * noise_1CHW - 1) * (epsilon * PIXEL), clean_1CHW, epsilon)
     losses: list[Tensor] = []
     zeros: list[Tensor] = []
-    broken = False
+    failed = False
     for _ in range(steps):
         index_N = torch.randperm(targets, generator=generator)[:batch].to(clean_1CHW.device)
         mean, gradient_1CHW = _mean_and_gradient(loss, point_1CHW, index_N)
@@ -102,11 +102,11 @@ def universal(
             )
         losses.append(mean)
         zeros.append((gradient_1CHW == 0).to(clean_1CHW.dtype).mean())
-        broken = not bool(mean.isfinite() & gradient_1CHW.isfinite().all())
-        if broken:
+        failed = not bool(mean.isfinite() & gradient_1CHW.isfinite().all())
+        if failed:
             break
         point_1CHW = project(point_1CHW + step_size * PIXEL * gradient_1CHW.sign(), clean_1CHW, budget)
-    return UniversalResult(point_1CHW[0], torch.stack(losses), torch.stack(zeros), broken)
+    return UniversalResult(point_1CHW[0], torch.stack(losses), torch.stack(zeros), failed)
 
 
 def _mean_and_gradient(loss: TargetLoss, image_1CHW: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rllava.attacks.engine import AnswerLoss, Engine, Task, Victims
+from rllava.attacks.engine import AnswerLoss, Engine, Samples, Task
 from rllava.attacks.outcome import GRID_VERSION, Outcome, round_to_8_bits
-from rllava.attacks.protocols import Protocol, Round
+from rllava.attacks.protocols import Protocol
+from rllava.attacks.rounds import Round
 from rllava.conditions.clean import Clean
 from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.benchmarks import BenchmarkSpec
@@ -21,7 +22,8 @@ from rllava.evaluation.checking import findings
 from rllava.evaluation.in_flight import Flight
 from rllava.evaluation.rows import attack_fields, image_fields
 from rllava.evaluation.samples import Sample
-from rllava.evaluation.worker import AttackWorker, ShardWork
+from rllava.evaluation.shard import ShardWork
+from rllava.evaluation.victim import Victim
 from rllava.tasks.decoys import DECOYS_VERSION
 
 
@@ -99,11 +101,11 @@ class Attack(Condition):
 
     def aims_at_decoys(self, task: str) -> bool:
         """Whether any round does."""
-        return any(entry.decoy is not None for entry in self.protocol.rounds(task))
+        return any(entry.label.of == "decoy" for entry in self.protocol.rounds(task))
 
     def run(self, work: ShardWork) -> list[dict[str, Any]]:
         """Attacks, checks some of the attacks, and answers the found images again in 8 bits."""
-        shard, worker, epsilon = work.shard, work.worker, self.epsilon
+        shard, victim, epsilon = work.shard, work.victim, self.epsilon
         rows, clean_BCHW = work.clean_rows(), shard.pixels_BCHW
         flight = Flight(self._engine(work), work.spec, work.keeping)
         outcomes = flight.run()
@@ -116,7 +118,7 @@ class Attack(Condition):
             worst_NCHW = torch.stack([outcomes[b].image_CHW for b in part])
             rounded_NCHW = round_to_8_bits(worst_NCHW, clean_BCHW[part], epsilon)
             samples = [shard.samples[b] for b in part]
-            return part, worker.answer(rounded_NCHW, samples, work.scoring, worker.finest)
+            return part, victim.answer(rounded_NCHW, samples, work.scoring, victim.finest)
 
         for part, (answers, scores) in work.batches.run(in_8_bits, attacked):
             for b, answer, score in zip(part, answers, scores, strict=True):
@@ -126,25 +128,25 @@ class Attack(Condition):
         return rows
 
     def _engine(self, work: ShardWork) -> Engine:
-        worker, shard, samples = work.worker, work.shard, work.shard.samples
+        victim, shard, samples = work.victim, work.shard, work.shard.samples
 
         def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
-            return worker.answer(images_NCHW, [samples[b] for b in who], work.scoring, precision)
+            return victim.answer(images_NCHW, [samples[b] for b in who], work.scoring, precision)
 
-        victims = Victims(
+        attacked = Samples(
             images_BCHW=shard.pixels_BCHW,
             labels=[work.spec.benchmark.task.labels(sample.references) for sample in samples],
             predictions=shard.predictions,
             scores=shard.scores,
             seeds=shard.seeds,
-            decoys=lambda b, image_CHW: worker.decoys(image_CHW[None], samples[b], work.scoring),
+            decoys=lambda b, image_CHW: victim.decoys(image_CHW[None], samples[b], work.scoring),
             others=work.others,
         )
         return Engine(
             self._rounds(work),
-            victims,
+            attacked,
             epsilon=self.epsilon,
-            answer_loss=answer_loss(worker, samples),
+            answer_loss=answer_loss(victim, samples, shard.pixels_BCHW),
             judge=judge,
             dropped=dropped_by(self.protocol, work.spec.benchmark),
             places=work.spec.batch_size or work.batches.limit,
@@ -152,10 +154,10 @@ class Attack(Condition):
         )
 
     def _findings(self, work: ShardWork, outcomes: Sequence[Outcome], flight: Flight) -> dict[int, list[str]]:
-        worker, shard = work.worker, work.shard
+        victim, shard = work.victim, work.shard
 
         def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
-            return worker.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
+            return victim.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
 
         return findings(
             outcomes,
@@ -165,7 +167,7 @@ class Attack(Condition):
             clean_precision=self._rounds(work)[0].precision,
             seeds=shard.seeds,
             dropped=dropped_by(self.protocol, work.spec.benchmark),
-            answer_loss=answer_loss(worker, shard.samples),
+            answer_loss=answer_loss(victim, shard.samples, shard.pixels_BCHW),
             answer=answer,
             most=work.batches.limit,
             count=work.scoring.checked,
@@ -195,20 +197,31 @@ def at_budgets(protocol: Protocol, sizes: Iterable[float]) -> tuple[Condition, .
     return tuple(within(protocol, size) for size in sorted(sizes))
 
 
-def answer_loss(worker: AttackWorker, samples: Sequence[Sample]) -> AnswerLoss:
+def answer_loss(victim: Victim, samples: Sequence[Sample], clean_BCHW: Tensor) -> AnswerLoss:
     """The loss that attacks on some samples raise.
 
     Args:
-        worker: with the model.
+        victim: the model.
         samples: whose answers.
+        clean_BCHW: their images, whose visual tokens are computed when a task first asks for tokens.
 
     Returns:
         A function of images, what is attacked of whom, and the model's precision.
     """
+    known: dict[str, list[Tensor]] = {}
+
+    def tokens_loss(pixels_NCHW: Tensor, who: list[int], precision: str) -> Tensor:
+        if precision not in known:
+            with torch.no_grad():
+                known[precision] = victim.features(clean_BCHW, precision)
+        return victim.token_loss(pixels_NCHW, [tokens_BPD[who] for tokens_BPD in known[precision]], precision)
 
     def loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        tokens = [worker.tokens(samples[task.sample].prompt, task.text) for task in tasks]
-        return worker.loss(pixels_NCHW, tokens, precision)
+        texts = [task.text for task in tasks]
+        if texts[0] is None:
+            return tokens_loss(pixels_NCHW, [task.sample for task in tasks], precision)
+        tokens = [victim.tokens(samples[task.sample].prompt, task.text) for task in tasks]
+        return victim.loss(pixels_NCHW, tokens, precision)
 
     return loss
 

@@ -133,7 +133,7 @@ class Condition(ABC):
         """Makes the records of a shard.
 
         Args:
-            work: a :class:`rllava.evaluation.worker.ShardWork`; its samples have no errors, and have :attr:`views`.
+            work: a :class:`rllava.evaluation.shard.ShardWork`; its samples have no errors, and have :attr:`views`.
 
         Returns:
             Per sample one record per entry of :attr:`parts`, in that order.

@@ -73,10 +73,10 @@ def findings(
     found: dict[int, list[str]] = {b: list(names) for b, names in (known or {}).items()}
     left = [b for b in checked if b not in found]
 
-    def kind(b: int) -> tuple[str, int]:
+    def kind(b: int) -> tuple[str, int, bool]:
         evidence = outcomes[b].evidence
         assert evidence is not None
-        return evidence.precision, evidence.steps
+        return evidence.precision, evidence.steps, evidence.text is None
 
     batches = Batches(most)
     for _, group in groupby(sorted(left, key=kind), key=kind):
@@ -103,7 +103,7 @@ def _check(
     who: Sequence[int], solved: Sequence[bool], outcomes: Sequence[Outcome], clean_BCHW: Tensor, epsilon: float,
     seeds: Sequence[int], answer_loss: AnswerLoss,
 ) -> list[list[str]]:  # fmt: skip
-    """Names of findings per sample, of samples attacked in one precision by equally many steps."""
+    """Names of findings per sample, of samples attacked in one precision by equally many steps, all of one kind."""
     rounds = [evidence for b in who if (evidence := outcomes[b].evidence) is not None]
     precision = rounds[0].precision
     clean_NCHW = clean_BCHW[list(who)]
@@ -119,7 +119,7 @@ def _check(
     solved_N = torch.tensor(solved, device=clean_NCHW.device)
     tolerance = TOLERANCE if precision == "float32" else HALF_TOLERANCE
     # Nothing can be compared with an attack that broke off, and other attacks would break off there as well.
-    whole = [n for n, evidence in enumerate(rounds) if not evidence.broken]
+    whole = [n for n, evidence in enumerate(rounds) if not evidence.failed]
     square_N = clean_NCHW.new_full((len(who),), -torch.inf)
     raised: list[tuple[Finding, Sequence[int]]] = []
     if whole:

@@ -17,7 +17,7 @@ from rllava.evaluation.samples import Sample
 from rllava.specs import EvalSpec
 from rllava.store import Store
 
-FORMAT = "engine-v1"
+FORMAT = "engine-v2"
 
 
 class StateStore(Protocol):

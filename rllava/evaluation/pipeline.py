@@ -27,8 +27,9 @@ from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight, Keeping, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
+from rllava.evaluation.shard import evaluate_shard, run_as
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import HALF, AttackWorker, evaluate_shard, run_as
+from rllava.evaluation.victim import HALF, Victim
 from rllava.made import build_at_hand
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import load_checkpoint
@@ -204,7 +205,7 @@ def how_made(store: Store, part: str) -> dict[str, Any]:
         part: path in it.
 
     Returns:
-        See :func:`rllava.evaluation.worker.run_as`.
+        See :func:`rllava.evaluation.shard.run_as`.
     """
     with store.filesystem.open(part, "rb") as file:
         return run_as(pq.read_schema(file))
@@ -243,7 +244,7 @@ class ShardAttacker:
             llava = load_checkpoint(spec.model, spec.encoders, **how)
         else:
             llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders, **how)
-        self.worker = AttackWorker(llava, device, "inductor" if spec.compiled else None)
+        self.worker = Victim(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
         self.answered: dict[tuple[str, int, str], dict[str, tuple[str, float]]] = {}
 

@@ -78,7 +78,7 @@ def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
     Returns:
         Part of a record.
     """
-    # A broken attack proves no robustness; an answer that scores 0 needs no other proof.
+    # An attack that failed proves no robustness; an answer that scores 0 needs no other proof.
     error = outcome.error if outcome.score > 0 else None
     fields = {
         "prediction": outcome.prediction,

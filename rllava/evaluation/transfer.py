@@ -9,13 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from rllava.attacks.outcome import unpack_images
+from rllava.attacks.rounds import SMALLER, Start, other
 from rllava.data.shards import read_shard, shard_path
 from rllava.evaluation.samples import Sample
 from rllava.specs import EvalSpec
 from rllava.store import Store
 
 
-def images_of_others(store: Store, spec: EvalSpec, shard: int, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
+def images_of_others(store: Store, spec: EvalSpec, shard: int, samples: Sequence[Sample]) -> Mapping[Start, Tensor]:
     """What the evaluations that a spec comes after found for the same samples.
 
     Args:
@@ -29,15 +30,15 @@ def images_of_others(store: Store, spec: EvalSpec, shard: int, samples: Sequence
         [B, 3, H, W] on the CPU; the clean image of a sample that was not attacked, or at another image size.
     """
     found = {}
-    named = {str(number): source for number, source in enumerate(spec.sources)}
+    named = {other(number): source for number, source in enumerate(spec.sources)}
     if spec.smaller is not None:
-        named["smaller"] = spec.smaller
-    for name, source in named.items():
+        named[SMALLER] = spec.smaller
+    for start, source in named.items():
         path = shard_path(store.artifact("records", source.name, source).path, shard)
         rows = read_shard(store.filesystem, path, ["sample_id", "adversarial_png", "adversarial_rest"]).to_pylist()
         stored = {row["sample_id"]: row for row in rows}
         images = [_image(stored.get(sample.sample_id, {}), sample) for sample in samples]
-        found[name] = torch.stack(images)
+        found[start] = torch.stack(images)
     return found
 
 

@@ -31,7 +31,7 @@ def test_only_attacked_samples_without_error_count() -> None:
     )  # fmt: skip
     assert len(evidence) == 1
     row = evidence.iloc[0]
-    assert (row["attacked"], row["unbroken"], row["linf"]) == (2, 0.5, 8.0)
+    assert (row["attacked"], row["not_beaten"], row["linf"]) == (2, 0.5, 8.0)
     assert row["zero_gradients"] == pytest.approx(0.03)
     assert row["last_rise"] == pytest.approx(0.2), "s0 scores 0: its attack was done"
     assert (row["loss_clean"], row["loss_best"]) == (1.0, 2.5)

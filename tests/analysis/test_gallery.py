@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from analysis.findings import Findings
-from analysis.gallery import BROKEN, FAILED, KEPT, WRONG, build_gallery, choose_samples, magnification, perturbation_png
+from analysis.gallery import BEATEN, FAILED, KEPT, WRONG, build_gallery, choose_samples, magnification, perturbation_png
 from analysis.scores import arrange_scores
 from tests.analysis.test_summary import grid
 
@@ -45,7 +45,7 @@ def test_samples_that_split_the_candidates_come_first() -> None:
     assert chosen == ["s2", "s4", "s1", "s0", "s3"]
 
 
-def test_a_single_candidates_broken_samples_come_first() -> None:
+def test_a_single_candidates_beaten_samples_come_first() -> None:
     scores = arrange_scores(grid({("a", "vqa", 0.0): [100, 100, 0], ("a", "vqa", 8.0): [100, 0, 0]}))
     assert choose_samples(scores, 8.0, 1) == [("vqa", "s1")]
 
@@ -59,9 +59,9 @@ def test_exhibits_show_every_candidate_with_its_images(findings: Findings) -> No
             assert card.clean_image
             assert (card.adversarial_image is None) == (card.verdict == WRONG)
             assert (card.perturbation_image is None) == (card.verdict == WRONG)
-            if card.verdict in (KEPT, BROKEN):
+            if card.verdict in (KEPT, BEATEN):
                 assert (card.verdict == KEPT) == (card.score == card.clean_score)
             assert (card.verdict == FAILED) == bool(card.error)
     verdicts = {card.verdict for exhibit in exhibits for card in exhibit.cards}
-    assert {KEPT, BROKEN} <= verdicts
+    assert {KEPT, BEATEN} <= verdicts
     assert any("(×9)" in reference for reference in exhibits[0].references)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rllava.attacks.engine import Engine
-from rllava.attacks.protocols import Round
+from rllava.attacks.rounds import CLEAN, Round, target
 from tests.attacks.toy import cross_entropy, judge, victims
 
 STEPS_PER_STATE = 300
@@ -22,7 +22,7 @@ STEPS_PER_STATE = 300
 def main(folder: Path, hold: bool) -> None:
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
-    rounds = (Round("target", 10_000, "float32", "clean", "=3"),)
+    rounds = (Round("target", 10_000, "float32", CLEAN, target("3")),)
     engine = Engine(
         rounds, victims(1), epsilon=64.0, answer_loss=cross_entropy, judge=judge, dropped=lambda _: False, places=1
     )

@@ -96,7 +96,7 @@ def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
         return loss_B + torch.where(index_B == 2, float("nan"), 0.0)
 
     result, whole = (apgd(loss, PIXELS_BCHW, epsilon=8, steps=10) for loss in (broken, cross_entropy))
-    assert result.broken_B.tolist() == [False, False, True, False, False, False]
+    assert result.failed_B.tolist() == [False, False, True, False, False, False]
     keep = [0, 1, 3, 4, 5]
     torch.testing.assert_close(result.images_BCHW[keep], whole.images_BCHW[keep], rtol=0, atol=0)
     torch.testing.assert_close(result.images_BCHW[2], PIXELS_BCHW[2], rtol=0, atol=0)

@@ -70,12 +70,12 @@ def test_a_sample_is_attacked_until_it_breaks_and_keeps_its_budget() -> None:
     label_B = MODEL(PIXELS_BCHW).argmax(1)
     label_B[0] = (label_B[0] + 1) % 5  # wrong from the start
     left = autoattack(MODEL, PIXELS_BCHW, label_B, epsilon=4, steps=10, queries=20)
-    assert left.broken_by[0] == "clean"
+    assert left.beaten_by[0] == "clean"
     torch.testing.assert_close(left.images_BCHW[0], PIXELS_BCHW[0], rtol=0, atol=0)
     wrong_B = MODEL(left.images_BCHW).argmax(1) != label_B
-    assert wrong_B.tolist() == [name is not None for name in left.broken_by]
-    assert left.robust_B.tolist() == [name is None for name in left.broken_by]
-    assert any(name not in (None, "clean") for name in left.broken_by), "the budget was meant to break some samples"
+    assert wrong_B.tolist() == [name is not None for name in left.beaten_by]
+    assert left.robust_B.tolist() == [name is None for name in left.beaten_by]
+    assert any(name not in (None, "clean") for name in left.beaten_by), "the budget was meant to beat some samples"
     assert float((left.images_BCHW - PIXELS_BCHW).abs().max()) <= 4 / 255 + 1e-12
 
 
@@ -84,7 +84,7 @@ def test_a_sample_does_not_depend_on_the_others(attack: Callable[..., Any]) -> N
     label_B = MODEL(PIXELS_BCHW).argmax(1)
     whole = attack(MODEL, PIXELS_BCHW, label_B, epsilon=3, steps=8)
     first = attack(MODEL, PIXELS_BCHW[:3], label_B[:3], epsilon=3, steps=8)
-    assert first.broken_by == whole.broken_by[:3]
+    assert first.beaten_by == whole.beaten_by[:3]
     torch.testing.assert_close(first.images_BCHW, whole.images_BCHW[:3], rtol=0, atol=1e-9)
 
 
@@ -104,8 +104,8 @@ def test_a_sample_without_finite_logits_is_named_and_left_alone() -> None:
     whole = autoattack(MODEL, PIXELS_BCHW, label_B, epsilon=4, steps=5, queries=20)
     assert left.failed_B.tolist() == [sample == 1 for sample in range(count)]
     assert not whole.failed_B.any()
-    assert [name for sample, name in enumerate(left.broken_by) if sample != 1] == [
-        name for sample, name in enumerate(whole.broken_by) if sample != 1
+    assert [name for sample, name in enumerate(left.beaten_by) if sample != 1] == [
+        name for sample, name in enumerate(whole.beaten_by) if sample != 1
     ]
 
 

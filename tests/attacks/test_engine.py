@@ -19,18 +19,32 @@ from torch import Tensor
 
 from rllava.attacks import apgd
 from rllava.attacks.common import PIXEL
-from rllava.attacks.engine import Engine, Task, Victims
+from rllava.attacks.engine import Engine, Samples, Task
 from rllava.attacks.memory import Batches, samples_that_fit
 from rllava.attacks.outcome import Outcome, attack_result, pack_images, round_to_8_bits, snap, unpack_images
-from rllava.attacks.protocols import Round
+from rllava.attacks.rounds import (
+    ANSWER,
+    BEST,
+    CLEAN,
+    PREVIOUS,
+    RANDOM,
+    SAME,
+    Label,
+    Round,
+    Start,
+    decoy,
+    other,
+    reference,
+    target,
+)
 from tests.attacks.toy import CLASS_B, COUNT, IMAGES_BCHW, cross_entropy, judge, victims
 from tests.fixtures.processes import wait_for
 
 ROUNDS = (
-    Round("label0", 4, "float32", "clean", 0),
-    Round("label1", 7, "float32", "clean", 1),
-    Round("from-best", 4, "float32", "best", "best"),
-    Round("target", 5, "float32", "clean", "=2"),
+    Round("label0", 4, "float32", CLEAN, reference(0)),
+    Round("label1", 7, "float32", CLEAN, reference(1)),
+    Round("from-best", 4, "float32", BEST, SAME),
+    Round("target", 5, "float32", CLEAN, target("2")),
 )
 
 
@@ -78,12 +92,12 @@ class Bench:
 
 
 CLEAN_BCHW = torch.full((3, 3, 4, 4), 0.5)
-MAYBE = Round("target", 4, "float32", "clean", "=maybe")
+MAYBE = Round("target", 4, "float32", CLEAN, target("maybe"))
 STEPS4 = tuple(dataclasses.replace(entry, steps=4) for entry in (*ROUNDS[:3], MAYBE))
 
 
 def run(bench: Bench, scores: list[float], labels: list[list[str]]) -> list[Outcome]:
-    attacked = Victims(CLEAN_BCHW, labels, [f"clean{b}" for b in range(3)], scores, seeds=[0, 1, 2])
+    attacked = Samples(CLEAN_BCHW, labels, [f"clean{b}" for b in range(3)], scores, seeds=[0, 1, 2])
     return engine(
         STEPS4, 3, 0.0, victims=attacked, answer_loss=bench.loss, judge=bench.judge
     ).run()  # fmt: skip
@@ -91,8 +105,8 @@ def run(bench: Bench, scores: list[float], labels: list[list[str]]) -> list[Outc
 
 def test_a_sample_without_labels_takes_only_the_rounds_that_bring_their_text() -> None:
     bench = Bench({f"round{n}": [60, 60, 60] for n in range(1, 6)})
-    rounds = (*STEPS4, dataclasses.replace(ROUNDS[0], name="answer", label="answer"))
-    attacked = Victims(CLEAN_BCHW, [[], ["b"], []], ["said", "said", ""], [100.0] * 3, seeds=[0, 1, 2])
+    rounds = (*STEPS4, dataclasses.replace(ROUNDS[0], name="answer", label=ANSWER))
+    attacked = Samples(CLEAN_BCHW, [[], ["b"], []], ["said", "said", ""], [100.0] * 3, seeds=[0, 1, 2])
     # The answers it gives are not empty: after one, sample 2 has a text to be driven from.
     outcomes = engine(rounds, 3, 0.0, victims=attacked, answer_loss=bench.loss, judge=bench.judge).run()
     assert [outcome.rounds for outcome in outcomes] == [
@@ -100,7 +114,7 @@ def test_a_sample_without_labels_takes_only_the_rounds_that_bring_their_text() -
         ["label0", "from-best", "target", "answer"],
         ["target", "answer"],
     ]
-    silent = Victims(CLEAN_BCHW[:1], [[]], [""], [100.0], seeds=[0])
+    silent = Samples(CLEAN_BCHW[:1], [[]], [""], [100.0], seeds=[0])
     (outcome,) = engine(rounds[-1:], 1, 0.0, victims=silent, answer_loss=bench.loss, judge=bench.judge).run()
     assert outcome.rounds == []
 
@@ -201,10 +215,10 @@ def states_of(make: Callable[[], Engine]) -> tuple[list[bytes], list[Outcome]]:
 
 def test_every_state_leads_to_the_same_results_bit_by_bit() -> None:
     rounds = (
-        Round("wide", 3, "float32", "random", "answer", width=2.0, judged=False),
-        Round("narrow", 4, "float32", "previous", "answer"),
-        Round("half", 3, "bfloat16", "best", 0),
-        Round("decoy", 3, "float32", "clean", "~0"),
+        Round("wide", 3, "float32", RANDOM, ANSWER, width=2.0, judged=False),
+        Round("narrow", 4, "float32", PREVIOUS, ANSWER),
+        Round("half", 3, "bfloat16", BEST, reference(0)),
+        Round("decoy", 3, "float32", CLEAN, decoy(0)),
     )
 
     def make() -> Engine:
@@ -222,7 +236,7 @@ def test_every_state_leads_to_the_same_results_bit_by_bit() -> None:
 
 def test_a_state_goes_on_in_smaller_batches() -> None:
     """What ran out of memory is started again with fewer samples at a time."""
-    rounds = (Round("narrow", 4, "float32", "clean", "answer"), Round("again", 3, "float32", "best", 0))
+    rounds = (Round("narrow", 4, "float32", CLEAN, ANSWER), Round("again", 3, "float32", BEST, reference(0)))
     states, unbroken = states_of(lambda: engine(rounds, places=4, floor=-1.0))
     successor = engine(rounds, places=2, floor=-1.0)
     successor.load_state_dict(torch.load(io.BytesIO(states[2]), weights_only=True))
@@ -234,8 +248,8 @@ def test_a_state_goes_on_in_smaller_batches() -> None:
 
 def test_a_round_in_a_larger_budget_only_prepares() -> None:
     rounds = (
-        Round("wide", 3, "float32", "clean", 0, width=3.0, judged=False),
-        Round("narrow", 1, "float32", "previous", 0, step_size=0.01),
+        Round("wide", 3, "float32", CLEAN, reference(0), width=3.0, judged=False),
+        Round("narrow", 1, "float32", PREVIOUS, reference(0), step_size=0.01),
     )
     states, outcomes = states_of(lambda: engine(rounds, floor=-1.0))
     for b, outcome in enumerate(outcomes):
@@ -257,7 +271,7 @@ def test_decoys_are_asked_once_and_images_of_others_are_starts() -> None:
     def stubborn(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
         return ["7"] * len(who), [90.0 if b == 3 else 100.0 for b in who]
 
-    rounds = tuple(Round(f"decoy{k}", 2, "float32", "clean", f"~{k}") for k in range(3))
+    rounds = tuple(Round(f"decoy{k}", 2, "float32", CLEAN, decoy(k)) for k in range(3))
     clean = dataclasses.replace(victims(decoys=decoys), predictions=["7"] * COUNT, scores=[100.0] * COUNT)
     outcomes = engine(rounds, victims=clean, judge=stubborn).run()
     # Asked for the clean image, and again for the sample whose worst image is another one by now.
@@ -265,16 +279,19 @@ def test_decoys_are_asked_once_and_images_of_others_are_starts() -> None:
     assert {tuple(outcome.rounds) for outcome in outcomes} == {("decoy0", "decoy1")}, "its own answer is no decoy"
 
     far_BCHW = (IMAGES_BCHW + 32 * PIXEL).clamp(0, 1)
-    other = (Round("other", 1, "float32", "other:0", 0, step_size=1e-6),)
-    assert all(not outcome.rounds for outcome in engine(other, floor=-1.0).run()), "no images, no round"
-    for b, outcome in enumerate(engine(other, floor=-1.0, victims=victims(others={"0": far_BCHW})).run()):
+    found = (Round("other", 1, "float32", other(0), reference(0), step_size=1e-6),)
+    assert all(not outcome.rounds for outcome in engine(found, floor=-1.0).run()), "no images, no round"
+    for b, outcome in enumerate(engine(found, floor=-1.0, victims=victims(others={other(0): far_BCHW})).run()):
         expected_CHW = (IMAGES_BCHW[b] + 8 * PIXEL).clamp(0, 1)
         assert outcome.evidence is not None
         torch.testing.assert_close(outcome.evidence.best_CHW, expected_CHW, rtol=0, atol=1e-4)
 
 
 def test_a_sample_whose_answer_does_not_budge_is_left_alone() -> None:
-    rounds = (Round("label0", 4, "float32", "clean", 0, gives_up=1e-9), Round("next", 1, "float32", "clean", "answer"))
+    rounds = (
+        Round("label0", 4, "float32", CLEAN, reference(0), gives_up=1e-9),
+        Round("next", 1, "float32", CLEAN, ANSWER),
+    )
 
     def dead(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
         alive_N = torch.tensor([0.0 if task.sample == 2 else 1.0 for task in tasks])
@@ -292,7 +309,10 @@ def test_points_on_the_way_are_answered_and_end_a_round_that_is_won() -> None:
         drops = len(asked) == 2
         return [f"answer{len(asked)}"] * len(who), [0.0 if drops and b == 1 else 90.0 - len(asked) for b in who]
 
-    rounds = (Round("long", 6, "float32", "clean", 0, answers=(1, 3)), Round("next", 2, "float32", "clean", 0))
+    rounds = (
+        Round("long", 6, "float32", CLEAN, reference(0), answers=(1, 3)),
+        Round("next", 2, "float32", CLEAN, reference(0)),
+    )
     clean = dataclasses.replace(victims(2), scores=[100.0] * 2)
     first, second = engine(rounds, victims=clean, judge=judging, floor=0.0).run()
     assert asked == [[0, 1], [0, 1], [0], [0]]
@@ -381,8 +401,6 @@ def test_stored_images_are_what_was_scored(epsilon: float, seed: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": "somewhere"}, "start"),
-        ({"label": "something"}, "label"),
         ({"steps": -1}, "not negative"),
         ({"answers": (4,)}, "answers"),
         ({"width": 2.0}, "must not be judged"),
@@ -391,6 +409,22 @@ def test_stored_images_are_what_was_scored(epsilon: float, seed: int) -> None:
 def test_rounds_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(ROUNDS[0], **change)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Start("other"),
+        lambda: Start("best", 1),
+        lambda: Label("reference"),
+        lambda: Label("text"),
+        lambda: Label("answer", 0),
+        lambda: Label("decoy", 0, "maybe"),
+    ],
+)
+def test_starts_and_labels_that_make_no_sense_are_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"start: .* number|label: .* see Label"):
+        make()
 
 
 def test_a_long_targeted_attack_survives_ten_kills(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from dataclasses import replace
 import pytest
 
 from rllava.attacks.protocols import PROTOCOLS, TARGET_STRINGS, Protocol, in_precision, with_steps
+from rllava.attacks.rounds import BEST, CLEAN, SAME, reference, target
 from rllava.errors import UserError
 
 
 def test_the_papers_protocol_has_the_papers_rounds() -> None:
     protocol = PROTOCOLS.get("paper_ensemble")
-    assert [entry.label for entry in protocol.rounds("captioning")] == [0, 1, 2, 3, 4, "best"]
-    assert [entry.label for entry in protocol.rounds("short_answer")] == [0, 1, 2, 3, 4, "best", "=maybe", "=Word"]
+    labels = [*map(reference, range(5)), SAME]
+    assert [entry.label for entry in protocol.rounds("captioning")] == labels
+    assert [entry.label for entry in protocol.rounds("short_answer")] == [*labels, target("maybe"), target("Word")]
     assert {entry.steps for entry in protocol.rounds("short_answer")} == {100}
     assert [entry.precision for entry in protocol.rounds("short_answer")] == ["float16"] * 5 + ["float32"] * 3
-    assert [entry.start for entry in protocol.rounds("short_answer")] == ["clean"] * 5 + ["best", "clean", "clean"]
+    assert [entry.start for entry in protocol.rounds("short_answer")] == [CLEAN] * 5 + [BEST, CLEAN, CLEAN]
     assert {entry.step_size for entry in protocol.rounds("short_answer")} == {1.0}
     assert not any(entry.answers or entry.gives_up for entry in protocol.rounds("short_answer"))
     assert protocol.drops == "threshold"
@@ -25,9 +27,9 @@ def test_the_papers_protocol_has_the_papers_rounds() -> None:
 
 def test_the_papers_targeted_attack_says_three_strings_to_every_sample() -> None:
     protocol = PROTOCOLS.get("paper_targeted")
-    assert [entry.target for entry in protocol.rounds("captioning")] == list(TARGET_STRINGS)
+    assert [entry.label.text for entry in protocol.rounds("captioning")] == list(TARGET_STRINGS)
     assert {(entry.steps, entry.precision, entry.start) for entry in protocol.rounds("captioning")} == {
-        (10_000, "float32", "clean")
+        (10_000, "float32", CLEAN)
     }
     assert all(entry.targeted for entry in protocol.rounds("captioning"))
     assert protocol.drops == "never"

@@ -64,7 +64,7 @@ def test_a_sample_does_not_depend_on_its_batch_and_keeps_its_budget(
     assert torch.all(together.loss_QB.diff(dim=0) >= 0)
     assert torch.equal(together.loss_B, one_by_one(together.images_BCHW, torch.arange(6)).to(dtype))
     assert together.queries_B.tolist() == [queries] * 6
-    assert not together.broken_B.any()
+    assert not together.failed_B.any()
     assert not together.solved_B.any()
 
 
@@ -202,7 +202,7 @@ def test_one_broken_sample_is_flagged_and_leaves_the_others_alone(kind: str, sin
 
     result = search(kind, broken, PIXELS_BCHW, 8, 10, SEEDS)
     whole = search(kind, one_by_one, PIXELS_BCHW, 8, 10, SEEDS)
-    assert result.broken_B.tolist() == [False, False, True, False, False, False]
+    assert result.failed_B.tolist() == [False, False, True, False, False, False]
     assert result.queries_B.tolist() == [10, 10, since, 10, 10, 10]
     keep = [0, 1, 3, 4, 5]
     assert torch.equal(result.images_BCHW[keep], whole.images_BCHW[keep])

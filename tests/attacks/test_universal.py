@@ -48,7 +48,7 @@ def test_all_targets_become_likelier_and_the_budget_is_kept(epsilon: float | Non
     radius = 1.0 if epsilon is None else epsilon / 255
     assert torch.all(result.image_CHW >= (IMAGE_CHW - radius).clamp(min=0))
     assert torch.all(result.image_CHW <= (IMAGE_CHW + radius).clamp(max=1))
-    assert not result.broken
+    assert not result.failed
     assert float(result.zero_gradient_S.max()) == 0
 
 
@@ -126,7 +126,7 @@ def test_a_loss_that_breaks_stops_the_attack_before_the_step() -> None:
 
     calls: list[int] = []
     result = attack(loss=broken)
-    assert result.broken
+    assert result.failed
     assert result.loss_S.shape == (5,)
     assert result.loss_S[-1].isnan()
     assert torch.equal(result.image_CHW, attack(steps=4).image_CHW)

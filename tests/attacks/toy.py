@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rllava.attacks.common import PIXEL
-from rllava.attacks.engine import Task, Victims
+from rllava.attacks.engine import Samples, Task
 from tests.attacks.classifier import Classifier, images
 
 MODEL = Classifier().float()
@@ -29,7 +29,7 @@ def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list
     return [str(k) for k in logits_NK.argmax(1).tolist()], (100 * right_N).tolist()
 
 
-def victims(count: int = COUNT, labels: Sequence[Sequence[str]] | None = None, **others: Any) -> Victims:
+def victims(count: int = COUNT, labels: Sequence[Sequence[str]] | None = None, **others: Any) -> Samples:
     answers, scores = judge(IMAGES_BCHW[:count], range(count), "float32")
     own = [[str(int(k)), "1"] for k in CLASS_B[:count]]
-    return Victims(IMAGES_BCHW[:count], labels or own, answers, scores, seeds=list(range(count)), **others)
+    return Samples(IMAGES_BCHW[:count], labels or own, answers, scores, seeds=list(range(count)), **others)

@@ -32,7 +32,7 @@ def outcomes(result: AttackResult) -> list[Outcome]:
         history = result.history
         evidence = Evidence(
             "text", False, "float32", history.loss_SB[:, b], history.step_size_SB[:, b], history.zero_gradient_SB[:, b],
-            result.images_BCHW[b], bool(result.broken_B[b]),
+            result.images_BCHW[b], bool(result.failed_B[b]),
         )  # fmt: skip
         found.append(Outcome("right", 100.0, PIXELS_BCHW[b], rounds=["only"], evidence=evidence))
     return found

@@ -14,13 +14,14 @@ from rllava.attacks.protocols import PROTOCOLS, in_precision
 from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.evaluation.samples import decode_shard
-from rllava.evaluation.worker import PRECISIONS, AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import PRECISIONS, Victim
 from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.checkpoint_spec import pin_checkpoint
 from rllava.model.language import TINY_LLAMA, load_language_model
 from rllava.specs import EvalSpec
-from tests.evaluation.test_worker import shard
+from tests.evaluation.test_shard import shard
 from tests.sweeps.test_evaluate import write_llava, write_tower
 
 SAMPLES = 8
@@ -84,7 +85,7 @@ def attacked(spec: Any, dtype: torch.dtype) -> list[dict[str, Any]]:
     evaluations = [
         EvalSpec("any", spec, spec.encoders, benchmark, within(protocol, epsilon), SAMPLES) for epsilon in (0.0, 8.0)
     ]
-    worker = AttackWorker(llava, torch.device("cpu"))
+    worker = Victim(llava, torch.device("cpu"))
     state = metric.prepare([sample.references for sample in samples])
     columns = ["sample_id", "epsilon", "clean_prediction", "prediction", "score", "steps", "rounds", "linf"]
     return [

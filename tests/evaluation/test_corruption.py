@@ -14,12 +14,13 @@ from rllava.data.benchmarks import BENCHMARK_SCHEMA
 from rllava.data.corruptions import SEVERITIES
 from rllava.data.images import decode_png, encode_png, fit
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.fingerprint import fingerprint
 from rllava.metrics.metric import METRICS
 from rllava.records import KEY
 from rllava.specs import EvalSpec
-from tests.evaluation.test_worker import shard, spec_of
+from tests.evaluation.test_shard import shard, spec_of
 from tests.model.test_llava import make
 
 FOG = Corruption("fog", side=64)
@@ -30,17 +31,17 @@ def spec_under(condition: Clean | Corruption, batch_size: int = 4) -> EvalSpec:
 
 
 @pytest.fixture(scope="module")
-def worker() -> AttackWorker:
-    return AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+def worker() -> Victim:
+    return Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
 
 
-def records(worker: AttackWorker, specs: list[EvalSpec], samples: list[Sample], **known: object) -> list[list[dict]]:  # type: ignore[type-arg]
+def records(worker: Victim, specs: list[EvalSpec], samples: list[Sample], **known: object) -> list[list[dict]]:  # type: ignore[type-arg]
     metric = METRICS.get("vqa_accuracy")
     tables = evaluate_shard(worker, samples, specs, metric, None, **known)  # type: ignore[arg-type]
     return [table.to_pylist() for _, table in tables]
 
 
-def test_a_sample_has_a_record_per_severity_beside_its_clean_answer(worker: AttackWorker) -> None:
+def test_a_sample_has_a_record_per_severity_beside_its_clean_answer(worker: Victim) -> None:
     samples = decode_shard(shard("easy_vqa", 6), 64, FOG.views)
     clean, fog = records(worker, [spec_under(Clean()), spec_under(FOG)], samples)
     assert [(row["sample_id"], row["severity"]) for row in fog] == [
@@ -60,7 +61,7 @@ def test_a_sample_has_a_record_per_severity_beside_its_clean_answer(worker: Atta
     assert np.array_equal(decode_png(fog[1]["shown_png"]), samples[0].views[1])
 
 
-def test_the_model_is_asked_about_the_corrupted_image(worker: AttackWorker) -> None:
+def test_the_model_is_asked_about_the_corrupted_image(worker: Victim) -> None:
     """What stands in a record is the answer to the image beside it, by a pass of its own."""
     samples = decode_shard(shard("easy_vqa", 3), 64, FOG.views)
     (rows,) = records(worker, [spec_under(FOG)], samples)
@@ -71,14 +72,14 @@ def test_the_model_is_asked_about_the_corrupted_image(worker: AttackWorker) -> N
         assert (clean["prediction"], clean["score"]) == (row["prediction"], row["score"])
 
 
-def test_portions_and_neighbours_make_no_difference(worker: AttackWorker) -> None:
+def test_portions_and_neighbours_make_no_difference(worker: Victim) -> None:
     samples = decode_shard(shard("easy_vqa", 6), 64, FOG.views)
     (together,) = records(worker, [spec_under(FOG, 6)], samples)
     alone = [row for sample in samples for row in records(worker, [spec_under(FOG, 1)], [sample])[0]]
     assert alone == together
 
 
-def test_clean_answers_that_are_known_are_not_made_again(worker: AttackWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_answers_that_are_known_are_not_made_again(worker: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = decode_shard(shard("easy_vqa", 4), 64, FOG.views)
     (clean,) = records(worker, [spec_under(Clean())], samples)
     (fog,) = records(worker, [spec_under(FOG)], samples)
@@ -93,7 +94,7 @@ def test_clean_answers_that_are_known_are_not_made_again(worker: AttackWorker, m
     assert len(asked) == 2 * len(SEVERITIES) + 1
 
 
-def test_what_cannot_be_corrupted_has_records_that_say_why(worker: AttackWorker) -> None:
+def test_what_cannot_be_corrupted_has_records_that_say_why(worker: Victim) -> None:
     rows = shard("easy_vqa", 3).to_pylist()
     rows[0]["image"] = None
     table = pa.Table.from_pylist(rows, schema=BENCHMARK_SCHEMA)

@@ -8,18 +8,20 @@ import pyarrow as pa
 import pytest
 import torch
 
+from rllava.attacks.rounds import SMALLER, other
 from rllava.data.shards import parquet_bytes
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import InFlight
 from rllava.evaluation.pipeline import facts_of
 from rllava.evaluation.samples import Sample, decode_shard
+from rllava.evaluation.shard import evaluate_shard
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.metrics.metric import METRICS
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
 from rllava.store import Store
-from tests.evaluation.test_worker import answered_by_itself, evaluate, scored_image, shard, spec_of
+from tests.evaluation.test_shard import answered_by_itself, evaluate, scored_image, shard, spec_of
 from tests.model.test_llava import make
 
 STATE = {"waiting": {"float32": [[0, 1]]}, "lanes": {"point_LCHW": torch.rand(2, 3, 4, 4)}, "limit": 3}
@@ -73,16 +75,16 @@ def test_images_of_another_evaluation_come_back_as_they_were_scored(tmp_path: Pa
     store.write(f"{artifact.path}/part-00002.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)))
     spec = dataclasses.replace(spec_of("easy_vqa", 16.0), smaller=smaller, sources=(smaller,))
     found = images_of_others(store, spec, 2, samples)
-    assert set(found) == {"smaller", "0"}
+    assert set(found) == {SMALLER, other(0)}
     for b, (row, sample) in enumerate(zip(rows, samples, strict=True)):
         assert sample.pixels_HWC is not None
         if row["adversarial_png"]:
-            assert torch.equal(found["smaller"][b], scored_image(row))
+            assert torch.equal(found[SMALLER][b], scored_image(row))
         else:
             clean_CHW = torch.from_numpy(sample.pixels_HWC).permute(2, 0, 1) / 255
-            torch.testing.assert_close(found["smaller"][b], clean_CHW)
+            torch.testing.assert_close(found[SMALLER][b], clean_CHW)
     smaller_image = dataclasses.replace(samples[0], pixels_HWC=samples[0].pixels_HWC[:32, :32])  # type: ignore[index]
-    assert images_of_others(store, spec, 2, [smaller_image])["0"].shape == (1, 3, 32, 32)
+    assert images_of_others(store, spec, 2, [smaller_image])[other(0)].shape == (1, 3, 32, 32)
 
 
 def test_the_bank_holds_the_most_common_first_references(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_complete_records_say_in_what_portions_they_were_computed(tmp_path: Path
     damaged = table.set_column(table.column_names.index("image"), "image", pa.array([b""] * 3, pa.binary()))
     artifact = store.artifact("records", spec.name, spec)
     metric = METRICS.get("vqa_accuracy")
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     for number, (rows, batch_size) in enumerate(((table, 0), (table, 2), (table, 2), (damaged, 1))):
         how = dataclasses.replace(spec, batch_size=batch_size)
         assert store.artifact("records", how.name, how) == artifact

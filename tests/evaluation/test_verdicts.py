@@ -13,7 +13,7 @@ from rllava.judgement_spec import JudgementSpec
 from rllava.judgements import JUDGEMENT_SCHEMA
 from rllava.metrics.judges.judge import Exchange, Judge, JudgeSpec, Verdict
 from rllava.records import KEY, RECORD_SCHEMA
-from tests.evaluation.test_worker import spec_of
+from tests.evaluation.test_shard import spec_of
 
 
 @dataclass(frozen=True)

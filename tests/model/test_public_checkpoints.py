@@ -20,14 +20,15 @@ from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.errors import UserError
 from rllava.evaluation.samples import Sample, decode_shard
-from rllava.evaluation.worker import PRECISIONS, AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import PRECISIONS, Victim
 from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint import load_checkpoint, read_checkpoint
 from rllava.model.checkpoint_spec import pin_checkpoint
 from rllava.model.conversation import IMAGE_MARKER, IMAGE_TOKEN, TEMPLATES, pieces, tokenize
 from rllava.model.llava import Llava
 from rllava.specs import EvalSpec
-from tests.evaluation.test_worker import shard
+from tests.evaluation.test_shard import shard
 from tests.model.test_chat_template import tokenizer_of
 
 SAMPLES = 2
@@ -208,7 +209,7 @@ def test_a_public_llava_computes_what_transformers_computes(name: str, tmp_path:
 )
 def test_a_public_llava_is_attacked(name: str, tmp_path: Path) -> None:
     spec = pin_checkpoint(read(write(name, tmp_path / "model"), name))
-    worker = AttackWorker(load_checkpoint(spec), torch.device("cpu"))
+    worker = Victim(load_checkpoint(spec), torch.device("cpu"))
     benchmark = replace(BENCHMARKS.get("easy_vqa"), samples=SAMPLES)
     metric = METRICS.get(benchmark.task.metric)
     protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), PRECISIONS[torch.float32])

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rllava.attacks.common import PIXEL
-from rllava.attacks.protocols import PROTOCOLS, Protocol, Round
+from rllava.attacks.protocols import PROTOCOLS, Protocol
+from rllava.attacks.rounds import BEST, CLEAN, Round, decoy, reference, target
 from rllava.conditions.attack import at_budgets
 from rllava.data.benchmarks import (
     BENCHMARK_SCHEMA,
@@ -27,7 +28,8 @@ from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.samples import decode_shard, pack, unpack
-from rllava.evaluation.worker import AttackWorker, evaluate_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
 from rllava.filesystem import open_filesystem
 from rllava.fingerprint import fingerprint
 from rllava.metrics.metric import METRICS, Metric
@@ -37,7 +39,7 @@ from rllava.specs import EvalSpec
 from rllava.tasks.captioning import Captioning
 from rllava.tasks.short_answer import ShortAnswer
 from rllava.tasks.task import TASKS, Decoding, Needs, Task
-from tests.evaluation.test_worker import spec_of
+from tests.evaluation.test_shard import spec_of
 from tests.model.test_llava import make
 
 ROOT = Path(__file__).parents[2]
@@ -85,10 +87,10 @@ SAID = Metric(
 ERRORS = dataclasses.replace(SAID, name="errors", higher_is_better=False)
 
 ROUNDS = (
-    Round("label0", 2, "float32", "clean", 0),
-    Round("label1", 2, "float32", "clean", 1),
-    Round("maybe", 2, "float32", "clean", "=maybe"),
-    Round("decoy0", 2, "float32", "best", "~0"),
+    Round("label0", 2, "float32", CLEAN, reference(0)),
+    Round("label1", 2, "float32", CLEAN, reference(1)),
+    Round("maybe", 2, "float32", CLEAN, target("maybe")),
+    Round("decoy0", 2, "float32", BEST, decoy(0)),
 )
 PROTOCOL = Protocol("asked", 1, (("yes_no", ROUNDS),), drops="never")
 
@@ -214,7 +216,7 @@ def test_a_new_kind_is_attacked_at_its_own_labels_and_decoys(benchmark: Benchmar
     bank = answer_bank(local, folder, benchmark.task)
     assert bank == ("yes", "no")
     samples = decode_shard(read_shard(local, path), 64, needs=benchmark.task.needs)
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     specs = [of(benchmark, 0.0), of(benchmark, 8.0)]
     clean, attacked = (
         {row["sample_id"]: row for row in table.to_pylist()}
@@ -244,7 +246,7 @@ def evaluated(benchmark: BenchmarkSpec, epsilons: Sequence[float], protocol: Pro
     }  # fmt: skip
     table = pa.Table.from_pylist([row], schema=BENCHMARK_SCHEMA)
     samples = decode_shard(table, 64, needs=benchmark.task.needs)
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     metric = METRICS.get(benchmark.task.metric)
     specs = [of(benchmark, epsilon, protocol) for epsilon in epsilons]
     return [found for _, found in evaluate_shard(worker, samples, specs, metric, metric.prepare([()]))]
@@ -307,7 +309,7 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
         paths = build_benchmark(spec, local, folder)
         samples = decode_shard(read_shard(local, paths[0]), 64, needs=spec.task.needs)[:4]
         metric, state = read_metric(local, folder)
-        worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+        worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
         evaluation = of(spec, 8.0, dataclasses.replace(PROTOCOLS.get("once"), drops="never"))
         ((_, table),) = evaluate_shard(worker, samples, [evaluation], metric, state)
         assert table.column("rounds").to_pylist() == [["label0"]] * 4

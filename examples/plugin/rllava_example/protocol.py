@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from rllava.attacks.protocols import Protocol, Round
+from rllava.attacks.protocols import Protocol
+from rllava.attacks.rounds import BEST, CLEAN, SAME, Round, reference
 
-ROUNDS = (Round("label0", 5, "float32", "clean", 0), Round("again", 5, "float32", "best", "best"))
+ROUNDS = (Round("label0", 5, "float32", CLEAN, reference(0)), Round("again", 5, "float32", BEST, SAME))
 TWICE = Protocol("twice", 1, (("yes_no", ROUNDS), ("short_answer", ROUNDS)))
 
 

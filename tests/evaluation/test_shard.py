@@ -16,14 +16,16 @@ from torch._dynamo.utils import counters
 
 from rllava.attacks.common import PIXEL
 from rllava.attacks.outcome import unpack_images
-from rllava.attacks.protocols import PROTOCOLS, Protocol, Round, in_precision
+from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision
+from rllava.attacks.rounds import CLEAN, Round, reference
 from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
 from rllava.evaluation import checking
 from rllava.evaluation.in_flight import Keeping
 from rllava.evaluation.pipeline import load_dtype
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
-from rllava.evaluation.worker import AttackWorker, Scoring, evaluate_shard, seed_of
+from rllava.evaluation.shard import evaluate_shard, seed_of
+from rllava.evaluation.victim import Scoring, Victim
 from rllava.metrics.metric import METRICS
 from rllava.recipes import PRESETS
 from rllava.specs import EvalSpec
@@ -60,11 +62,11 @@ def spec_of(
 
 def evaluate(
     name: str, samples: list[Sample], epsilons: tuple[float, ...], batch_size: int = 4,
-    protocol: str | Protocol = "paper_ensemble_3steps", worker: AttackWorker | None = None, **others: Any,
+    protocol: str | Protocol = "paper_ensemble_3steps", worker: Victim | None = None, **others: Any,
 ) -> list[list[dict[str, Any]]]:  # fmt: skip
     metric = METRICS.get(BENCHMARKS.get(name).task.metric)
     state = metric.prepare([sample.references or ("none",) for sample in samples])
-    worker = worker or AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = worker or Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     # An untrained LLaVA answers nothing right; references that it does give make it worth attacking.
     specs = [spec_of(name, epsilon, batch_size, protocol) for epsilon in epsilons]
     return [table.to_pylist() for _, table in evaluate_shard(worker, samples, specs, metric, state, **others)]
@@ -148,7 +150,7 @@ def test_samples_survive_the_trip_to_a_worker() -> None:
 
 
 def test_half_precision_rounds_use_a_half_precision_model() -> None:
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     half = worker.model("float16")
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
     assert {parameter.dtype for parameter in worker.model("float32").parameters()} == {torch.float32}
@@ -160,7 +162,7 @@ def test_a_model_loaded_in_half_precision_is_attacked_in_it_alone() -> None:
     protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), "bfloat16")
     assert load_dtype([spec_of("easy_vqa", 8, protocol=protocol)]) == torch.bfloat16
     assert load_dtype([spec_of("easy_vqa", 8)]) == torch.float32
-    worker = AttackWorker(make("tiny-clip", dtype=torch.bfloat16), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.bfloat16), torch.device("cpu"))
     clean, rows = evaluate("easy_vqa", samples, (0.0, 8.0), protocol=protocol, worker=worker)
     assert {parameter.dtype for parameter in worker.model("bfloat16").parameters()} == {torch.bfloat16}
     assert any(row["steps"] for row in rows)
@@ -183,7 +185,7 @@ def scored_image(row: dict[str, Any]) -> Tensor:
 
 def test_a_stored_image_gives_the_stored_answer_again() -> None:
     samples = answered_by_itself("easy_captions", decode_shard(shard("easy_captions", 6), 64))
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     (rows,) = evaluate("easy_captions", samples, (12.5,), worker=worker)
     metric = METRICS.get("cider")
     scoring = Scoring(BENCHMARKS.get("easy_captions"), metric, metric.prepare([s.references for s in samples]))
@@ -268,7 +270,7 @@ def test_half_precision_attacks_keep_images_in_float32(precision: str) -> None:
     samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 4), 64))
     protocol = in_precision(PROTOCOLS.get("paper_ensemble_3steps"), precision)
     seen: set[tuple[torch.dtype, torch.dtype]] = set()
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     for encoder in worker.model(precision).encoders:
         encoder.register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
     (rows,) = evaluate("easy_vqa", samples, (8.0,), protocol=protocol, worker=worker)
@@ -291,9 +293,9 @@ def test_normalisation_is_not_rounded_with_the_weights() -> None:
 
 def test_a_compiled_model_gives_the_same_attack() -> None:
     samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 2), 64))
-    protocol = Protocol("once", 1, (("short_answer", (Round("label0", 2, "float32", "clean", 0),)),))
+    protocol = Protocol("once", 1, (("short_answer", (Round("label0", 2, "float32", CLEAN, reference(0)),)),))
     llava = make("tiny-clip", dtype=torch.float32)
-    compiled = AttackWorker(llava, torch.device("cpu"), compiler="eager")
+    compiled = Victim(llava, torch.device("cpu"), compiler="eager")
     assert all(encoder._compiled_call_impl is not None for encoder in llava.encoders)
     rows = [evaluate("easy_vqa", samples, (8.0,), protocol=protocol, worker=worker)[0] for worker in (compiled, None)]
     for mine, theirs in zip(*rows, strict=True):
@@ -304,7 +306,9 @@ def test_a_compiled_model_gives_the_same_attack() -> None:
 def test_all_layers_of_a_compiled_language_model_share_their_graphs() -> None:
     """One of its own for every layer would soon reach the limit, beyond which layers are not compiled at all."""
     samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 2), 64))
-    protocol = Protocol("once", 1, (("short_answer", (Round("label0", 1, "float32", "clean", 0),)),), drops="never")
+    protocol = Protocol(
+        "once", 1, (("short_answer", (Round("label0", 1, "float32", CLEAN, reference(0)),)),), drops="never"
+    )
     graphs = []
     for removed in (0, 1):
         llava = make("tiny-clip", dtype=torch.float32)
@@ -314,7 +318,7 @@ def test_all_layers_of_a_compiled_language_model_share_their_graphs() -> None:
         language_model.model.layers = language_model.model.layers[:kept]
         torch.compiler.reset()
         counters.clear()
-        worker = AttackWorker(llava, torch.device("cpu"), compiler="eager")
+        worker = Victim(llava, torch.device("cpu"), compiler="eager")
         evaluate("easy_vqa", samples, (8.0,), protocol=protocol, worker=worker)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
@@ -322,7 +326,7 @@ def test_all_layers_of_a_compiled_language_model_share_their_graphs() -> None:
 
 def test_decoys_are_the_worst_answers_the_likeliest_first() -> None:
     (sample,) = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 1), 64))
-    worker = AttackWorker(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
     metric = METRICS.get("vqa_accuracy")
     bank = ("red", "blue", sample.references[0], "green", "triangle", "yes", "no", "teal", "circle", "gray")
     image_1CHW = worker.pixels([sample.pixels_HWC])
@@ -358,7 +362,7 @@ def test_a_defence_that_fools_the_attack_is_found_and_recorded(defence: Any, che
     samples = answered_by_itself("easy_vqa", decode_shard(shard("easy_vqa", 4), 64))
     llava = make("tiny-clip", dtype=torch.float32)
     llava.encoders[0].register_forward_pre_hook(lambda module, inputs: (defence(inputs[0]),))
-    (defended,) = evaluate("easy_vqa", samples, (16.0,), worker=AttackWorker(llava, torch.device("cpu")))
+    (defended,) = evaluate("easy_vqa", samples, (16.0,), worker=Victim(llava, torch.device("cpu")))
     checked = [row for row in defended if row["checked"]]
     assert checked
     assert any(check in row["findings"] for row in checked), checked[0]["findings"]
