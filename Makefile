@@ -1,5 +1,5 @@
 # make ablation    the sweep on this machine, from nothing
-# make test        all tests, in two processes;  make lint   style, types, docstrings
+# make test        all tests, in two processes;  make lint   style, types
 # make check       make lint, and all tests that start no processes
 # make setup CONSTRAINTS=constraints/gpu.txt    on a machine with an NVIDIA GPU
 
@@ -11,7 +11,6 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(basename $(notdir $(CONSTRAINTS)))
-PACKAGES := rllava analysis cluster sweeps benchmarks
 
 # Operators are compiled with the environment's own ninja.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -26,7 +25,6 @@ setup: $(STAMP)
 # --no-compile: pip compiles one file after the other; compileall uses all cores (some packages ship files that no
 # Python 3 compiles). Without bytecode the first run would compile in every worker at once.
 # imagecorruptions-imaug comes without what it asks for: an OpenCV that needs a desktop; the headless one is there.
-# pydoclint has an environment of its own: it brings a fork of docstring_parser, with which tyro finds no help texts.
 # The last step: DeepSpeed compiles an operator when it is first used, so it is used here and the first training run
 # need not wait.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -36,9 +34,6 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --constraint $(CONSTRAINTS) imagecorruptions-imaug
-	$(BIN)/python -m venv $(VENV)/pydoclint
-	$(VENV)/pydoclint/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) pydoclint
-	ln -sf ../pydoclint/bin/pydoclint $(BIN)/pydoclint
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	$(if $(findstring gpu,$(CONSTRAINTS)),,DS_ACCELERATOR=cpu $(BIN)/python -m cluster.prebuild)
 	@touch $@
@@ -56,7 +51,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pydoclint --quiet $(PACKAGES)
 
 format: setup
 	$(BIN)/ruff check --fix .

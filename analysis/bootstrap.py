@@ -23,7 +23,6 @@ class Resampling:
     Attributes:
         draws: bootstrap draws, and sign flips of a paired test.
         seed: the same seed gives the same intervals, whatever else is computed.
-        level: coverage of the intervals.
     """
 
     draws: int = 10_000
@@ -43,7 +42,6 @@ class Bootstrap:
         draws: (B, K) the means of the bootstrap draws. All columns of a draw use the same samples.
         influence: (S, K) each sample's influence on the mean (zero where it has no value); NaN columns where there are
             fewer than two values, which tell nothing about their spread.
-        n: (K) number of values.
     """
 
     mean: FloatArray
@@ -57,7 +55,6 @@ def bootstrap_means(values_SK: FloatArray, draws: int, seed: Sequence[int]) -> B
 
     Args:
         values_SK: values; NaN where a sample has none.
-        draws: number of draws B.
         seed: entropy of the generator; the same rows are drawn for the same seed and number of samples.
 
     Returns:
@@ -102,10 +99,6 @@ def bca_interval(bootstrap: Bootstrap, level: float = 0.95) -> tuple[FloatArray,
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, section 14.3; the acceleration of a stratified mean
     uses its empirical influence values (section 22.6), which for one stratum equals the jackknife's.
 
-    Args:
-        bootstrap: means and draws.
-        level: coverage.
-
     Returns:
         ``low_K`` and ``high_K``; NaN where a mean has fewer than two values in some stratum. The interval has no width
         where all values are equal.
@@ -144,7 +137,6 @@ def sign_flip_p_values(strata: Sequence[FloatArray], flips: int, seed: Sequence[
     Args:
         strata: per stratum (benchmark), ``differences_SK``; NaN where a sample lacks one of the two scores.
         flips: number of random sign patterns; one pattern serves all columns.
-        seed: entropy of the generator.
 
     Returns:
         ``p_K``; NaN where a stratum has no difference.

@@ -23,7 +23,6 @@ def require_one_model(records: pd.DataFrame, remedy: str = KEEP_ONE) -> None:
     """Refuses records in which one candidate's name and training seed stand for several models.
 
     Args:
-        records: rows of RECORD_SCHEMA.
         remedy: what to do about it.
 
     Raises:
@@ -43,7 +42,6 @@ def require_one_evaluation(records: pd.DataFrame, remedy: str = KEEP_ONE) -> Non
     """Refuses records that mix evaluations: several in one cell, or of several models under one candidate's name.
 
     Args:
-        records: rows of RECORD_SCHEMA.
         remedy: what to do about it.
 
     Raises:

@@ -31,9 +31,7 @@ def compare(scores: Scores, baseline: str, resampling: Resampling = DEFAULT_RESA
     """Compares every candidate with a baseline on the samples that both scored.
 
     Args:
-        scores: the scores.
         baseline: name of the candidate to compare with.
-        resampling: draws, seed and level.
 
     Returns:
         Rows (baseline, candidate, benchmark or AVERAGE, epsilon) with ``difference`` (candidate minus baseline), its

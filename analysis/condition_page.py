@@ -43,9 +43,6 @@ def heat_map(findings: ConditionFindings) -> alt.ConcatChart:
 
     Args:
         findings: from ``conditions.analyse_conditions``.
-
-    Returns:
-        An Altair chart.
     """
     table = findings.table[(findings.table["benchmark"] == AVERAGE) & (findings.table["condition"] != CLEAN)]
     strengths = [str(severity or "–") for severity in table["severity"]]

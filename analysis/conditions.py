@@ -82,10 +82,6 @@ def analyse_conditions(
     Args:
         results: from ``loading.load_sweep``.
         baseline: candidate to compare with; by default the best on average over everything.
-        resampling: draws, seed and level.
-
-    Returns:
-        The findings.
 
     Raises:
         UserError: if there are no records, or no clean ones, or the baseline is unknown.
@@ -108,14 +104,7 @@ def analyse_conditions(
 
 
 def columns_of(results: SweepResults) -> tuple[tuple[str, int], ...]:
-    """The clean image, then the other conditions of a sweep in their order, each at its severities.
-
-    Args:
-        results: of a sweep.
-
-    Returns:
-        Labels and severities.
-    """
+    """The clean image, then the other conditions of a sweep in their order, each at its severities."""
     entries = others(results.manifest)
     of = ((entry.label, severity) for entry in entries for severity in entry.severities or (NO_SEVERITY,))
     return ((CLEAN, NO_SEVERITY), *of)

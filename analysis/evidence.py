@@ -29,12 +29,10 @@ class Flag:
     """A reason to distrust a robust score.
 
     Attributes:
-        candidate: whose score.
         epsilon: budget of the score, in 1/255.
         check: name of the attack check, or of what was seen.
         text: what was seen, with numbers.
         means: what it says about the score.
-        remedy: what to do.
     """
 
     candidate: str
@@ -49,7 +47,6 @@ def attack_evidence(records: pd.DataFrame, scores: Scores) -> pd.DataFrame:
     """Tabulates the attack's evidence over the attacked samples (those with at least one round).
 
     Args:
-        records: rows of RECORD_SCHEMA.
         scores: the same records as arrays.
 
     Returns:

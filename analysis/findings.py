@@ -22,7 +22,6 @@ class Findings:
 
     Attributes:
         results: the manifest and records they come from.
-        scores: the records as arrays.
         epsilon: budget of the headline numbers, in 1/255.
         baseline: candidate that the others are compared with.
         resampling: draws, seed and level of all intervals and tests.
@@ -59,10 +58,6 @@ def analyse(
         results: from ``loading.load_sweep``.
         epsilon: budget of the headline numbers, in 1/255; by default 8 where it was run, else the largest.
         baseline: candidate to compare with; by default the best on average at that budget.
-        resampling: draws, seed and level.
-
-    Returns:
-        The findings.
 
     Raises:
         UserError: if there are no records, no clean records, or the budget or baseline is unknown.

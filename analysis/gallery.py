@@ -93,7 +93,6 @@ def build_gallery(
 
     Args:
         results: the sweep; images are fetched from its storage.
-        scores: its scores.
         epsilon: budget in 1/255.
         per_benchmark: how many samples to show of each benchmark.
         max_cards: how many candidates to show of a sample, the first ones of the sweep.
@@ -127,7 +126,6 @@ def perturbation_png(clean: bytes, adversarial: bytes, factor: int) -> bytes | N
     Args:
         clean: PNG of the clean image.
         adversarial: PNG of the adversarial image.
-        factor: magnification k.
 
     Returns:
         A PNG of the same size; None if the two images differ in size.

@@ -42,11 +42,7 @@ class Dispute:
     """An answer that some judges flag and others do not.
 
     Attributes:
-        candidate: who answered.
-        benchmark: where.
         shown: label of the condition, with budget or severity.
-        prompt: the user's turn.
-        answer: to it.
         flagged: by whom, and what they found.
         passed: by whom it is not.
     """
@@ -84,7 +80,6 @@ def analyse_judgements(results: SweepResults, resampling: Resampling = DEFAULT_R
 
     Args:
         results: from ``loading.load_sweep``.
-        resampling: draws, seed and level.
 
     Returns:
         The findings; None if nothing was judged.
@@ -105,9 +100,6 @@ def analyse_judgements(results: SweepResults, resampling: Resampling = DEFAULT_R
 
 def joined(results: SweepResults) -> pd.DataFrame:
     """Judgements beside what they are about.
-
-    Args:
-        results: of a sweep.
 
     Returns:
         A row per judgement: the columns of JUDGEMENT_SCHEMA, with ``kind``, ``prompt`` and ``text``, the answer, of its
@@ -134,7 +126,6 @@ def flag_rates(judged: pd.DataFrame, level: float = DEFAULT_RESAMPLING.level) ->
 
     Args:
         judged: from :func:`joined`.
-        level: coverage of the intervals.
 
     Returns:
         See ``JudgementFindings.rates``.
@@ -162,8 +153,6 @@ def agreement(judged: pd.DataFrame, judges: list[str], resampling: Resampling = 
 
     Args:
         judged: from :func:`joined`.
-        judges: labels, in order.
-        resampling: draws, seed and level.
 
     Returns:
         See ``JudgementFindings.agreement``.
@@ -218,8 +207,6 @@ def disputes(judged: pd.DataFrame, judges: list[str], most: int = SHOWN_DISPUTES
 
     Args:
         judged: from :func:`joined`.
-        judges: labels, in order.
-        most: of them.
 
     Returns:
         The first ones, in the order of the records.
@@ -250,9 +237,6 @@ def shown(row: Any) -> str:
 
     Args:
         row: with ``condition``, ``kind``, ``epsilon`` and ``severity``.
-
-    Returns:
-        For a table's cell.
     """
     if row["kind"] == CLEAN:
         return CLEAN
@@ -266,9 +250,6 @@ def format_judgements(findings: JudgementFindings) -> str:
 
     Args:
         findings: from :func:`analyse_judgements`.
-
-    Returns:
-        Plain text.
     """
     rates = findings.rates[findings.rates["answer"] == ANSWER]
     lines = []

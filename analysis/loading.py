@@ -75,7 +75,6 @@ class SweepResults:
 
     Attributes:
         storage: path or URL the results were loaded from.
-        manifest: what was run.
         records: one row per record: the columns of RECORD_SCHEMA (images left out unless asked for) and ``part``, the
             Parquet file that holds the row, relative to the storage. A seed is an integer or ``pandas.NA``.
         judgements: one row per verdict of a judge on an answer: the columns of JUDGEMENT_SCHEMA and ``part``.

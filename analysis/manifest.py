@@ -20,7 +20,6 @@ class ConditionEntry:
         label: name and version, as records carry it.
         kind: ``clean``, ``attack``, ``corruption``, or a plug-in's own word.
         epsilon: budget in 1/255; None where there is none.
-        severities: of a corruption.
         targeted: whether an attack wants a text said.
     """
 
@@ -38,8 +37,6 @@ class RecordsEntry:
     Attributes:
         path: folder, relative to the storage, e.g. ``records/<name>-<fingerprint>``.
         candidate: ``a`` (end-to-end), ``a+b`` (ensemble) or ``b@a`` (b plugged into the LLaVA of a).
-        benchmark: data set + prompt + metric.
-        condition: label of the condition.
         epsilon: budget in 1/255; None where there is none.
         parts: how many of its first parts the sweep asked for; None: all.
         seconds: wall-clock time of the evaluation; NaN where unknown.
@@ -64,7 +61,6 @@ class JudgementsEntry:
 
     Attributes:
         path: folder, relative to the storage.
-        judge: name and version.
         description: what it looks for, in a few words.
         parts: how many of its first parts the sweep asked for; None: all.
         seconds: wall-clock time of the judging; NaN where unknown.
@@ -84,7 +80,6 @@ class ModelEntry:
     """One trained LLaVA of a sweep.
 
     Attributes:
-        name: of its spec.
         path: folder, relative to the storage.
         seconds: wall-clock time of its training; NaN where unknown.
         reused: whether an earlier run had trained it.
@@ -109,16 +104,12 @@ class Manifest:
         candidates: rows of the grid, in their order.
         benchmarks: of the grid, in their order.
         conditions: of the grid, in their order.
-        samples: per benchmark.
         records: artifacts, one per cell of the grid.
-        preset: name of the recipe.
         models: LLaVAs that the candidates are made of.
         judgements: artifacts, one per records artifact and judge.
-        versions: of packages.
         machine: that it ran on; numbers and names.
         started: ISO 8601 with time zone; empty where unknown. So for ``finished``.
         finished: see ``started``.
-        wall_seconds: from start to end.
     """
 
     sweep: str
@@ -170,7 +161,6 @@ class Manifest:
         as of a later version, are passed over.
 
         Args:
-            text: the JSON text.
             where: the file's path or URL, for the error message.
 
         Returns:

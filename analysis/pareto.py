@@ -38,11 +38,9 @@ def pareto_front(
     """Places every candidate by its clean and its robust score.
 
     Args:
-        scores: the scores.
         bootstraps: from ``statistics.bootstrap_scores``; a draw uses the same samples for all candidates.
         summary: from ``statistics.summarise``.
         epsilon: budget of the robust score, in 1/255.
-        benchmark: a benchmark, or AVERAGE.
 
     Returns:
         One row per candidate: ``candidate``; ``clean`` and ``robust`` with ``_low`` and ``_high``; ``retained`` (robust

@@ -89,7 +89,6 @@ def write_report(
 
     Args:
         storage: path or ``s3://`` URL of the results folder.
-        sweep: name of the sweep.
         epsilon: budget of the headline numbers, in 1/255; by default 8 where it was run, else the largest.
         baseline: candidate to compare with; by default the best on average at that budget.
         resampling: draws, seed and level of the intervals and tests.
@@ -172,7 +171,6 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
 
     Args:
         storage: path or ``s3://`` URL of the results folder.
-        sweep: name of the sweep.
 
     Returns:
         Path or URL of its page, and its table for a terminal.

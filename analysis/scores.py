@@ -77,7 +77,6 @@ class Scores:
         """Returns the indices (C, E) of a candidate and a budget.
 
         Args:
-            candidate: name of the candidate.
             epsilon: budget in 1/255.
 
         Returns:
@@ -111,7 +110,6 @@ def arrange_scores(
     Args:
         records: rows of RECORD_SCHEMA; those of conditions without a budget are passed over.
         candidates: names that come first; names found only in the records follow, sorted. So for the other two.
-        benchmarks: see candidates.
         epsilons: budgets in 1/255; sorted together with those found in the records.
 
     Returns:

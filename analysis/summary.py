@@ -34,10 +34,6 @@ def bootstrap_scores(scores: Scores, resampling: Resampling = DEFAULT_RESAMPLING
     draw. Benchmarks are resampled independently. Where a candidate was trained several times, its trainings are drawn
     too, the same ones for all benchmarks and budgets: the spread is that of training and of samples.
 
-    Args:
-        scores: the scores.
-        resampling: draws and seed.
-
     Returns:
         Per benchmark, and for AVERAGE, a bootstrap whose columns are candidate x budget (K = C*E, budgets fastest).
     """
@@ -50,10 +46,6 @@ def bootstrap_scores(scores: Scores, resampling: Resampling = DEFAULT_RESAMPLING
 
 def draw_trainings(scores: Scores, resampling: Resampling) -> npt.NDArray[np.float64] | None:
     """How often each training of a candidate is in each draw.
-
-    Args:
-        scores: the scores.
-        resampling: draws and seed.
 
     Returns:
         Shares [B, T, C], which sum to 1 over the trainings; None where every candidate was trained once.
@@ -89,7 +81,6 @@ def training_spread(scores: Scores, benchmark: str) -> FloatArray:
     """How far the trainings of each candidate differ: the standard deviation of their mean scores.
 
     Args:
-        scores: the scores.
         benchmark: one of them, or AVERAGE.
 
     Returns:
@@ -119,9 +110,7 @@ def summarise(
     """Tabulates the means, per benchmark and on average over the benchmarks.
 
     Args:
-        scores: the scores.
         bootstraps: from :func:`bootstrap_scores`.
-        resampling: level of the intervals.
 
     Returns:
         Rows (candidate, benchmark or AVERAGE, epsilon) with ``mean, low, high`` in the paper's units, ``n`` scores,

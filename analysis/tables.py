@@ -93,9 +93,6 @@ def covers(summary: pd.DataFrame) -> str:
 
     Args:
         summary: from ``summary.summarise``.
-
-    Returns:
-        A sentence or two.
     """
     seeds = sorted(set(map(int, summary["seeds"])))
     if seeds == [1]:

@@ -51,10 +51,6 @@ def targeted_success(records: pd.DataFrame) -> pd.DataFrame:
 def contains(answer: str, target: str) -> bool:
     """Says whether an answer contains a target string.
 
-    Args:
-        answer: of the model.
-        target: string.
-
     Returns:
         True if it does, whatever the case and the blanks.
     """

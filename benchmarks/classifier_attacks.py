@@ -59,11 +59,7 @@ class Options:
 
 
 class ZeroShot(nn.Module):
-    """An image classifier whose classes are captions.
-
-    Args:
-        name: of an embedded encoder.
-    """
+    """An image classifier whose classes are captions."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -92,9 +88,6 @@ def from_our_starts(attack: Any, images_BCHW: Tensor, epsilon: float, first_run:
         images_BCHW: all clean images; no two alike.
         epsilon: budget in 1/255.
         first_run: number of its first run; later ones count on.
-
-    Returns:
-        The attack.
     """
     number = {image_CHW.numpy().tobytes(): sample for sample, image_CHW in enumerate(images_BCHW)}
     assert len(number) == len(images_BCHW)
@@ -114,12 +107,6 @@ Attack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 def attacks(options: Options) -> dict[str, list[tuple[str, Attack]]]:
     """The attacks, ours first, by what they have in common.
-
-    Args:
-        options: where the peers are.
-
-    Returns:
-        Kind to (name, attack).
 
     Raises:
         UserError: if a peer is missing.

@@ -20,10 +20,6 @@ from rllava.store import Store
 def trained_llava(storage: Path, candidate: str) -> tuple[Llava, ModelSpec]:
     """A candidate of preset ``tiny`` as the ablation has trained it.
 
-    Args:
-        storage: local results folder.
-        candidate: name.
-
     Returns:
         The frozen model in float32, and its spec.
 
@@ -44,7 +40,6 @@ def ready_benchmark(benchmark: BenchmarkSpec, image_size: int) -> tuple[list[Sam
 
     Args:
         benchmark: data, task and sample list.
-        image_size: of the encoder.
 
     Returns:
         Its samples in order, its metric, and the metric's state.
@@ -61,11 +56,7 @@ def write_sheet(path: Path, title: str, text: str, head: Sequence[str], rows: Se
     """Writes a Markdown sheet: a title, what was run, a table.
 
     Args:
-        path: file.
-        title: of the sheet.
         text: the command and its settings.
-        head: of the table.
-        rows: of the table.
     """
     table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,9 +50,7 @@ def paired(records: pd.DataFrame, protocol: str, reference: str) -> pd.DataFrame
     """Joins the records of two protocols.
 
     Args:
-        records: rows of RECORD_SCHEMA.
         protocol: name and version of one.
-        reference: of the other.
 
     Returns:
         A row per sample, candidate, benchmark and positive budget that both attacked; the reference's columns end in
@@ -82,7 +80,6 @@ def compare(joined: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     Args:
         joined: from :func:`paired`.
-        by: columns to group by.
 
     Returns:
         Per group: ``samples``, means ``score`` and ``score_reference``, samples on which the judged protocol's score is

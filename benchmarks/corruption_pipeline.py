@@ -85,14 +85,7 @@ class Run:
 
 
 def photograph(seed: int) -> bytes:
-    """A JPEG of 640 x 480 pixels with structure at all scales, as photographs have.
-
-    Args:
-        seed: another one, another picture.
-
-    Returns:
-        The file.
-    """
+    """A JPEG of 640 x 480 pixels with structure at all scales, as photographs have."""
     generator = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -109,15 +102,7 @@ def photograph(seed: int) -> bytes:
 
 
 def write_benchmark(folder: str, options: Options) -> list[str]:
-    """Shards as a benchmark has them.
-
-    Args:
-        folder: to write to.
-        options: how many.
-
-    Returns:
-        Their paths.
-    """
+    """Shards as a benchmark has them."""
     store, paths = Store(folder), []
     for shard in range(options.shards):
         rows = [
@@ -139,11 +124,7 @@ def seconds_per_image(name: str, images: Sequence[bytes]) -> float:
     """How long one core takes to make a corrupted image, decoding and resizing included, on average over severities.
 
     Args:
-        name: of the corruption.
         images: encoded; the first is not timed.
-
-    Returns:
-        Seconds of processor time.
     """
     views = CorruptedViews(name, SEVERITIES, SIDE, "inside")
     views(images[0], "warm-up")  # what is loaded once
@@ -154,11 +135,7 @@ def seconds_per_image(name: str, images: Sequence[bytes]) -> float:
 
 
 class Answerer:
-    """Stands in for a worker whose model computes on a GPU: it takes a unit, and sleeps as long as its answers take.
-
-    Args:
-        answer_s: per image.
-    """
+    """Stands in for a worker whose model computes on a GPU: it takes a unit, and sleeps as long as its answers take."""
 
     def __init__(self, answer_s: float) -> None:
         self.answer_s = answer_s
@@ -179,16 +156,7 @@ class Answerer:
 
 
 def run_pipeline(folder: str, paths: Sequence[str], answer_s: float) -> Run:
-    """Sends all shards under all corruptions through the pipeline, in the order of a sweep.
-
-    Args:
-        folder: of the shards.
-        paths: of the shards.
-        answer_s: per image.
-
-    Returns:
-        What was measured.
-    """
+    """Sends all shards under all corruptions through the pipeline, in the order of a sweep."""
     names = all_corruptions()
     units = [
         {"benchmark": "photographs", "path": path, "shard": shard, "places": [n]}

@@ -46,9 +46,6 @@ def parse(arguments: Sequence[str] | None) -> Options:
     Args:
         arguments: without the program's name; None: those of the process.
 
-    Returns:
-        Checked options.
-
     Raises:
         UserError: if something is wrong with them.
     """
@@ -99,14 +96,7 @@ def _check_output(path: Path) -> None:
 
 
 def run(options: Options) -> Report:
-    """Measures, and writes the sheet anew after every tower.
-
-    Args:
-        options: settings.
-
-    Returns:
-        What was measured.
-    """
+    """Measures, and writes the sheet anew after every tower."""
     torch.manual_seed(0)
     if options.device.type == "cuda":
         torch.cuda.set_device(options.device)

@@ -77,10 +77,6 @@ def answered_by_itself(
     """Samples whose references are the model's own clean answers, so that there is something to attack.
 
     Args:
-        llava: answers.
-        evaluation: whose benchmark it is.
-        samples: to answer.
-        metric: of the benchmark.
         state: of the metric, for the samples as they are.
         captions: how many of the sample's own references a captioning sample keeps.
 
@@ -104,9 +100,6 @@ def verdict(compared: list[Comparison]) -> str:
 
     Args:
         compared: the rows of one protocol.
-
-    Returns:
-        A sentence.
     """
     met = all(comparison.ratio >= GOAL for comparison in compared)
     ratios = ", ".join(f"{comparison.ratio:.2f} on {comparison.label}" for comparison in compared)
@@ -116,14 +109,7 @@ def verdict(compared: list[Comparison]) -> str:
 
 
 def described(llava: Llava) -> str:
-    """What the model consists of.
-
-    Args:
-        llava: counted.
-
-    Returns:
-        Part of a sentence.
-    """
+    """What the model consists of."""
     counts = [parameters(part) / 1e6 for part in (llava, llava.encoders, llava.connector.language_model)]
     return "{:.1f}M random parameters, {:.1f}M of them in the encoder, {:.1f}M in the language model".format(*counts)
 

@@ -93,8 +93,6 @@ class Comparison:
 
     Attributes:
         label: benchmark, and our protocol where it is another one.
-        theirs: the published loop.
-        ours: the attack worker.
     """
 
     label: str
@@ -117,11 +115,7 @@ class Comparison:
         return sum(a > b + TOLERANCE for a, b in zip(self.ours[0], self.theirs[0], strict=True))
 
     def row(self) -> tuple[str, ...]:
-        """Cells under :data:`HEAD`.
-
-        Returns:
-            One text each.
-        """
+        """Cells under :data:`HEAD`."""
         samples = len(self.theirs[0])
         return (
             self.label,
@@ -140,9 +134,6 @@ def published_code(checkout: Path) -> Any:
     Args:
         checkout: of chs20/RobustVLM.
 
-    Returns:
-        Its module.
-
     Raises:
         UserError: if its code is not there.
     """
@@ -160,9 +151,6 @@ class PublishedLoop:
 
     Args:
         checkout: of chs20/RobustVLM.
-        llava: attacked model.
-        metric: scores.
-        state: of the metric.
         as_released: see :class:`Options`.
     """
 
@@ -175,10 +163,6 @@ class PublishedLoop:
     def run(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
         """The whole protocol.
 
-        Args:
-            evaluation: what is run.
-            samples: on what.
-
         Returns:
             Scores and seconds.
         """
@@ -187,10 +171,6 @@ class PublishedLoop:
 
     def rounds(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
         """The whole protocol, with the model as it is.
-
-        Args:
-            evaluation: what is run.
-            samples: on what.
 
         Returns:
             Scores and seconds.
@@ -227,9 +207,6 @@ class PublishedLoop:
 
         Args:
             image: clean, [1, C, H, W].
-            sample: gives the prompt.
-            text: whose loss is attacked.
-            entry: round.
             epsilon: in 1/255.
             start: perturbation to start from, or None.
 
@@ -247,10 +224,6 @@ class PublishedLoop:
     def loss(self, pixels_1CHW: Tensor, tokens: Tokens) -> Tensor:
         """Mean cross-entropy with logits of the whole sequence, as transformers computes it from labels.
 
-        Args:
-            pixels_1CHW: image.
-            tokens: prompt and answer.
-
         Returns:
             [1].
         """
@@ -267,8 +240,6 @@ class PublishedLoop:
 
         Args:
             image: [1, C, H, W].
-            sample: question and references.
-            benchmark: gives the answer's length.
 
         Returns:
             In the metric's units.
@@ -286,11 +257,7 @@ class PublishedLoop:
 
         Args:
             image: [1, C, H, W].
-            tokens: prompt.
             max_new_tokens: at most so many tokens.
-
-        Returns:
-            The answer.
         """
         connector, ids = self.llava.connector, list(tokens.ids)
         for _ in range(max_new_tokens):
@@ -307,9 +274,6 @@ class PublishedLoop:
 @contextlib.contextmanager
 def released_attention(llava: Llava) -> Iterator[None]:
     """A stretch of code in which the parts of a model that are transformers' compute attention step by step.
-
-    Args:
-        llava: the model.
 
     Yields:
         Nothing.
@@ -333,11 +297,6 @@ def ours(
     """The attack worker.
 
     Args:
-        evaluation: what is run.
-        llava: attacked model.
-        samples: on what.
-        metric: scores.
-        state: of the metric.
         checked: how many attacks are checked: as the pipeline does, or 0, for the same work as the published loop's.
 
     Returns:
@@ -358,11 +317,6 @@ def compare(
 
     Args:
         checkout: of chs20/RobustVLM.
-        evaluation: what is run.
-        llava: attacked model.
-        samples: on what.
-        metric: scores.
-        state: of the metric.
         fast_protocol: name of another protocol that ours runs too, or None.
         checked: how many attacks are checked: as the pipeline does, or 0, for the same work as the published loop's.
         as_released: see :class:`Options`.
@@ -389,9 +343,6 @@ def published_side(as_released: bool) -> str:
 
     Args:
         as_released: see :class:`Options`.
-
-    Returns:
-        Part of a sentence.
     """
     return "as released" if as_released else "given our attention and cached decoding"
 

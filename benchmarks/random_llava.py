@@ -41,8 +41,6 @@ class Size:
         patch: side of the patch that becomes a visual token, in pixels.
         tower_width: of the vision tower, a ViT of 12 layers.
         width: of the language model, shaped like a Llama.
-        layers: of the language model.
-        vocabulary: of the language model.
     """
 
     image_size: int = 224
@@ -76,9 +74,6 @@ class RandomViT(Encoder):
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """See the base class.
 
-        Args:
-            normalised_BCHW: images after normalisation.
-
         Returns:
             [B, P, D].
         """
@@ -87,27 +82,12 @@ class RandomViT(Encoder):
 
 
 def build(spec: EncoderSpec) -> RandomViT:
-    """Builder of the tower.
-
-    Args:
-        spec: what to build.
-
-    Returns:
-        The encoder.
-    """
+    """Builder of the tower."""
     return RandomViT(spec)
 
 
 def tower_spec(size: Size, seed: int = 0) -> EncoderSpec:
-    """The tower as an encoder.
-
-    Args:
-        size: of the LLaVA.
-        seed: of its weights.
-
-    Returns:
-        The spec.
-    """
+    """The tower as an encoder."""
     return EncoderSpec(
         name="random-vit",
         builder="benchmarks.random_llava:build",
@@ -127,13 +107,6 @@ def random_language_model(size: Size, tokenizer: Any) -> Any:
 
     The embedded tokenizer is smaller than the vocabulary. Output rows of all tokens but the tokenizer's words are made
     small, so that one of the words has the highest logit; the cost of a pass stays that of the whole vocabulary.
-
-    Args:
-        size: of the LLaVA.
-        tokenizer: embedded one.
-
-    Returns:
-        The transformers model.
     """
     config = transformers.LlamaConfig(
         vocab_size=size.vocabulary,
@@ -159,10 +132,6 @@ def random_language_model(size: Size, tokenizer: Any) -> Any:
 def random_llava(size: Size, seed: int = 0) -> tuple[Llava, ModelSpec]:
     """A LLaVA with random weights, the same ones for the same size and seed.
 
-    Args:
-        size: of its parts.
-        seed: of its weights.
-
     Returns:
         The frozen model in evaluation mode, float32, on the default device, and a spec that describes it.
     """
@@ -178,12 +147,5 @@ def random_llava(size: Size, seed: int = 0) -> tuple[Llava, ModelSpec]:
 
 
 def parameters(module: nn.Module) -> int:
-    """Counts parameters.
-
-    Args:
-        module: whose.
-
-    Returns:
-        Their number.
-    """
+    """Counts parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

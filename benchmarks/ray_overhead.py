@@ -104,9 +104,6 @@ class Work:
     def job(self, folder: Path) -> EvalJob:
         """The same work with its records in another place.
 
-        Args:
-            folder: empty.
-
         Returns:
             What :func:`rllava.evaluation.pipeline.evaluate` takes.
         """
@@ -123,7 +120,6 @@ class Run:
         ray_ready: when Ray had started; 0 without Ray.
         finished: when each shard's last part was written, rising.
         attacking: duration of attacking and writing each shard, in the same order.
-        ended: when it returned.
     """
 
     ray_ready: float
@@ -158,9 +154,6 @@ class Measured:
 
     Attributes:
         bare: the loop in this process.
-        pooled: the pipeline.
-        samples: per run.
-        records: samples times budgets.
         attacked: records that took gradient steps; clean failures take none.
         differing: columns of the records that are not the same on both sides; none of :data:`ANSWERS`.
     """
@@ -191,15 +184,7 @@ class Measured:
 
 
 def run_bare(work: Work, folder: Path) -> Run:
-    """The loop in this process.
-
-    Args:
-        work: to do.
-        folder: for the records.
-
-    Returns:
-        When what was done.
-    """
+    """The loop in this process."""
     job = work.job(folder)
     store = Store(job.storage)
     began = time.time()
@@ -217,15 +202,7 @@ def run_bare(work: Work, folder: Path) -> Run:
 
 
 def run_pooled(work: Work, folder: Path) -> Run:
-    """The pipeline in a local Ray, which is started here and stopped again.
-
-    Args:
-        work: to do.
-        folder: for the records.
-
-    Returns:
-        When what was done.
-    """
+    """The pipeline in a local Ray, which is started here and stopped again."""
     assert not ray.is_initialized(), "another Ray than the measured one"
     job = work.job(folder)
     began = time.time()
@@ -245,13 +222,7 @@ def timed(job: EvalJob, attacking: Mapping[int, float], began: float, ray_ready:
     """Reads the times at which parts were written.
 
     Args:
-        job: done just now.
         attacking: seconds, by shard.
-        began: Unix time.
-        ray_ready: Unix time.
-
-    Returns:
-        The run.
     """
     ended = time.time()
     written = {
@@ -270,9 +241,6 @@ def timed(job: EvalJob, attacking: Mapping[int, float], began: float, ray_ready:
 def records(job: EvalJob) -> pa.Table:
     """All records of a job.
 
-    Args:
-        job: that is done.
-
     Returns:
         By budget, shard and row.
     """
@@ -283,10 +251,6 @@ def records(job: EvalJob) -> pa.Table:
 
 def differing_columns(bare: pa.Table, pooled: pa.Table) -> list[str]:
     """Compares the records of both sides.
-
-    Args:
-        bare: of the loop.
-        pooled: of the pipeline.
 
     Returns:
         Columns that are not the same.
@@ -305,12 +269,7 @@ def measure(work: Work, repeats: int, folder: Path) -> Measured:
     """Runs both sides in turns; which of them begins alternates too.
 
     Args:
-        work: to do.
-        repeats: of each side.
         folder: for the records of all runs.
-
-    Returns:
-        Times of all runs.
     """
     sides: dict[str, Callable[[Work, Path], Run]] = {"bare": run_bare, "pooled": run_pooled}
     runs: dict[str, list[Run]] = {side: [] for side in sides}
@@ -343,7 +302,6 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
     Args:
         values: at least one.
-        form: of a number.
 
     Returns:
         A text like ``5.12 (5.01 to 5.40)``.
@@ -353,9 +311,6 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 def conclusion(measured: Measured) -> str:
     """What the measurement says.
-
-    Args:
-        measured: all repeats.
 
     Returns:
         Four sentences, a line each.
@@ -384,9 +339,6 @@ def conclusion(measured: Measured) -> str:
 def table_rows(measured: Measured) -> Iterator[tuple[str, ...]]:
     """The sheet's table.
 
-    Args:
-        measured: all repeats.
-
     Yields:
         One row per side.
     """
@@ -409,7 +361,6 @@ def prepare(options: Options, folder: Path) -> Work:
 
     Args:
         options: see :class:`Options`.
-        folder: for the shards.
 
     Returns:
         The work of both sides.
@@ -441,9 +392,6 @@ def about(options: Options) -> str:
 
     Args:
         options: see :class:`Options`.
-
-    Returns:
-        Some lines.
     """
     budgets = ", ".join(f"{epsilon:g}" for epsilon in options.budgets)
     return (

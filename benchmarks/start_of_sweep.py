@@ -62,17 +62,7 @@ class Options:
 
 
 def lay_out(storage: str, candidates: int, shards: int, benchmarks: Sequence[str] = BENCHMARKS) -> Plan:
-    """Makes a finished sweep of preset smoke.
-
-    Args:
-        storage: path or URL.
-        candidates: how many.
-        shards: of every records artifact.
-        benchmarks: names.
-
-    Returns:
-        Its plan.
-    """
+    """Makes a finished sweep of preset smoke."""
     options = Ablation(
         preset="smoke",
         storage=storage,
@@ -97,14 +87,7 @@ def lay_out(storage: str, candidates: int, shards: int, benchmarks: Sequence[str
 
 
 def write_part(store: Store, path: str, spec: EvalSpec, shard: int) -> None:
-    """Writes records with made-up scores.
-
-    Args:
-        store: results folder.
-        path: of the part.
-        spec: of the evaluation.
-        shard: number.
-    """
+    """Writes records with made-up scores."""
     epsilon, (part,) = spec.condition.epsilon or 0.0, spec.condition.parts
     draw = np.random.default_rng([shard, int(epsilon)])
     images = easy_images("test")
@@ -138,14 +121,7 @@ def write_part(store: Store, path: str, spec: EvalSpec, shard: int) -> None:
 
 
 def start(plan: Plan) -> float:
-    """Starts a sweep.
-
-    Args:
-        plan: of a finished one.
-
-    Returns:
-        Seconds.
-    """
+    """Starts a sweep."""
     fresh = replace(plan)  # nothing that the one before has found
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -156,9 +132,6 @@ def start(plan: Plan) -> float:
 @contextlib.contextmanager
 def s3_storage(folder: Path) -> Iterator[str]:
     """A bucket of a server on this machine.
-
-    Args:
-        folder: for its log.
 
     Yields:
         URL.

@@ -54,9 +54,6 @@ def counted_on_s3() -> Iterator[Requests]:
 def counted_on_disk(folder: str) -> Iterator[Requests]:
     """Counts the files and folders below a folder that this process opens.
 
-    Args:
-        folder: absolute path.
-
     Yields:
         The counts, which grow.
     """

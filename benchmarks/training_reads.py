@@ -65,12 +65,7 @@ class Options:
 
 
 class Noise:
-    """An image that nobody can decode, as large as a photograph.
-
-    Args:
-        row: number.
-        kilobytes: size.
-    """
+    """An image that nobody can decode, as large as a photograph."""
 
     def __init__(self, row: int, kilobytes: int) -> None:
         self.row, self.kilobytes = row, kilobytes
@@ -84,9 +79,6 @@ def noise(options: Options) -> list[Instruction]:
 
     Args:
         options: see :class:`Options`.
-
-    Returns:
-        Conversations.
     """
     turns = (("<image>\nWhat is on the bus?", "A bicycle."),)
     return [Instruction(f"{row}", Noise(row, options.kilobytes), turns) for row in range(options.rows)]
@@ -97,10 +89,6 @@ def measure(options: Options, storage: str) -> list[Sequence[str]]:
 
     Args:
         options: see :class:`Options`.
-        storage: URL.
-
-    Returns:
-        Rows of the table.
     """
     instructions.INSTRUCTION_SOURCES.register("noise", lambda: noise(options))
     spec = InstructionSpec("noise", "noise", rows_per_shard=options.rows_per_shard)

@@ -86,12 +86,9 @@ class Workload:
     """One attack.
 
     Attributes:
-        name: of the model.
-        llava: attacked model.
         images_BCHW: clean images in [0, 1].
         tokens: prompt and answer per image.
         epsilon: in 1/255.
-        steps: of the attack.
     """
 
     name: str
@@ -112,9 +109,7 @@ class Profile:
     """What a workload was measured to do, per sample and step.
 
     Attributes:
-        seconds: per part, medians.
         total: seconds of the whole attack, median.
-        flops: per part.
         outside: share of the time outside of operators, under torch.profiler.
         products: how often each matrix product is computed by one attack.
     """
@@ -139,11 +134,7 @@ class Laps:
         self.part, self.since = ATTACK, clock()
 
     def enter(self, part: str) -> None:
-        """Ends a part and begins another.
-
-        Args:
-            part: that begins.
-        """
+        """Ends a part and begins another."""
         now = self.clock()
         self.spent[self.part] += now - self.since
         self.part, self.since = part, now
@@ -153,7 +144,6 @@ class Laps:
 
         Args:
             value: whose; nothing happens without one, or without gradient.
-            part: that then begins.
         """
 
         def begin(gradient: Tensor) -> None:
@@ -166,10 +156,6 @@ class Laps:
 @contextmanager
 def watched(llava: Llava, laps: Laps) -> Iterator[None]:
     """Begins the parts of the model when their turn comes.
-
-    Args:
-        llava: watched.
-        laps: told.
 
     Yields:
         While it is watched.
@@ -206,10 +192,6 @@ def watched(llava: Llava, laps: Laps) -> Iterator[None]:
 def attack(work: Workload, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Runs the attack once.
 
-    Args:
-        work: the attack.
-        clock: read between the parts.
-
     Returns:
         What the clock counted in each of :data:`PARTS`.
     """
@@ -235,9 +217,6 @@ def flop_counter() -> FlopCounterMode:
 
     PyTorch's counter passes over its attention on the CPU; here it counts like that on the GPU (of causal attention
     the masked half, too).
-
-    Returns:
-        A context manager.
     """
 
     def forward(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
@@ -266,17 +245,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counted: Counter[Product] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Notes a product and computes it.
-
-        Args:
-            func: operator.
-            types: unused.
-            args: of the operator.
-            kwargs: of the operator.
-
-        Returns:
-            Its value.
-        """
+        """Notes a product and computes it."""
         if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
             left, right = args[-2:]
             self.counted[(*left.shape, right.shape[1], right.stride(0) == 1)] += 1
@@ -285,9 +254,6 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def outside_operators(work: Workload) -> float:
     """Share of an attack's time that passes outside of operators: in Python.
-
-    Args:
-        work: the attack.
 
     Returns:
         In [0, 1].
@@ -304,11 +270,7 @@ def measure(work: Workload, repeats: int) -> Profile:
     """Times, counts and profiles an attack.
 
     Args:
-        work: the attack.
         repeats: of the timing, after one run that is not timed.
-
-    Returns:
-        Per sample and step.
     """
     with flop_counter() as counter, Products() as products:
         flops = attack(work, counter.get_total_flops)
@@ -326,11 +288,7 @@ def product_seconds(product: Product, repeats: int) -> float:
     """Time of one ``torch.mm`` in float32.
 
     Args:
-        product: shapes.
         repeats: timed batches of products, of which the fastest counts.
-
-    Returns:
-        Seconds.
     """
     rows, inner, columns, transposed = product
     left, right = torch.rand(rows, inner), torch.rand(inner, columns)
@@ -347,14 +305,7 @@ def product_seconds(product: Product, repeats: int) -> float:
 
 
 def product_flops(product: Product) -> int:
-    """Multiplications and additions of a matrix product.
-
-    Args:
-        product: shapes.
-
-    Returns:
-        Their number.
-    """
+    """Multiplications and additions of a matrix product."""
     return 2 * product[0] * product[1] * product[2]
 
 
@@ -363,7 +314,6 @@ def own_rate(products: Counter[Product], repeats: int, shapes: int = 12) -> floa
 
     Args:
         products: how often each is computed.
-        repeats: of the timing.
         shapes: so many are timed, those with the most work.
 
     Returns:
@@ -379,8 +329,6 @@ def table(work: Workload, found: Profile, machine: float) -> list[tuple[str, ...
     """Rows of the sheet.
 
     Args:
-        work: what was measured.
-        found: what came out.
         machine: its rate, operations per second.
 
     Returns:
@@ -404,17 +352,7 @@ def table(work: Workload, found: Profile, machine: float) -> list[tuple[str, ...
 
 
 def workload(name: str, llava: Llava, options: Options, batch_size: int) -> Workload:
-    """An attack on the first samples of the benchmark.
-
-    Args:
-        name: of the model.
-        llava: attacked model.
-        options: benchmark, budget and steps.
-        batch_size: samples.
-
-    Returns:
-        The attack.
-    """
+    """An attack on the first samples of the benchmark."""
     benchmark = replace(BENCHMARKS.get(options.benchmark), samples=max(batch_size, 2))  # CIDEr needs two
     samples = ready_benchmark(benchmark, llava.image_size)[0][:batch_size]
     images_BCHW = torch.stack([torch.from_numpy(s.pixels_HWC) for s in samples]).permute(0, 3, 1, 2).float() * PIXEL
@@ -468,10 +406,6 @@ def main(options: Options) -> None:
 def square_rates(sides: Sequence[int], repeats: int) -> dict[int, float]:
     """Rates of products of square matrices.
 
-    Args:
-        sides: of the matrices.
-        repeats: of the timing.
-
     Returns:
         Side to operations per second.
     """
@@ -483,12 +417,7 @@ def introduction(options: Options, squares: dict[int, float], notes: Sequence[st
     """The text above the table.
 
     Args:
-        options: of the run.
         squares: rates of square matrix products.
-        notes: on each model.
-
-    Returns:
-        Markdown.
     """
     rates = ", ".join(f"{rate / 1e9:.1f} ({side})" for side, rate in squares.items())
     return "\n".join(

@@ -72,8 +72,6 @@ def run_beside(function: Any, arguments: Any = (), *first: Any) -> Iterator[Any]
     Args:
         function: reports through its first argument, a :class:`Tell`, which it may hand to others. It and its arguments
             may be references to Ray's object store, which are not opened here.
-        arguments: a tuple.
-        *first: come before the others.
 
     Yields:
         What it told, in the order of each teller.

@@ -44,9 +44,7 @@ class NodeInfo:
     """One node that is up.
 
     Args:
-        address: IP address.
         resources: Ray's resource names to totals; ``memory`` in bytes.
-        labels: Ray's node labels.
     """
 
     address: str

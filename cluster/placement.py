@@ -41,8 +41,6 @@ class Placement:
 
     Args:
         trial: of a Tune trial, which only drives.
-        train_worker: of one training worker.
-        attack_worker: of one attack worker.
         data_task: of one Ray Data task that reads, decodes or writes.
         train_workers: training workers of one trial.
         attack_workers: attack workers of one trial, at most.
@@ -119,8 +117,6 @@ def place(
     """Decides the resource requests for a cluster.
 
     Args:
-        info: the cluster.
-        workers: training workers per trial.
         gpus: GPUs per worker: None for 1 where the cluster has or can get GPUs and 0 elsewhere; a fraction lets
             attack workers share a GPU, while a training worker always takes whole ones.
         attack_workers: most attack workers per trial.
@@ -162,11 +158,6 @@ def place(
 def attack_share(placement: Placement, trials: int, info: ClusterInfo) -> int:
     """Attack workers of each trial when all that the cluster has or can grow to is shared among the running ones.
 
-    Args:
-        placement: the resource requests.
-        trials: that run at once.
-        info: the cluster.
-
     Returns:
         At least 1; 1 on a local Ray, whose CPUs are logical.
     """
@@ -191,8 +182,6 @@ def logical_cpus(trials: int = 1, workers: int = 1, attack_workers: int = 1) -> 
 
     Args:
         trials: trials that run at once.
-        workers: training workers per trial.
-        attack_workers: attack workers per trial.
 
     Returns:
         What :func:`cluster.connect.connect` takes as ``cpus``.
@@ -206,9 +195,7 @@ def check_fits(placement: Placement, request: Request, info: ClusterInfo) -> Non
     A cluster that autoscales is measured by what it can grow to, and where that is unknown anything is let through.
 
     Args:
-        placement: the resource requests.
         request: how much of it runs at once.
-        info: the cluster.
 
     Raises:
         UserError: saying what is needed, what is there, and what to change.
@@ -254,9 +241,7 @@ def _check_nodes(placement: Placement, request: Request, info: ClusterInfo) -> N
     """Checks that the workers fit on the nodes one by one, not only in sum.
 
     Args:
-        placement: the resource requests.
         request: how much of it runs at once.
-        info: the cluster.
 
     Raises:
         UserError: if they do not.

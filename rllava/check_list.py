@@ -46,10 +46,7 @@ class Check:
     """What a check is; :func:`check_attack` and :func:`compare_results` carry it out.
 
     Attributes:
-        name: as in findings.
-        raised_when: the condition, per sample.
         means: what it says about the number.
-        remedy: what to do.
         limit: raised when more than this share of the samples looked at meet the condition; 0 means any sample.
     """
 

@@ -58,12 +58,5 @@ def known_fault(error: BaseException, url: str = "") -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text.
-
-    Args:
-        error: any.
-
-    Returns:
-        The line.
-    """
+    """The first line of an error's text."""
     return str(error).strip().split("\n", 1)[0]

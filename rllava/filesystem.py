@@ -69,7 +69,6 @@ def write_whole(filesystem: Any, path: str, content: bytes) -> None:
     On a local disk the file is written beside its name and renamed; an object store puts an object whole anyway.
 
     Args:
-        filesystem: fsspec file system.
         path: the file's path in it.
         content: all its bytes.
     """
@@ -84,7 +83,6 @@ def put_whole(filesystem: Any, path: str, file: Path) -> None:
     """As :func:`write_whole`, with the content of a local file, of which only pieces are in memory at a time.
 
     Args:
-        filesystem: fsspec file system.
         path: the file's path in it.
         file: to copy; a large one goes to S3 in several parts, and appears when the last one is there.
     """
@@ -115,10 +113,6 @@ def _replacing(path: str) -> Iterator[IO[bytes]]:
 def read_files(filesystem: Any, paths: Sequence[str]) -> dict[str, bytes]:
     """Reads small files, at once where the file system can. fsspec's own ``cat`` takes ``[ ] * ?`` for patterns.
 
-    Args:
-        filesystem: fsspec file system.
-        paths: in it.
-
     Returns:
         Contents by path, without the files that cannot be read.
     """
@@ -130,8 +124,6 @@ def copy_folder(filesystem: Any, path: str, folder: Path) -> None:
     """Copies all files below a path to this machine. fsspec's own ``get`` takes ``[ ] * ?`` in paths for patterns.
 
     Args:
-        filesystem: fsspec file system.
-        path: in it.
         folder: made where it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +138,6 @@ def remove_folder(filesystem: Any, path: str) -> None:
     speaks S3 removes many objects at once.
 
     Args:
-        filesystem: fsspec file system.
         path: in it; nothing happens if there is no such folder.
     """
     if is_local(filesystem):
@@ -159,9 +150,6 @@ def remove_folder(filesystem: Any, path: str) -> None:
 
 def arrow_filesystem(filesystem: Any) -> pyarrow.fs.FileSystem:
     """The same file system for pyarrow and Ray.
-
-    Args:
-        filesystem: fsspec file system.
 
     Returns:
         A pyarrow file system with the same paths.
@@ -199,9 +187,6 @@ class _ExactPaths(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]  # pyarrow ha
 
 def is_local(filesystem: Any) -> bool:
     """Whether a file system is this machine's (or a shared mount).
-
-    Args:
-        filesystem: fsspec file system.
 
     Returns:
         True for a local disk.

@@ -50,11 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NoIdentity:
-    """Marks a field that is not part of a spec's identity.
-
-    Attributes:
-        why: the reason.
-    """
+    """Marks a field that is not part of a spec's identity."""
 
     why: str
 
@@ -80,8 +76,6 @@ class Field:
     """What a type of specs declares about a field.
 
     Attributes:
-        name: of the field.
-        kind: its type, without annotations.
         outside: why it is not part of the identity; None: it is.
         default: as JSON, normalised; None: it has none.
     """
@@ -95,12 +89,6 @@ class Field:
 @functools.cache
 def fields_of(kind: type) -> tuple[Field, ...]:
     """What a type of specs declares.
-
-    Args:
-        kind: a dataclass.
-
-    Returns:
-        Its fields, in order.
 
     Raises:
         TypeError: if it is no dataclass, or a default is of no known kind.
@@ -127,11 +115,7 @@ def to_json(spec: Any, nested: Callable[[Any], Any] | None = None) -> dict[str, 
     """A spec as plain JSON values, every field and default, whether part of the identity or not.
 
     Args:
-        spec: any spec.
         nested: what stands for a spec in it; None: its own JSON.
-
-    Returns:
-        Values by field.
 
     Raises:
         TypeError: if a value is of an unknown kind, or not of its field's.
@@ -154,9 +138,6 @@ def to_json(spec: Any, nested: Callable[[Any], Any] | None = None) -> dict[str, 
 def versions_of(spec: Any) -> Mapping[str, int]:
     """The versions of the code that a spec depends on, those in its fields left out.
 
-    Args:
-        spec: any spec.
-
     Returns:
         What its ``versions()`` names; nothing where it has none.
     """
@@ -170,12 +151,6 @@ _KNOWN = "_fingerprint"
 
 def fingerprint(spec: Any) -> str:
     """Hash of everything that decides a spec's result.
-
-    Args:
-        spec: any spec.
-
-    Returns:
-        Sixteen hexadecimal digits.
 
     Raises:
         TypeError: if a value is of an unknown kind, or not of its field's.

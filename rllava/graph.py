@@ -26,9 +26,6 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
         first_samples: how many of a benchmark's list an evaluation is asked about, rounded up to whole shards; None:
             all. They are scored as part of the whole: what they score does not change when the rest follows.
 
-    Returns:
-        The step.
-
     Raises:
         TypeError: if nothing of this type is made.
     """

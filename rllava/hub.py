@@ -116,9 +116,6 @@ def _fetched(repository: str, file: str) -> Path | None:
 def layout(files: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What to take of a repository: one set of weights, transformers' before open_clip's, safetensors before pickles.
 
-    Args:
-        files: that it has.
-
     Returns:
         One of :data:`LAYOUTS`.
     """
@@ -139,9 +136,6 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 def is_model(folder: Path) -> bool:
     """Whether a folder holds weights, of transformers' or open_clip's layout, or a LLaVA's projector alone.
 
-    Args:
-        folder: any.
-
     Returns:
         False also if a file that its index names is not there.
     """
@@ -156,20 +150,13 @@ def index_files(index: Path) -> list[str]:
 
     Args:
         index: of the weights of a folder.
-
-    Returns:
-        Their names, sorted.
     """
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
 @functools.cache
 def reachable() -> bool:
-    """Whether the hub can be reached; its own client would try for half a minute, per file.
-
-    Returns:
-        False in offline mode.
-    """
+    """Whether the hub can be reached; its own client would try for half a minute, per file."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):

@@ -16,8 +16,6 @@ class JudgementSpec:
     """One judge on the records of one evaluation.
 
     Attributes:
-        evaluation: whose records.
-        judge: who reads them.
         answers: columns of a record that are judged, of :data:`rllava.judgements.ANSWERS`. The clean answer of an
             attacked sample is not among them by default: it is the answer of the clean evaluation, which is judged by
             itself.

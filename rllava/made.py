@@ -18,10 +18,6 @@ from rllava.weights import weights_folder
 def place_of(made: MadeBy, store: Store) -> Artifact:
     """Where a step leaves weights.
 
-    Args:
-        made: by which step.
-        store: results folder.
-
     Returns:
         An artifact of kind ``encoders``, or ``models`` where a LLaVA's training made them.
     """
@@ -30,10 +26,6 @@ def place_of(made: MadeBy, store: Store) -> Artifact:
 
 def build_at_hand(spec: EncoderSpec, store: Store) -> Encoder:
     """Builds an encoder, wherever its weights come from.
-
-    Args:
-        spec: of the encoder.
-        store: results folder.
 
     Returns:
         See :func:`rllava.encoders.build_encoder`.
@@ -71,9 +63,6 @@ def trained_file(stage: int, place: int) -> str:
     Args:
         stage: number, from 1.
         place: of the encoder in the LLaVA.
-
-    Returns:
-        Path below the artifact.
     """
     return f"stage{stage}/{ENCODERS}/{place}.safetensors"
 
@@ -83,10 +72,6 @@ def at_hand(spec: EncoderSpec, store: Store) -> EncoderSpec:
 
     What a step made is read where it lies, if the storage is a folder, else copied once, whole, into the weights
     folder; its hash, which the step noted, is checked when it is read.
-
-    Args:
-        spec: of the encoder.
-        store: results folder.
 
     Returns:
         The spec; another one than was asked for, to build the encoder from and for nothing else.

@@ -12,8 +12,6 @@ class Missing:
 
     Attributes:
         what: it is, in a few words.
-        where: it was looked for.
-        source: where it comes from.
     """
 
     what: str
@@ -26,7 +24,6 @@ def refuse_missing(missing: Sequence[Missing], remedy: str = "put them there and
 
     Args:
         missing: of all kinds, in the order in which it is told; what is named twice is told once.
-        remedy: end of the message.
 
     Raises:
         UserError: if anything is missing.

@@ -23,13 +23,8 @@ def read_pretrained(
 
     Args:
         kind: class of the model, or an ``AutoModel``.
-        what: for messages.
-        folder: in Hugging Face format.
         state: weights to read instead of the folder's; ``arguments`` have to hold a ``config`` then.
         **arguments: further ones of ``from_pretrained``.
-
-    Returns:
-        The model.
 
     Raises:
         UserError: if a key is missing, unexpected or mis-shaped; they are listed.

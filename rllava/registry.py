@@ -34,8 +34,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
     Args:
         kind: what an entry is called.
-        name: that was asked for.
-        known: names there are.
 
     Returns:
         A phrase with the near matches, or with all names if none is near.
@@ -55,7 +53,6 @@ def load_entry_points(group: str, register: Callable[..., object]) -> None:
     """Lets installed packages register what they have.
 
     Args:
-        group: of entry points.
         register: what each is called with.
 
     Raises:
@@ -108,13 +105,6 @@ class Registry(Generic[T]):
     def register(self, name: str, entry: T) -> T:
         """Adds an entry.
 
-        Args:
-            name: must be new.
-            entry: to add.
-
-        Returns:
-            The entry.
-
         Raises:
             ValueError: if the name is taken.
         """
@@ -125,12 +115,6 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Looks an entry up.
-
-        Args:
-            name: as registered.
-
-        Returns:
-            The entry.
 
         Raises:
             UserError: if there is none (the message names the near matches, or all entries), or a package fails that

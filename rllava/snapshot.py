@@ -27,7 +27,6 @@ class Snapshot:
     """A listing.
 
     Attributes:
-        filesystem: fsspec file system.
         root: path of the results folder in it.
         kinds: of artifacts that were listed.
         files: names of markers and shards with what changes whenever their content does, by the artifact's path below
@@ -90,9 +89,6 @@ class Snapshot:
         Args:
             relative: its path below the root.
             first: how many of them; None: all.
-
-        Returns:
-            Their names, in order.
         """
         return sorted(name for name in self.files.get(relative, ()) if name != MARKER)[:first]
 
@@ -101,9 +97,6 @@ class Snapshot:
 
         Args:
             relative: path below the root of one whose marker is there.
-
-        Returns:
-            The facts.
         """
         if relative not in self._facts:
             content = self.filesystem.cat_file(f"{self.root}/{relative}/{MARKER}")
@@ -155,12 +148,7 @@ def take_snapshot(filesystem: Any, root: str, kinds: Iterable[str]) -> Snapshot:
     """Lists artifacts.
 
     Args:
-        filesystem: fsspec file system.
         root: path of the results folder in it.
-        kinds: of artifacts.
-
-    Returns:
-        What is there now.
     """
     kinds = tuple(kinds)
     files: dict[str, dict[str, str]] = {}

@@ -25,13 +25,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates of a LLaVA's parts; a part without one stays as it is.
-
-    Attributes:
-        projectors: of all of them.
-        language_model: of all its weights.
-        encoders: of all of them.
-    """
+    """Peak learning rates of a LLaVA's parts; a part without one stays as it is."""
 
     projectors: float | None = None
     language_model: float | None = None
@@ -55,7 +49,6 @@ class Stage:
         rates: what it trains, and how fast: LLaVA's first stage the projectors alone, its second the language model as
             well.
         conversation: template, e.g. ``plain`` (first stage) or ``vicuna_v1`` (second).
-        steps: optimiser steps.
         global_batch: samples per optimiser step, over all workers.
         micro_batch: samples per forward pass of one worker; gradients accumulate up to the global batch. The loss of
             such a portion is the mean over its labelled tokens (as in LLaVA), so that its size decides what a token
@@ -64,7 +57,6 @@ class Stage:
         warmup: share of the steps with rising learning rate; cosine to zero after it.
         warmup_from_zero: whether the first step's learning rate is 0, as in Hugging Face's schedule; else the warm-up
             is one step ahead of that.
-        weight_decay: of AdamW.
         clip: largest gradient norm; 0: none.
         fit: how images become square: padded, or cropped as CLIP's own pre-processing does. What is attacked later is
             padded, whatever it was trained with.
@@ -110,7 +102,6 @@ class ModelSpec:
 
     Attributes:
         encoders: one, or several of equal token count (a token-interleaved ensemble), as they are before training.
-        language_model: pretrained language model.
         stages: one after the other; each goes on from what the one before has trained. Questions are asked in the last
             one's conversation template.
         seed: of the projectors' initial weights.

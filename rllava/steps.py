@@ -54,12 +54,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """A step with the place of its result.
-
-    Attributes:
-        step: what to make.
-        artifact: where it belongs.
-    """
+    """A step with the place of its result."""
 
     step: Step
     artifact: Artifact
@@ -82,7 +77,6 @@ class Workshop:
     """Where steps are made.
 
     Attributes:
-        store: results folder.
         runners: by the type of specs.
         found: told of the kind of what was complete already.
         waiting: told what somebody else is making, and who.
@@ -96,10 +90,6 @@ class Workshop:
 
 def ensure(steps: Iterable[Step], workshop: Workshop) -> None:
     """Makes what is missing of some steps, after all that they need.
-
-    Args:
-        steps: any.
-        workshop: where they are made.
 
     Raises:
         KeyError: if a type of specs that is missing has no runner.
@@ -130,24 +120,12 @@ def _ensure_together(steps: Sequence[Step], workshop: Workshop) -> None:
 
 
 def task_of(step: Step, store: Store) -> Task:
-    """A step with the place of its result.
-
-    Args:
-        step: what to make.
-        store: results folder.
-
-    Returns:
-        The task.
-    """
+    """A step with the place of its result."""
     return Task(step, store.artifact(step.kind, step.spec.name, step.spec))
 
 
 def lacking(tasks: Sequence[Task], store: Store) -> list[Task]:
     """Those that are not complete now, by one listing per kind.
-
-    Args:
-        tasks: any.
-        store: results folder.
 
     Returns:
         Some of them, in their order, each once.
@@ -160,9 +138,6 @@ def lacking(tasks: Sequence[Task], store: Store) -> list[Task]:
 
 def levels(steps: Iterable[Step]) -> list[list[Step]]:
     """What has to be complete, everywhere, before the next may begin.
-
-    Args:
-        steps: of a whole sweep.
 
     Returns:
         The steps and all that they come after, directly or not, each once; those that come after nothing first.

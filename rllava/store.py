@@ -52,14 +52,7 @@ LEASE_TTL_S = 60.0
 
 @dataclass(frozen=True)
 class Artifact:
-    """A place in storage for the result of one step.
-
-    Attributes:
-        kind: folder it lies in.
-        name: readable part.
-        fingerprint: of its spec.
-        path: within the file system.
-    """
+    """A place in storage for the result of one step."""
 
     kind: Kind
     name: str
@@ -142,12 +135,7 @@ class Store:
         """Where the result of a spec lies.
 
         Args:
-            kind: of artifact.
             name: readable part; characters with a meaning to a shell, a pattern or a URL are replaced.
-            spec: what is described.
-
-        Returns:
-            The artifact.
         """
         readable, digest = _readable(name), fingerprint(spec)
         return Artifact(kind, readable, digest, f"{self.root}/{kind}/{readable}-{digest}")
@@ -160,9 +148,6 @@ class Store:
         Args:
             artifacts: that will be asked about.
             keep: whether facts that had to be read from markers are gathered for the next one who asks.
-
-        Returns:
-            What is there now.
         """
         asked = list(artifacts)
         found = take_snapshot(self.filesystem, self.root, dict.fromkeys(artifact.kind for artifact in asked))
@@ -171,9 +156,6 @@ class Store:
 
     def is_complete(self, artifact: Artifact) -> bool:
         """Whether its marker is there.
-
-        Args:
-            artifact: which.
 
         Returns:
             True if nothing is left to do.
@@ -184,7 +166,6 @@ class Store:
         """Writes the spec, then the marker.
 
         Args:
-            artifact: which.
             spec: what it was made from.
             facts: what is worth knowing about its making, e.g. seconds.
         """
@@ -192,14 +173,7 @@ class Store:
         self.write(f"{artifact.path}/{MARKER}", json.dumps(facts, indent=1, sort_keys=True).encode())
 
     def facts(self, artifact: Artifact) -> dict[str, Any]:
-        """What :meth:`finish` noted.
-
-        Args:
-            artifact: a complete one.
-
-        Returns:
-            The facts.
-        """
+        """What :meth:`finish` noted."""
         facts: dict[str, Any] = json.loads(self.filesystem.cat_file(f"{artifact.path}/{MARKER}"))
         return facts
 
@@ -207,25 +181,18 @@ class Store:
         """Writes a file such that readers see all of it or the old one.
 
         Args:
-            path: in the file system.
             content: its bytes.
         """
         write_whole(self.filesystem, path, content)
 
     def put(self, path: str, file: Path) -> None:
-        """As :meth:`write`, from a local file of any size: it is never in memory as a whole.
-
-        Args:
-            path: in the file system.
-            file: to copy.
-        """
+        """As :meth:`write`, from a local file of any size: it is never in memory as a whole."""
         put_whole(self.filesystem, path, file)
 
     def fetch(self, path: str, file: Path) -> None:
         """Copies a file of any size from the storage.
 
         Args:
-            path: in the file system.
             file: local one; its folder is made if need be.
 
         Raises:
@@ -235,14 +202,7 @@ class Store:
         self.filesystem.get_file(path, str(file))
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there.
-
-        Args:
-            path: in the file system.
-
-        Returns:
-            Whether it exists.
-        """
+        """Whether a file is there."""
         return bool(self.filesystem.exists(path))
 
     def arrow_filesystem(self) -> pyarrow.fs.FileSystem:

@@ -83,9 +83,6 @@ def weights_folder() -> Path:
 def weights_path(weights: str) -> Path:
     """Where weights lie on this machine, or would lie.
 
-    Args:
-        weights: see the module.
-
     Returns:
         A path; existence is not checked, and nothing is fetched.
     """
@@ -101,9 +98,6 @@ def weights_path(weights: str) -> Path:
 
 def find_weights(weights: str) -> Path | None:
     """Looks for weights on this machine, then on the hub; there also under the names that they have or had elsewhere.
-
-    Args:
-        weights: see the module.
 
     Returns:
         The file or folder; None if it is neither here nor can be fetched.
@@ -128,9 +122,6 @@ def _find(weights: str) -> Path | None:
 
 def digest(path: Path) -> str:
     """Hash of a weights file, or of the weights files of a folder with their configuration.
-
-    Args:
-        path: file or folder.
 
     Returns:
         sha256, hexadecimal. Of a folder: of the sorted names and hashes of its configuration, its tokenizer's files,
@@ -169,9 +160,6 @@ class Weighted(Protocol):
 def weights_of(spec: Weighted) -> str | None:
     """Where the weights of a spec are, if that is known before anything is made.
 
-    Args:
-        spec: that names some.
-
     Returns:
         See the module; None for random weights and those that a step makes.
     """
@@ -181,9 +169,6 @@ def weights_of(spec: Weighted) -> str | None:
 def hash_of(spec: Weighted) -> str | None:
     """The hash of a spec's weights, if it is known.
 
-    Args:
-        spec: that names some.
-
     Returns:
         sha256, hexadecimal, or None.
     """
@@ -192,9 +177,6 @@ def hash_of(spec: Weighted) -> str | None:
 
 def check_weights(spec: Weighted) -> Path | None:
     """Finds weights and checks their hash, without reading them into a model.
-
-    Args:
-        spec: whose weights.
 
     Returns:
         Their file or folder; None for random weights.
@@ -225,9 +207,6 @@ def check_weights(spec: Weighted) -> Path | None:
 def located(spec: Weighted) -> Path:
     """Where weights are, whatever is in them.
 
-    Args:
-        spec: that names some.
-
     Returns:
         A file or folder, which may lack the weights themselves.
 
@@ -251,9 +230,6 @@ def _not_there(spec: Weighted) -> UserError:
 def has_weights(spec: Weighted) -> bool:
     """Whether weights are there, or none are needed yet; an empty folder holds none.
 
-    Args:
-        spec: whose.
-
     Returns:
         True if they can be read or fetched.
     """
@@ -265,9 +241,6 @@ def has_weights(spec: Weighted) -> bool:
 def holds_weights(path: Path) -> bool:
     """Whether something is a file, or a folder of transformers' layout with weights in it.
 
-    Args:
-        path: of either.
-
     Returns:
         False for a folder with a configuration alone.
     """
@@ -276,9 +249,6 @@ def holds_weights(path: Path) -> bool:
 
 def missing_weights(spec: Weighted) -> Missing:
     """Weights that are not there.
-
-    Args:
-        spec: whose.
 
     Returns:
         Which file is looked for, where it has to go, where it comes from.
@@ -299,9 +269,6 @@ Spec = TypeVar("Spec", bound=Weighted)
 
 def pin_weights(spec: Spec) -> Spec:
     """A spec that means one set of weights: with their hash.
-
-    Args:
-        spec: a frozen dataclass.
 
     Returns:
         The spec with their hash; as it is if they are random, or a step makes them.
@@ -349,9 +316,6 @@ def files_of(folder: Path) -> list[Path]:
     Args:
         folder: with one file, or with several and their index.
 
-    Returns:
-        Their paths.
-
     Raises:
         UserError: if there are none, or one that the index names is missing.
     """
@@ -371,9 +335,6 @@ def files_of(folder: Path) -> list[Path]:
 def is_safetensors(path: Path) -> bool:
     """Tells safetensors from files written by ``torch.save``.
 
-    Args:
-        path: of a file.
-
     Returns:
         By its name, else by its first bytes.
     """
@@ -388,7 +349,6 @@ def load_pickle(path: Path, device: str = "cpu") -> object:
     """Opens a file written by ``torch.save``, without running any code of it.
 
     Args:
-        path: of the file.
         device: where to; ``meta`` for names and shapes alone.
 
     Returns:
@@ -415,12 +375,8 @@ def read_weights(path: Path, what: str, ema: bool = True) -> dict[str, Tensor]:
     """:func:`read_state`, with the library's errors in our words.
 
     Args:
-        path: file or folder.
         what: whose weights, for messages: ``"encoder 'fare4'"``.
         ema: see :func:`read_state`.
-
-    Returns:
-        Tensors by name.
 
     Raises:
         UserError: if a file is damaged, wants to run code, or holds no weights.
@@ -432,10 +388,6 @@ def read_weights(path: Path, what: str, ema: bool = True) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
     """Says the errors of the libraries that read weights in our words.
-
-    Args:
-        path: that is read.
-        what: whose weights, for messages.
 
     Yields:
         Nothing.
@@ -473,10 +425,6 @@ def _calls(path: Path) -> bool:
 def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """What keeps weights from fitting an architecture.
 
-    Args:
-        expected: state of the module.
-        state: to load.
-
     Returns:
         One phrase per missing, unexpected or mis-shaped key.
     """
@@ -491,14 +439,7 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
 
 
 def listed(problems: list[str]) -> str:
-    """The first problems, and how many more there are.
-
-    Args:
-        problems: phrases.
-
-    Returns:
-        Part of a message.
-    """
+    """The first problems, and how many more there are."""
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more
 
@@ -512,9 +453,6 @@ def fitting(
     """The weights an architecture takes, every key of which must fit.
 
     Args:
-        expected: state of the module.
-        state: tensors by name.
-        what: whose weights, for messages.
         dropped: keys that belong to the training and not to the module.
 
     Returns:

@@ -85,11 +85,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         return {**self.__dict__, "live": None, "kept": None, "after_failure": None}
 
     def say(self, text: str) -> None:
-        """Tells something about the sweep as a whole.
-
-        Args:
-            text: one line.
-        """
+        """Tells something about the sweep as a whole."""
         line = f"{time.strftime('%H:%M:%S')} {text}"
         if self.live is not None:
             self.live.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -127,12 +123,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
             return "what is in storage"
 
     def update(self, name: str, event: Event) -> None:
-        """Notes what a trial told, and shows it.
-
-        Args:
-            name: of the candidate.
-            event: what happened.
-        """
+        """Notes what a trial told, and shows it."""
         if isinstance(event, Refused):
             self.refusals[name] = event.mistake
         row = self.rows[name]

@@ -33,9 +33,6 @@ _PACKAGES = ("rllava", "cluster", "analysis", "sweeps")
 class Log:
     """The file that takes what need not be read. It stays open: libraries may write until the process ends.
 
-    Args:
-        name: of the script.
-
     Attributes:
         in_use: whether anything has begun that it would tell of.
 
@@ -113,20 +110,12 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Shows what a person should know, but need not act on.
-
-    Args:
-        text: one line.
-    """
+    """Shows what a person should know, but need not act on."""
     print(f"note: {text}", file=shown_errors(), flush=True)
 
 
 def warn(text: str) -> None:
-    """Shows what a person should act on, though the work goes on.
-
-    Args:
-        text: one line.
-    """
+    """Shows what a person should act on, though the work goes on."""
     print(f"warning: {text}", file=shown_errors(), flush=True)
 
 
@@ -158,9 +147,6 @@ def log_of(name: str) -> Iterator[Log]:
     """Sends all but :func:`say`, :func:`note`, :func:`warn` and this project's own warnings to a log file meanwhile.
 
     An error of the program is written there with its traceback, and raised again as one line.
-
-    Args:
-        name: of the script.
 
     Yields:
         The log.
@@ -224,9 +210,7 @@ def run_script(
     Exit status: 0 done, 1 something failed, 2 a mistake in the arguments or in what they point to, 130 interrupted.
 
     Args:
-        main: the script.
         options: dataclass of its options; its docstring is their help.
-        description: of the script.
         log: whether all that libraries write goes to a log file; the script shows its own by :func:`say`.
     """
     plain_output()

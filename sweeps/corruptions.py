@@ -36,12 +36,6 @@ class Options(CandidateOptions, SweepOptions):
 def make_plan(options: Options) -> "Plan":
     """Turns options into a plan, and refuses what cannot work.
 
-    Args:
-        options: from the command line.
-
-    Returns:
-        The plan.
-
     Raises:
         UserError: naming the option and the remedy.
     """
@@ -57,11 +51,7 @@ def make_plan(options: Options) -> "Plan":
 
 
 def main(options: Options) -> None:
-    """Runs the sweep.
-
-    Args:
-        options: from the command line.
-    """
+    """Runs the sweep."""
     plan = make_plan(options)
     from sweeps.grid import run_plan  # imports torch and transformers
 

@@ -28,12 +28,6 @@ class Options(CandidateOptions, AttackOptions):
 def make_plan(options: Options) -> "Plan":
     """Turns options into a plan, and refuses what cannot work.
 
-    Args:
-        options: from the command line.
-
-    Returns:
-        The plan.
-
     Raises:
         UserError: naming the option and the remedy.
     """
@@ -48,11 +42,7 @@ def make_plan(options: Options) -> "Plan":
 
 
 def main(options: Options) -> None:
-    """Runs the ablation.
-
-    Args:
-        options: from the command line.
-    """
+    """Runs the ablation."""
     plan = make_plan(options)
     from sweeps.grid import run_plan  # imports torch and transformers
 

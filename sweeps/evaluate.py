@@ -50,12 +50,6 @@ class Options(AttackOptions):
 def candidates_of(options: Options) -> "tuple[Candidate, ...]":
     """Every checkpoint with its own encoders, and with each of the others plugged in.
 
-    Args:
-        options: from the command line.
-
-    Returns:
-        The candidates.
-
     Raises:
         UserError: if a checkpoint cannot be read, or an encoder does not fit its projectors.
     """
@@ -88,12 +82,6 @@ def candidates_of(options: Options) -> "tuple[Candidate, ...]":
 def make_plan(options: Options) -> "Plan":
     """Turns options into a plan, and refuses what cannot work.
 
-    Args:
-        options: from the command line.
-
-    Returns:
-        The plan.
-
     Raises:
         UserError: naming the option and the remedy.
     """
@@ -109,11 +97,7 @@ def make_plan(options: Options) -> "Plan":
 
 
 def main(options: Options) -> None:
-    """Runs the evaluation.
-
-    Args:
-        options: from the command line.
-    """
+    """Runs the evaluation."""
     plan = make_plan(options)
     from sweeps.grid import run_plan  # imports torch and transformers
 

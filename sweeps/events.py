@@ -34,8 +34,6 @@ class Training:
     Attributes:
         stage: 1 or 2.
         step: optimiser steps done, of ``steps``.
-        steps: of the stage.
-        loss: of the last step.
         damaged: images that could not be read so far.
     """
 
@@ -52,7 +50,6 @@ class TrainingEncoder:
 
     Attributes:
         step: optimiser steps done, of ``steps``.
-        steps: of the training.
         loss: of the last step; None at the start.
     """
 
@@ -63,11 +60,7 @@ class TrainingEncoder:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Training workers were lost; a new group goes on from the last checkpoint.
-
-    Attributes:
-        reason: in a few words.
-    """
+    """Training workers were lost; a new group goes on from the last checkpoint."""
 
     reason: str
 
@@ -78,9 +71,7 @@ class Evaluating:
 
     Attributes:
         parts: written since the trial started, of ``of``.
-        of: parts to write.
         what: benchmark and condition of the last part; empty before the first.
-        mean: of its scores.
     """
 
     parts: int
@@ -94,9 +85,7 @@ class Judging:
     """A part of the judgements was written, or a judge begins.
 
     Attributes:
-        judge: its label.
         parts: written since it started, of ``of``.
-        of: parts to write.
     """
 
     judge: str
@@ -111,7 +100,6 @@ class Done:
     Attributes:
         clean: mean score over benchmarks; None if it was made elsewhere.
         robust: of what is hardest; None if there was nothing but clean images.
-        where: what that is.
     """
 
     clean: float | None
@@ -121,11 +109,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Refused:
-    """The trial found a user's mistake; starting it again would not help.
-
-    Attributes:
-        mistake: one line.
-    """
+    """The trial found a user's mistake; starting it again would not help."""
 
     mistake: str
 

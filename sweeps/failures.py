@@ -14,9 +14,6 @@ LONGEST = 160
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error and what it was raised from, within what Ray makes of an error in a worker; the outermost first.
 
-    Args:
-        error: as caught.
-
     Yields:
         Each once.
     """
@@ -34,9 +31,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def users_mistake(error: BaseException) -> str | None:
     """What a user can mend, within what Ray makes of an error in a worker.
-
-    Args:
-        error: as caught.
 
     Returns:
         The message of the first :class:`UserError` in it, or in the text of a traceback; None if there is none.

@@ -24,7 +24,6 @@ def read_grid(options: AttackOptions, grid: Grid) -> Grid:
     """A grid under the attacks that options ask for.
 
     Args:
-        options: from the command line.
         grid: gives what they do not name.
 
     Raises:
@@ -46,7 +45,6 @@ def corruption_conditions(
     """Clean images and corrupted ones, answered in the precision of the grid's clean answers.
 
     Args:
-        grid: of the sweep.
         names: of corruptions; none: all.
         side: size at which images are corrupted, in pixels; None: the grid's.
         fit: how they get that size, see ``rllava.data.corruptions.Fit``.
@@ -101,7 +99,6 @@ def candidates_of(options: CandidateOptions, grid: Grid) -> tuple[Candidate, ...
     """Whom a sweep compares: each once, seed by seed.
 
     Args:
-        options: from the command line.
         grid: gives whom they do not name, and how those whom they name are trained.
 
     Raises:
@@ -141,7 +138,6 @@ def in_portions(stages: Sequence[Stage], micro_batch: int | None) -> tuple[Stage
     """Stages with another micro-batch.
 
     Args:
-        stages: of a training.
         micro_batch: samples per forward pass of a worker; None: each stage's own.
 
     Raises:
@@ -161,11 +157,6 @@ def in_portions(stages: Sequence[Stage], micro_batch: int | None) -> tuple[Stage
 def make_plan(options: SweepOptions, sweep: str, grid: Grid) -> Plan:
     """The plan of a sweep.
 
-    Args:
-        options: from the command line.
-        sweep: its name.
-        grid: what it fills.
-
     Raises:
         UserError: if two candidates have one name.
     """
@@ -184,13 +175,7 @@ def make_plan(options: SweepOptions, sweep: str, grid: Grid) -> Plan:
 
 
 def run_plan(options: SweepOptions, plan: Plan, workers: int = 1) -> None:
-    """Runs a plan on the machines that the options ask for, after a look at everything it reads.
-
-    Args:
-        options: from the command line.
-        plan: of the sweep.
-        workers: of each training.
-    """
+    """Runs a plan on the machines that the options ask for, after a look at everything it reads."""
     plan = check_inputs(plan)
     # Ray takes seconds to import; what the look has found is told without it.
     from sweeps.runner import Machines, run, shut_down

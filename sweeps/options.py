@@ -101,9 +101,6 @@ class CandidateOptions:
 def check_numbers(options: SweepOptions) -> None:
     """Refuses numbers that no recipe makes right.
 
-    Args:
-        options: from the command line.
-
     Raises:
         UserError: naming the option and what is expected.
     """
@@ -124,9 +121,6 @@ def check_numbers(options: SweepOptions) -> None:
 def absolute(storage: str) -> str:
     """The storage as every process of a sweep understands it; workers run in folders of their own.
 
-    Args:
-        storage: from the command line.
-
     Returns:
         The URL, or the absolute path.
     """
@@ -140,10 +134,6 @@ def absolute(storage: str) -> str:
 
 def read_budgets(options: AttackOptions, otherwise: tuple[float, ...] = (0.0,)) -> tuple[float, ...]:
     """The budgets of a sweep.
-
-    Args:
-        options: from the command line.
-        otherwise: where they name none.
 
     Returns:
         In units of 1/255; the options' are rising.
@@ -159,9 +149,6 @@ def read_budgets(options: AttackOptions, otherwise: tuple[float, ...] = (0.0,)) 
 
 def parse_budget(text: str) -> float:
     """Reads a budget: ``4`` or ``4/255``; below 1 only ``0.5/255``, as a bare 0.0157 may be meant as a share of [0, 1].
-
-    Args:
-        text: from the command line.
 
     Returns:
         The budget in units of 1/255.

@@ -46,7 +46,6 @@ class Plan:
 
     Attributes:
         sweep: name of the report folder.
-        storage: URL.
         grid: candidates x benchmarks x conditions.
         save_every_s: seconds between two saved states of an attack in flight.
         compiled: whether attacked models go through torch.compile.
@@ -71,21 +70,11 @@ class Plan:
         return (Plan, tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     def candidate(self, name: str) -> Candidate:
-        """A candidate by the name of its trial.
-
-        Args:
-            name: of one of them.
-
-        Returns:
-            The candidate.
-        """
+        """A candidate by the name of its trial."""
         return next(candidate for candidate in self.grid.candidates if candidate.trial == name)
 
     def model(self, candidate: Candidate) -> tuple[ModelSpec | CheckpointSpec, Artifact]:
         """The LLaVA a candidate needs.
-
-        Args:
-            candidate: which.
 
         Returns:
             Its spec and artifact. Of a checkpoint from elsewhere the artifact holds the spec alone.
@@ -95,9 +84,6 @@ class Plan:
 
     def evaluations(self, candidate: Candidate) -> list[tuple[EvalSpec, Artifact]]:
         """A candidate's cells of the grid.
-
-        Args:
-            candidate: which.
 
         Returns:
             Specs with their artifacts, in the order of the conditions within each benchmark.
@@ -114,9 +100,6 @@ class Plan:
 
     def judgements(self, candidate: Candidate) -> list[tuple[JudgementSpec, Artifact]]:
         """What is said of a candidate's answers.
-
-        Args:
-            candidate: which.
 
         Returns:
             Specs with their artifacts, judge by judge.
@@ -178,36 +161,15 @@ class Plan:
         return tuple(dict.fromkeys((*self.instruction_specs(), *self.grid.benchmarks)))
 
     def data(self, spec: InstructionSpec | BenchmarkSpec) -> Artifact:
-        """Where data lies.
-
-        Args:
-            spec: of the data.
-
-        Returns:
-            Its artifact.
-        """
+        """Where data lies."""
         return self.store.artifact("data", spec.name, spec)
 
     def benchmark_folder(self, spec: BenchmarkSpec) -> str:
-        """Where a benchmark's shards lie.
-
-        Args:
-            spec: of the benchmark.
-
-        Returns:
-            Path in the storage.
-        """
+        """Where a benchmark's shards lie."""
         return self.data(spec).path
 
     def data_places(self, model: ModelSpec) -> tuple[DataPlace, ...]:
-        """Where the data of each training stage lies; it must have been prepared.
-
-        Args:
-            model: that is trained.
-
-        Returns:
-            One place per stage.
-        """
+        """Where the data of each training stage lies; it must have been prepared."""
         places = []
         for stage in model.stages:
             artifact = self.data(stage.data)
@@ -268,9 +230,6 @@ class Plan:
 def check_inputs(plan: Plan) -> Plan:
     """Looks at everything a sweep reads, before anything expensive starts.
 
-    Args:
-        plan: of the sweep.
-
     Returns:
         The plan, every encoder of which names one set of weights.
 
@@ -327,9 +286,6 @@ def _encoders(plan: Plan) -> list[EncoderSpec]:
 def missing_inputs(plan: Plan) -> list[Missing]:
     """Looks which weights, which files of the data and which of judges a sweep needs and does not find; none is opened.
 
-    Args:
-        plan: of the sweep.
-
     Returns:
         The weights, the files of those data sets whose shards are not in storage yet, and what judges read.
 
@@ -360,8 +316,6 @@ def missing_shards(plan: Plan, found: Snapshot, specs: Iterable[Spec] | None = N
     A damaged shard is found, and named, where it is read.
 
     Args:
-        plan: of the sweep.
-        found: what is in storage.
         specs: of the data to look for; None: all of the plan.
 
     Returns:
@@ -373,11 +327,6 @@ def missing_shards(plan: Plan, found: Snapshot, specs: Iterable[Spec] | None = N
 
 def prepare_data(plan: Plan, say: Callable[[str], None], tasks: Tasks = in_this_process) -> None:
     """Builds the shards of data that are missing.
-
-    Args:
-        plan: of the sweep.
-        say: told what happens.
-        tasks: how shards are written.
 
     Raises:
         UserError: if a data set cannot be built.
@@ -395,10 +344,6 @@ def prepare_data(plan: Plan, say: Callable[[str], None], tasks: Tasks = in_this_
 
 def check_sources(plan: Plan, found: Snapshot) -> int:
     """Reads what the data that has to be built consists of, so that a mistake in it is told at once.
-
-    Args:
-        plan: of the sweep.
-        found: what is in storage.
 
     Returns:
         Rows of the largest data set that will be built; 0 if none will.

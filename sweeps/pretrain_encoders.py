@@ -152,9 +152,6 @@ def describe(spec: PretrainSpec, store: Store, output: Path, test_images: int) -
     """Copies the weights of a finished encoder, and measures them.
 
     Args:
-        spec: of the encoder.
-        store: in which it is.
-        output: folder to copy to.
         test_images: how many images are measured.
 
     Returns:

@@ -58,10 +58,6 @@ class Options:
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: every text can be encoded, every word of the corpus is one token.
 
-    Args:
-        texts: corpus.
-        vocabulary: size.
-
     Returns:
         A fast tokenizer with Llama's special tokens.
     """
@@ -84,11 +80,7 @@ def corpus_loss(model: Any, rows: list[Tokens]) -> torch.Tensor:
     """Mean cross-entropy of the labelled tokens.
 
     Args:
-        model: causal LM.
         rows: ids and labels of B lines.
-
-    Returns:
-        Scalar.
     """
     width = max(len(row.ids) for row in rows)
     ids_BT = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows])

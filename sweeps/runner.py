@@ -54,7 +54,6 @@ class Machines:
 
     Attributes:
         address: of a running cluster; None: inside a job that cluster, else a local Ray.
-        workers: training workers per candidate.
         attack_workers: most attack workers per candidate; None: 1 on this machine, on a cluster all that it has or can
             grow to, shared among the candidates that run at a time.
         trials: candidates at a time; None: as many as the machines serve.
@@ -72,13 +71,6 @@ class Machines:
 
 def run(plan: Plan, machines: Machines) -> str:
     """Does what is missing of a plan and writes its report.
-
-    Args:
-        plan: of the sweep.
-        machines: to use.
-
-    Returns:
-        Path of the report.
 
     Raises:
         UserError: if the plan cannot be run as it is, here.
@@ -145,15 +137,7 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
 
 
 def kept(plan: Plan, candidate: Candidate) -> str:
-    """What storage holds of a candidate, for one line on a terminal.
-
-    Args:
-        plan: of the sweep.
-        candidate: which.
-
-    Returns:
-        In words.
-    """
+    """What storage holds of a candidate, for one line on a terminal."""
     filesystem = plan.store.filesystem
     spec, model = plan.model(candidate)
     if isinstance(spec, ModelSpec) and not plan.store.is_complete(model):
@@ -178,11 +162,6 @@ def kept(plan: Plan, candidate: Candidate) -> str:
 def unfinished(plan: Plan, level: int, found: Snapshot) -> list[str]:
     """Candidates with something to do.
 
-    Args:
-        plan: of the sweep.
-        level: of it.
-        found: what is in storage.
-
     Returns:
         Their names, such that those which only plug into another's LLaVA come last.
     """
@@ -195,10 +174,6 @@ def unfinished(plan: Plan, level: int, found: Snapshot) -> list[str]:
 
 def check_workers_of(plan: Plan, machines: Machines) -> None:
     """Refuses worker counts that training cannot use.
-
-    Args:
-        plan: of the sweep.
-        machines: asked for.
 
     Raises:
         UserError: naming the option.
@@ -218,8 +193,6 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
     """Connects to Ray and decides how many candidates run at a time.
 
     Args:
-        plan: of the sweep.
-        machines: asked for.
         missing: candidates with something to do.
 
     Returns:
@@ -261,11 +234,6 @@ def find_machines(plan: Plan, machines: Machines, missing: int) -> tuple[Cluster
 def gpus_per_worker(plan: Plan, asked: float | None, info: ClusterInfo) -> float | None:
     """Keeps a recipe that is meant for GPUs from being trained on CPUs without a word.
 
-    Args:
-        plan: of the sweep.
-        asked: by the option.
-        info: the cluster.
-
     Returns:
         What :func:`cluster.placement.place` takes: 1 where nothing is known of the nodes that may come. A laptop may
         attack with such a recipe, if it trains nothing.
@@ -292,9 +260,6 @@ def gpus_per_worker(plan: Plan, asked: float | None, info: ClusterInfo) -> float
 def has_to_train(plan: Plan) -> bool:
     """Whether a LLaVA of the sweep is not trained yet.
 
-    Args:
-        plan: of the sweep.
-
     Returns:
         False if all are complete, or come from elsewhere.
     """
@@ -309,9 +274,6 @@ def concurrent_trials(missing: int, placement: Placement, info: ClusterInfo) -> 
         missing: candidates with something to do.
         placement: resources of a trial and its workers.
         info: the cluster, with what it can grow to.
-
-    Returns:
-        Number of trials.
     """
     there = info.most
     room = missing
@@ -329,14 +291,6 @@ def tune_over(
     plan: Plan, level: int, candidates: Sequence[str], placement: Placement, trials: int, board: Board
 ) -> None:
     """One trial per candidate; Tune's own state is thrown away.
-
-    Args:
-        plan: of the sweep.
-        level: of it.
-        candidates: with something to do.
-        placement: resources.
-        trials: at a time.
-        board: shows progress.
 
     Raises:
         UserError: if a trial found a user's mistake.
@@ -390,10 +344,6 @@ def tune_over(
 def completed(plan: Plan, found: Snapshot) -> set[str]:
     """Artifacts that are complete.
 
-    Args:
-        plan: of the sweep.
-        found: what is in storage.
-
     Returns:
         Paths below the storage's root.
     """
@@ -402,14 +352,7 @@ def completed(plan: Plan, found: Snapshot) -> set[str]:
 
 
 def describe_machine(info: ClusterInfo) -> dict[str, Any]:
-    """What a sweep ran on, for its report.
-
-    Args:
-        info: the cluster.
-
-    Returns:
-        Numbers and names.
-    """
+    """What a sweep ran on, for its report."""
     memory = sum(node.resources.get("memory", 0.0) for node in info.nodes)
     return {
         "cpus": usable_cores() if info.is_local else info.cpus,
@@ -424,14 +367,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
     """Writes what a sweep consists of: the analysis reads this and the records, nothing else.
 
     Args:
-        plan: of the sweep, complete.
-        found: what is in storage.
         before: artifacts that were complete when it started.
-        machine: it ran on.
-        started: Unix time.
-
-    Returns:
-        The manifest.
     """
 
     def facts(artifact: Artifact) -> dict[str, Any]:

@@ -15,7 +15,6 @@ class TellTraining(UserCallback):  # type: ignore[misc]  # Ray has no types
     """Passes on what training workers report to Ray Train; lives in its controller.
 
     Args:
-        tell: told.
         event: of what worker 0 reports.
     """
 

@@ -20,7 +20,6 @@ class Work:
 
     Attributes:
         function: called with a way to tell, the candidate's name, and the arguments.
-        arguments: all but those two.
     """
 
     function: Any
@@ -28,15 +27,7 @@ class Work:
 
     @classmethod
     def of(cls, function: Callable[..., None], *arguments: Any) -> "Work":
-        """Stores a function and its last arguments.
-
-        Args:
-            function: of all trials.
-            *arguments: of it.
-
-        Returns:
-            References.
-        """
+        """Stores a function and its last arguments."""
         return cls(ray.put(function), ray.put(arguments))
 
 
@@ -45,7 +36,6 @@ def run_trial(config: dict[str, Any], work: Work) -> None:
 
     Args:
         config: ``{"candidate": name}``.
-        work: of all trials.
     """
     for event in run_beside(work.function, work.arguments, config["candidate"]):
         tune.report({"event": event})

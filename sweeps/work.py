@@ -32,12 +32,7 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
     """All of a trial's work.
 
     Args:
-        tell: told what happens.
-        name: of the candidate.
-        plan: of the sweep.
-        placement: resources of workers.
         report_every: optimiser steps between progress reports.
-        level: of the plan.
     """
     steps = plan.levels[level][name]
 
@@ -69,9 +64,6 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
 def refuse_lost_data(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
     """Data is there before the first trial; what has gone since is built by the sweep's own process.
 
-    Args:
-        missing: data.
-
     Yields:
         Nothing.
 
@@ -90,10 +82,6 @@ def train_models(
     """Trains LLaVAs.
 
     Args:
-        tell: told what happens.
-        plan: of the sweep.
-        missing: LLaVAs.
-        placement: resources.
         report_every: optimiser steps between progress reports.
 
     Yields:
@@ -115,12 +103,6 @@ def train_models(
 
 def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Placement) -> Iterator[tuple[Task, Facts]]:
     """Makes the records of evaluations of one LLaVA with the same encoders, in one pool that loads it once.
-
-    Args:
-        tell: told what happens.
-        plan: of the sweep.
-        missing: evaluations.
-        placement: resources.
 
     Yields:
         Each with its facts.
@@ -163,10 +145,7 @@ def make_judgements(
     """Has records judged by one judge, in one pool that loads it once.
 
     Args:
-        tell: told what happens.
-        store: results folder.
         missing: judgements, the records of which are complete.
-        placement: resources.
 
     Yields:
         Each with its facts.
@@ -197,10 +176,6 @@ def make_judgements(
 
 def scores(plan: Plan, steps: Sequence[Step]) -> Done:
     """What a trial has made, in two numbers.
-
-    Args:
-        plan: of the sweep.
-        steps: complete.
 
     Returns:
         Means over benchmarks: of the clean answers, and of what is hardest in it.

@@ -103,7 +103,6 @@ def imported_names(source: str, module: str, is_package: bool) -> Iterator[tuple
     """Yields line and full name of everything that a module's source imports, at any depth of the source.
 
     Args:
-        source: Python source.
         module: its dotted name, to resolve relative imports.
         is_package: whether it is an ``__init__.py``.
     """

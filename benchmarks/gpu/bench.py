@@ -30,9 +30,6 @@ class Bench:
     def loss(self, count: int) -> LossFunction:
         """What an attack maximises.
 
-        Args:
-            count: samples in the batch.
-
         Returns:
             Loss of random answers to random prompts.
         """
@@ -41,9 +38,6 @@ class Bench:
 
     def images(self, count: int) -> Tensor:
         """Random images, float32.
-
-        Args:
-            count: how many.
 
         Returns:
             [B, C, H, W] in [0, 1].
@@ -56,8 +50,6 @@ class Bench:
 
         Args:
             loss: see :meth:`loss`.
-            images_BCHW: clean images.
-            steps: of the attack.
 
         Raises:
             SweepError: if a loss or gradient is not finite; the time of such an attack says nothing.
@@ -71,9 +63,5 @@ class Bench:
 
 
 def say(line: str) -> None:
-    """Prints at once, since the next line may take minutes.
-
-    Args:
-        line: of progress.
-    """
+    """Prints at once, since the next line may take minutes."""
     print(line, flush=True)

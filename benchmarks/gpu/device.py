@@ -12,14 +12,7 @@ GIB = 1 << 30
 
 
 def machine_name(device: torch.device) -> str:
-    """The GPU and its memory, or the processor.
-
-    Args:
-        device: of the measurements.
-
-    Returns:
-        For the sheet.
-    """
+    """The GPU and its memory, or the processor."""
     if device.type != "cuda":
         return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -30,12 +23,7 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
     """Wall-clock time of some warmed-up work, the device's part included.
 
     Args:
-        work: timed.
-        device: does it.
         repeats: timings of which the median counts.
-
-    Returns:
-        Seconds.
     """
     times = []
     for _ in range(repeats):
@@ -48,21 +36,13 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was given.
-
-    Args:
-        device: waited for.
-    """
+    """Waits until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def release(device: torch.device) -> None:
-    """Gives memory that nothing holds back to the device, so that the next peak is its own.
-
-    Args:
-        device: whose memory.
-    """
+    """Gives memory that nothing holds back to the device, so that the next peak is its own."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

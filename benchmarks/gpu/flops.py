@@ -47,11 +47,7 @@ def matrix_rates(shapes: Shapes, options: Options) -> tuple[MatrixRate, ...]:
     """Speed of square products and of those of the language model's layers, for batches of 1 and 16 samples.
 
     Args:
-        shapes: sizes.
         options: give device, precision and the length of the sequence.
-
-    Returns:
-        One rate per product.
     """
     sequence = options.prompt_tokens + shapes.visual_tokens + options.answer_tokens
     products = [(side, side, side) for side in shapes.squares]
@@ -73,10 +69,7 @@ def estimated_flops(shapes: Shapes, tower: Tower, prompt_tokens: int, answer_tok
     forward and five backward, and is taken as if it were not causal, as PyTorch's counter does.
 
     Args:
-        shapes: sizes.
-        tower: which encoder.
         prompt_tokens: text tokens around the image.
-        answer_tokens: labelled ones.
 
     Returns:
         Floating-point operations, a multiplication and an addition counting as two.
@@ -94,13 +87,6 @@ def estimated_flops(shapes: Shapes, tower: Tower, prompt_tokens: int, answer_tok
 
 def count_flops(bench: Bench, tower: Tower) -> Flops:
     """Counts the operations of one real step for one sample: forward, and backward to the pixels.
-
-    Args:
-        bench: model and settings.
-        tower: of the model.
-
-    Returns:
-        The counts.
 
     Raises:
         SweepError: if no gradient reaches the pixels.

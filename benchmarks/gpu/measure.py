@@ -25,10 +25,6 @@ from rllava.model.llava import Llava
 def measure_batch(bench: Bench, count: int) -> Batch | None:
     """Time and memory of one batch size.
 
-    Args:
-        bench: model and settings.
-        count: samples in the batch.
-
     Returns:
         The measurement; None if memory does not suffice.
     """
@@ -72,9 +68,6 @@ def _batch_sizes(largest: int) -> list[int]:
 def grow_batch(bench: Bench) -> tuple[tuple[Batch, ...], int | None]:
     """Measures growing batches until memory or the largest wanted size ends it.
 
-    Args:
-        bench: model and settings.
-
     Returns:
         The measurements, and the size that did not fit (None if all did).
 
@@ -98,9 +91,6 @@ def grow_batch(bench: Bench) -> tuple[tuple[Batch, ...], int | None]:
 def compiled(llava: Llava) -> Iterator[None]:
     """Within, the layers of encoder and language model are compiled, one by one (equal layers share the code).
 
-    Args:
-        llava: changed, and changed back.
-
     Yields:
         Nothing.
     """
@@ -117,17 +107,7 @@ def compiled(llava: Llava) -> Iterator[None]:
 
 
 def measure_tower(name: str, language_model: Any, shapes: Shapes, options: Options) -> TowerResult:
-    """All measurements with one tower.
-
-    Args:
-        name: of the tower.
-        language_model: common to all towers.
-        shapes: sizes.
-        options: settings.
-
-    Returns:
-        The result.
-    """
+    """All measurements with one tower."""
     tower = shapes.towers[name]
     llava = build_llava(shapes, tower, language_model, options.dtype, options.device)
     bench = Bench(llava, shapes, options)

@@ -24,12 +24,7 @@ WEIGHT_STD = 0.02
 
 
 class VisionTower(Encoder):
-    """CLIP's vision transformer up to the wanted layer, with random weights.
-
-    Args:
-        spec: names and normalisation.
-        model: of transformers.
-    """
+    """CLIP's vision transformer up to the wanted layer, with random weights."""
 
     def __init__(self, spec: EncoderSpec, model: nn.Module) -> None:
         super().__init__(spec)
@@ -37,9 +32,6 @@ class VisionTower(Encoder):
 
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """See the base class.
-
-        Args:
-            normalised_BCHW: images after normalisation.
 
         Returns:
             [B, P, D], without the class token.
@@ -70,16 +62,7 @@ def _randomised(model: nn.Module) -> Any:
 
 
 def build_language_model(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Any:
-    """A Llama with random weights, made where it stays.
-
-    Args:
-        shapes: its sizes.
-        dtype: of its weights.
-        device: where.
-
-    Returns:
-        The frozen transformers model.
-    """
+    """A Llama with random weights, made where it stays."""
     config = LlamaConfig(
         hidden_size=shapes.width,
         intermediate_size=shapes.mlp,
@@ -98,11 +81,7 @@ def build_llava(shapes: Shapes, tower: Tower, language_model: Any, dtype: torch.
     """A LLaVA around a language model: a tower and LLaVA-1.5's projector, with random weights.
 
     Args:
-        shapes: sizes.
-        tower: which encoder.
         language_model: see :func:`build_language_model`.
-        dtype: of the weights.
-        device: where.
 
     Returns:
         The frozen model, without tokenizer.
@@ -129,13 +108,7 @@ def random_tokens(shapes: Shapes, count: int, prompt_tokens: int, answer_tokens:
     """Prompts and answers of random words: a common text, an image, a question, an answer.
 
     Args:
-        shapes: gives the vocabulary.
-        count: how many.
         prompt_tokens: text tokens around the image; the common text before it has two thirds, as in LLaVA-1.5.
-        answer_tokens: labelled ones.
-
-    Returns:
-        One conversation per sample.
     """
     generator = torch.Generator().manual_seed(0)
 

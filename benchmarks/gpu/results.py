@@ -27,7 +27,6 @@ class Batch:
     """What a batch size costs.
 
     Attributes:
-        count: samples.
         step_s: seconds of a step: forward, backward and the attack's own arithmetic, for the whole batch.
         forward_s: seconds of a look without gradient, with which an attack ends.
         peak_bytes: most memory allocated, weights included; None where it is not known (CPU).
@@ -58,11 +57,7 @@ class TowerResult:
     """All measurements with one tower.
 
     Attributes:
-        name: of the tower.
-        tower: itself.
         weight_bytes: of encoder, projector and language model.
-        flops: of a step.
-        batches: measured sizes, growing.
         too_large: size that did not fit, or None.
         parts_s: seconds of a step by part, at the best size.
         compiled: the best size with torch.compile, or None.
@@ -92,9 +87,6 @@ class TowerResult:
 
     def rate(self, batch: Batch) -> float:
         """Counted operations per second in a step.
-
-        Args:
-            batch: measured.
 
         Returns:
             FLOP/s.

@@ -11,13 +11,7 @@ class Tower:
     """A vision transformer with a class token, which the projector does not see.
 
     Attributes:
-        label: for the sheet.
-        width: of a token.
-        layers: of the trained model.
-        heads: of each.
-        mlp: hidden width.
         layer: whose output is taken, -1 the last one; layers behind it are not built.
-        activation: as transformers calls it.
     """
 
     label: str
@@ -39,14 +33,9 @@ class Shapes:
     """Of a LLaVA, and of the plain matrix products that are timed beside it.
 
     Attributes:
-        towers: by name.
         image_size: side, in pixels.
         patch: side, in pixels.
         width: of the language model (D).
-        mlp: its hidden width.
-        layers: of it.
-        heads: of it.
-        vocabulary: its size (V).
         squares: sides of square matrix products.
         matrix_flops: per timing of a product, which is repeated until it has done so many.
     """

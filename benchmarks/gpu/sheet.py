@@ -43,9 +43,6 @@ def sheet(report: Report) -> str:
 
     Args:
         report: of all towers so far.
-
-    Returns:
-        Text.
     """
     return "\n\n".join(
         [
@@ -82,9 +79,6 @@ def goal_lines(report: Report) -> list[str]:
 
     Args:
         report: of all towers so far.
-
-    Returns:
-        A line per goal.
     """
     if report.options.shapes != "7b":
         return ["Goals: for the shapes of 7b only."]

@@ -20,9 +20,6 @@ class Stopwatch:
 
     Each mark ends a stretch of the step, and says which part it belonged to. Forward, they come from hooks on the
     modules; backward, from hooks on the tensors between them, which fire when their gradient is there.
-
-    Args:
-        bench: whose model is watched.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -36,14 +33,7 @@ class Stopwatch:
         ]
 
     def watched(self, loss: LossFunction) -> LossFunction:
-        """The same loss, with the marks at its ends.
-
-        Args:
-            loss: of a bench.
-
-        Returns:
-            A loss.
-        """
+        """The same loss, with the marks at its ends."""
 
         def marked(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             self._mark("attack")
@@ -98,10 +88,6 @@ class Stopwatch:
 
 def divide_time(bench: Bench, count: int) -> dict[str, float]:
     """Seconds of a step by part.
-
-    Args:
-        bench: model and settings.
-        count: samples in the batch.
 
     Returns:
         Part to seconds, for the whole batch.

@@ -52,14 +52,7 @@ class Windows:
 
     @classmethod
     def of(cls, steps: int) -> "Windows":
-        """0.22, 0.06 and 0.03 of the steps, at least one.
-
-        Args:
-            steps: total number of steps.
-
-        Returns:
-            The windows.
-        """
+        """0.22, 0.06 and 0.03 of the steps, at least one."""
         return cls(max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1))
 
 
@@ -69,14 +62,10 @@ class ApgdLanes(Lanes):
 
     Attributes:
         previous_LCHW: where the lane stood before.
-        gradient_LCHW: at the point.
-        best_gradient_LCHW: at the best one.
         solved_LCHW: last point that reached the goal.
-        solved_L: whether any did.
         since_check_L: steps in the current window.
         window_L: length of the current window.
         shortest_L: length below which windows do not fall.
-        decrement_L: by which they shrink.
         rises_L: steps of the current window in which the loss rose.
         last_loss_L: loss of the previous step; 0 before the first one, as in the reference.
         best_loss_at_check_L: when the current window began.
@@ -186,7 +175,6 @@ def apgd(
         loss: ``loss(pixels_BCHW, index_B) -> loss_B``, maximised; see :data:`rllava.attacks.common.LossFunction`.
         images_BCHW: clean images, float32 or float64 in [0, 1].
         epsilon: budget in units of 1/255, in either norm.
-        steps: number of gradient steps.
         norm: ``"linf"`` or ``"l2"``, over all pixels and channels of an image.
         start: ``"clean"``, ``"random"``, ``"surface"`` or start images.
         step_size: first step size in units of epsilon.
@@ -219,15 +207,7 @@ def apgd(
 
 
 def result_of(lanes: ApgdLanes, steps: int) -> AttackResult:
-    """What attacks of equally many steps leave.
-
-    Args:
-        lanes: that are done.
-        steps: of each.
-
-    Returns:
-        Points, losses, history.
-    """
+    """What attacks of equally many steps leave."""
     history = History(
         lanes.loss_LS[:, : steps + 1].T, lanes.step_size_LS[:, :steps].T, lanes.zero_gradient_LS[:, :steps].T
     )

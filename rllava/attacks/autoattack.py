@@ -59,17 +59,9 @@ def apgd_ce(
     """APGD on the cross-entropy, as AutoAttack runs it.
 
     Args:
-        model: classifier.
         images_BCHW: clean images in [0, 1].
-        label_B: their classes.
         epsilon: budget in 1/255.
-        norm: of the budget.
-        steps: per restart.
         restarts: each from another random point on the budget's surface, for the samples that are still right.
-        seed: of the start points.
-
-    Returns:
-        What is left.
     """
     state = _State(model, images_BCHW, label_B, epsilon, norm, seed)
     state.apgd_ce(steps, restarts)
@@ -93,16 +85,8 @@ def apgd_t(
     Args:
         model: classifier of at least four classes.
         images_BCHW: clean images in [0, 1].
-        label_B: their classes.
         epsilon: budget in 1/255.
-        norm: of the budget.
-        steps: per restart and class.
-        restarts: per class.
         targets: how many classes; at most all wrong ones.
-        seed: of the start points.
-
-    Returns:
-        What is left.
     """
     state = _State(model, images_BCHW, label_B, epsilon, norm, seed)
     state.apgd_t(steps, restarts, targets)
@@ -125,15 +109,7 @@ def autoattack(
     Args:
         model: classifier of at least four classes.
         images_BCHW: clean images in [0, 1].
-        label_B: their classes.
         epsilon: budget in 1/255.
-        norm: of the budget.
-        steps: of APGD.
-        queries: of Square.
-        seed: of everything random.
-
-    Returns:
-        What is left.
     """
     state = _State(model, images_BCHW, label_B, epsilon, norm, seed)
     state.apgd_ce(steps, restarts=1)
@@ -147,12 +123,7 @@ def start_seeds(samples: Sequence[int], run: int, seed: int) -> list[int]:
     """Seeds of the start points: one per sample and run, whoever else is attacked.
 
     Args:
-        samples: numbers of the samples.
         run: of APGD: its restart; of APGD-T with one restart: the rank of the class that it aims at, from 1.
-        seed: of the attack.
-
-    Returns:
-        One seed per sample.
     """
     return [(seed * 1_000_003 + run) * 1_000_003 + sample for sample in samples]
 

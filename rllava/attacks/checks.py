@@ -55,7 +55,6 @@ class Finding:
     """A check that was raised.
 
     Attributes:
-        check: name of the check.
         share: share of the samples looked at that meet its condition.
         samples: which, counted within the batch.
         text: one line: what was seen, with numbers.
@@ -90,12 +89,9 @@ def check_attack(
     ``others`` that holds images; with epsilon 0, eight forward passes. No pass is larger than the batch.
 
     Args:
-        loss: what the attack maximised.
         images_BCHW: clean images, float32 or float64 in [0, 1].
-        result: what the attack left.
         epsilon: budget of the attack in units of 1/255.
         seeds: one per sample, for random points that do not depend on the batch.
-        norm: of the budget.
         solved: [B], samples that the attack broke; only ``non_finite``, ``stochastic`` and ``clean_mismatch`` look at
             them. Without it, those at which the loss said so.
         others: what attacks without this model's gradient reached: losses [B], or images [B, C, H, W] in the budget.

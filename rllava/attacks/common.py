@@ -49,13 +49,8 @@ class AttackResult:
 
     Attributes:
         images_BCHW: the point of highest loss of each sample, in [0, 1] and within the budget.
-        loss_B: its loss.
         solved_BCHW: the last point at which the loss said that the goal was reached; the start point if it never did.
-        solved_B: whether it ever did.
-        history: every step, per sample.
         failed_B: samples whose loss or gradient was not finite at some step; they stopped there, at their best point.
-        forwards: forward passes per sample.
-        backwards: backward passes per sample.
     """
 
     images_BCHW: Tensor
@@ -70,9 +65,6 @@ class AttackResult:
 
 def check_images(images_BCHW: Tensor) -> None:
     """Refuses images an attack cannot keep its promises on.
-
-    Args:
-        images_BCHW: clean images.
 
     Raises:
         ValueError: if they are not float32 or float64 in [0, 1], or not of four dimensions.
@@ -99,9 +91,7 @@ def check_budget(epsilon: float, steps: int, step_size: float, norm: str = "linf
 
     Args:
         epsilon: budget in 1/255.
-        steps: number of steps.
         step_size: in units of epsilon.
-        norm: of the budget.
 
     Raises:
         ValueError: naming the argument.
@@ -123,10 +113,7 @@ def project(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float, norm: Norm 
     L-inf: the nearest such images. L2: along the ray to the clean image first, then into [0, 1], as AutoAttack does.
 
     Args:
-        images_BCHW: any images.
-        clean_BCHW: clean images.
         epsilon: budget in 1/255.
-        norm: of the budget.
 
     Returns:
         Projected images, [B, C, H, W].
@@ -138,10 +125,7 @@ def project_to_radius(images_BCHW: Tensor, clean_BCHW: Tensor, radius_B: Tensor,
     """:func:`project` with one budget per sample.
 
     Args:
-        images_BCHW: any images.
-        clean_BCHW: clean images.
         radius_B: budgets in pixel units.
-        norm: of the budgets.
 
     Returns:
         Projected images, [B, C, H, W].
@@ -156,10 +140,6 @@ def project_to_radius(images_BCHW: Tensor, clean_BCHW: Tensor, radius_B: Tensor,
 def ascent(gradient_BCHW: Tensor, norm: Norm) -> Tensor:
     """The direction of steepest ascent whose norm is 1.
 
-    Args:
-        gradient_BCHW: of the loss.
-        norm: of the budget.
-
     Returns:
         Sign of the gradient (L-inf), or the gradient over its length (L2).
     """
@@ -169,9 +149,6 @@ def ascent(gradient_BCHW: Tensor, norm: Norm) -> Tensor:
 def l2_norm(values_BCHW: Tensor) -> Tensor:
     """Length of each sample's vector.
 
-    Args:
-        values_BCHW: any values.
-
     Returns:
         [B].
     """
@@ -180,9 +157,6 @@ def l2_norm(values_BCHW: Tensor) -> Tensor:
 
 def unit(values_BCHW: Tensor) -> Tensor:
     """Each sample's vector with length 1; a zero vector stays one.
-
-    Args:
-        values_BCHW: any values.
 
     Returns:
         [B, C, H, W].
@@ -197,10 +171,8 @@ def start_point(
 
     Args:
         start: see :data:`Start`.
-        clean_BCHW: clean images.
         epsilon: budget in 1/255.
         seeds: one seed per sample, needed for a random start, so that a sample's noise does not depend on its batch.
-        norm: of the budget.
 
     Returns:
         Start points within the budget, [B, C, H, W].
@@ -239,7 +211,6 @@ class Look(NamedTuple):
     """What one pass over some points shows; all detached.
 
     Attributes:
-        loss_B: loss of each point.
         solved_B: whether the attack's goal is reached there; all False where the loss does not say.
         gradient_BCHW: of the loss; zeros after a pass without one.
     """
@@ -254,11 +225,7 @@ def loss_and_gradient(loss: LossFunction, images_BCHW: Tensor, index_B: Tensor) 
 
     Args:
         loss: see :data:`LossFunction`.
-        images_BCHW: points.
         index_B: which samples they belong to.
-
-    Returns:
-        Loss, goal and gradient.
 
     Raises:
         ValueError: if the loss is not one value per sample, or does not depend on the pixels differentiably.
@@ -277,7 +244,6 @@ def loss_only(loss: LossFunction, images_BCHW: Tensor, index_B: Tensor) -> Look:
 
     Args:
         loss: see :data:`LossFunction`.
-        images_BCHW: points.
         index_B: which samples they belong to.
 
     Returns:
@@ -293,7 +259,6 @@ def split_loss(value: Tensor | tuple[Tensor, Tensor], images_BCHW: Tensor) -> tu
 
     Args:
         value: loss_B, or loss_B and solved_B.
-        images_BCHW: what it was given.
 
     Returns:
         loss_B, and solved_B (all False where the loss does not say), detached.
@@ -316,7 +281,6 @@ def check_loss(loss_B: Tensor, images_BCHW: Tensor) -> None:
 
     Args:
         loss_B: what the loss function returned.
-        images_BCHW: what it was given.
 
     Raises:
         ValueError: if their batch sizes differ.
@@ -336,9 +300,6 @@ def check_finite(loss_B: Tensor) -> None:
     """Refuses a first look that is finite for no sample: the loss is at fault then, not a sample.
 
     A single sample that is not finite is flagged instead, and leaves the others untouched.
-
-    Args:
-        loss_B: at the start points.
 
     Raises:
         NonFiniteLossError: naming the samples.

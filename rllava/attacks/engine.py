@@ -50,8 +50,6 @@ class Samples:
     Attributes:
         images_BCHW: clean images, float32 in [0, 1], multiples of 1/255.
         labels: per sample, the texts whose loss untargeted rounds maximise.
-        predictions: clean answers.
-        scores: their scores.
         seeds: one per sample, of whatever is random.
         decoys: wrong answers of a sample, for rounds that aim at them; None where no round does.
         others: images that other evaluations found, by the start that they are; where a sample has none, the clean
@@ -92,15 +90,11 @@ class Engine:
     protocol.
 
     Args:
-        rounds: of the protocol.
-        samples: what is attacked.
         epsilon: budget in 1/255.
         answer_loss: see :data:`AnswerLoss`.
         judge: see :data:`Judge`.
         dropped: whether nothing is left to attack at a score.
-        places: most samples in flight.
         batches: splits looks that do not fit into memory; by default one that starts at ``places``.
-        norm: of the budget.
 
     Raises:
         ValueError: if an attack of a round does not keep budgets of that norm.
@@ -147,9 +141,6 @@ class Engine:
         Args:
             save: given :meth:`state_dict` now and then.
             every_s: seconds between two states; 0 saves after every look.
-
-        Returns:
-            One outcome per sample.
         """
         saved = time.monotonic()
         while self._fill():

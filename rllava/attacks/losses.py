@@ -20,10 +20,6 @@ DENOMINATOR = 1e-12
 def cross_entropy(logits_BK: Tensor, label_B: Tensor) -> Tensor:
     """Cross-entropy of the label.
 
-    Args:
-        logits_BK: what a classifier returned.
-        label_B: class numbers.
-
     Returns:
         loss_B, at least in float32.
 
@@ -39,7 +35,6 @@ def margin(logits_BK: Tensor, label_B: Tensor) -> Tensor:
 
     Args:
         logits_BK: what a classifier returned, at least 2 classes.
-        label_B: class numbers.
 
     Returns:
         loss_B, at least in float32: above 0 where the sample is misclassified.
@@ -61,7 +56,6 @@ def dlr(logits_BK: Tensor, label_B: Tensor) -> Tensor:
 
     Args:
         logits_BK: what a classifier returned, at least 3 classes.
-        label_B: class numbers.
 
     Returns:
         loss_B, at least in float32.
@@ -82,7 +76,6 @@ def targeted_dlr(logits_BK: Tensor, label_B: Tensor, target_B: Tensor) -> Tensor
 
     Args:
         logits_BK: what a classifier returned, at least 4 classes.
-        label_B: class numbers.
         target_B: class numbers that shall win; the loss is 0 everywhere where one equals the label.
 
     Returns:
@@ -131,7 +124,6 @@ def token_distance(features_BPD: Tensor, clean_BPD: Tensor) -> Tensor:
     """Cosine distance of visual tokens to the clean image's, averaged over the tokens (VEAttack).
 
     Args:
-        features_BPD: of the attacked images.
         clean_BPD: of the clean images; constants.
 
     Returns:

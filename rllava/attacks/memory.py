@@ -72,7 +72,6 @@ def samples_that_fit(peak_bytes: Callable[[int], int], free_bytes: int, most: in
     Args:
         peak_bytes: ``peak_bytes(samples)``: memory that one pass over so many takes on top of what lies there.
         free_bytes: memory there is for it.
-        most: upper bound.
 
     Returns:
         From 1 to ``most``.
@@ -94,7 +93,6 @@ def cuda_peak(call: Callable[[int], object], device: torch.device) -> Callable[[
 
     Args:
         call: ``call(samples)``: one pass.
-        device: of CUDA.
 
     Returns:
         ``peak_bytes`` for :func:`samples_that_fit`.
@@ -113,9 +111,6 @@ def cuda_peak(call: Callable[[int], object], device: torch.device) -> Callable[[
 
 def cuda_free_bytes(device: torch.device) -> int:
     """Memory that PyTorch can still take on a CUDA device.
-
-    Args:
-        device: of CUDA.
 
     Returns:
         What the device has free, and what the allocator holds without using it.

@@ -52,7 +52,6 @@ def random_noise(
         images_BCHW: clean images, float32 or float64 in [0, 1].
         epsilon: L-inf budget in units of 1/255.
         draws: points per sample, one forward pass each.
-        seeds: one per sample.
 
     Returns:
         The best points; every one satisfies ``|x - clean| <= epsilon / 255`` and lies in [0, 1].
@@ -85,10 +84,6 @@ def random_search(
         propose: the kind of search; see :data:`Propose`.
         epsilon: L-inf budget in units of 1/255.
         queries: points per sample, one forward pass each.
-        seeds: one per sample.
-
-    Returns:
-        The best points.
 
     Raises:
         ValueError: naming the argument, and the sample where one is at fault.

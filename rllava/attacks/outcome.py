@@ -28,12 +28,9 @@ class Evidence:
 
     Attributes:
         text: whose loss was attacked; None: visual tokens were.
-        targeted: whether it was minimised.
-        precision: of the model.
         loss_S: what the attack maximised, at each step; column 0 is the start.
         step_size_S: in pixel units.
         zero_gradient_S: share of exactly zero gradient entries.
-        best_CHW: point of highest loss.
         failed: whether loss or gradient was not finite, so that the attack stopped.
     """
 
@@ -48,18 +45,7 @@ class Evidence:
 
     @classmethod
     def of(cls, lanes: Lanes, row: int, entry: Round, text: str, steps: int) -> "Evidence":
-        """What a lane shows.
-
-        Args:
-            lanes: holding it.
-            row: of the lane.
-            entry: its round.
-            text: it attacked.
-            steps: it took.
-
-        Returns:
-            The evidence.
-        """
+        """What a lane shows."""
         return cls(
             None if entry.label.of == "tokens" else text,
             entry.targeted,
@@ -86,9 +72,6 @@ class Evidence:
 def attack_result(rounds: list[Evidence]) -> AttackResult:
     """Rounds of several samples, of equally many steps, as the checks want them.
 
-    Args:
-        rounds: one per sample.
-
     Returns:
         The result of attacking these samples.
     """
@@ -113,13 +96,11 @@ class Outcome:
 
     Attributes:
         prediction: answer to the worst image.
-        score: its score.
         image_CHW: the worst image (the clean one where no round lowered the score).
         label: index of the last label whose loss lowered the score; None if none did.
         best_round: name of the round, ``"clean"`` where none helped.
         rounds: names of the rounds that attacked the sample.
         round_predictions: answer after each; None after a round that is not judged.
-        round_scores: its score.
         forwards: forward passes over all rounds, answers left out.
         steps: gradient steps over all rounds.
         zero_gradients: share of exactly zero gradient entries, summed over steps.
@@ -152,8 +133,6 @@ class Outcome:
         """Takes in a round that is done.
 
         Args:
-            entry: the round.
-            evidence: what it shows.
             image_CHW: its worst image, as it was scored; where it ended if it is not judged.
             verdict: answer and score; None if the round is not judged.
         """

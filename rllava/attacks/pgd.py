@@ -84,7 +84,6 @@ class PgdLanes(Lanes):
 
     Attributes:
         velocity_LCHW: direction of the last step.
-        gradient_LCHW: at the point.
     """
 
     velocity_LCHW: Tensor

@@ -42,7 +42,6 @@ class Protocol:
     over all rounds counts.
 
     Attributes:
-        name: of the protocol.
         version: raised when its meaning changes.
         rounds_by_kind: kinds of tasks, each with the rounds against it. The protocol is not for a kind that is left
             out, or has no rounds. Their order does not matter.
@@ -79,12 +78,6 @@ class Protocol:
 
     def rounds(self, kind: str) -> tuple[Round, ...]:
         """The rounds against one kind of task.
-
-        Args:
-            kind: of task.
-
-        Returns:
-            Its rounds.
 
         Raises:
             UserError: if the protocol has none.
@@ -123,11 +116,7 @@ class Protocol:
         return f"{self.name}-v{self.version}"
 
     def describe(self) -> str:
-        """A table of the rounds and what they cost, for people.
-
-        Returns:
-            Lines of text.
-        """
+        """A table of the rounds and what they cost, for people."""
         stops = {
             "threshold": "a sample below the benchmark's threshold is left out of later rounds",
             "floor": "a sample that scores 0 is left out of later rounds",
@@ -304,10 +293,6 @@ of the language model; PGD with momentum 0.9 in steps of 1/255 from a random sta
 def with_steps(protocol: Protocol, steps: int) -> Protocol:
     """A protocol with another number of steps in every round, under another name.
 
-    Args:
-        protocol: to change.
-        steps: per round.
-
     Returns:
         The protocol ``NAME_Nsteps``.
 
@@ -330,7 +315,6 @@ def in_precision(protocol: Protocol, precision: str) -> Protocol:
     """A protocol with the attacked model in one precision throughout, under another name.
 
     Args:
-        protocol: to change.
         precision: of the model, in every round.
 
     Returns:

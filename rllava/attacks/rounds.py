@@ -98,11 +98,8 @@ class Round:
     """One attack run inside a protocol.
 
     Attributes:
-        name: shown in records.
         steps: of the attack; 0: the start point is answered, nothing else.
         precision: of the attacked model; image, perturbation and projection are float32 in every case.
-        start: where it starts.
-        label: whose loss is attacked.
         step_size: first step size, in units of the round's budget.
         width: the round's budget in units of the protocol's. A round of more than 1 only prepares a start point.
         judged: whether its image is answered and scored.

@@ -43,7 +43,6 @@ def square(
         images_BCHW: clean images, float32 or float64 in [0, 1].
         epsilon: L-inf budget in units of 1/255.
         queries: points per sample, one forward pass each, the stripes included.
-        seeds: one per sample.
         p_init: share of the pixels that the first squares cover.
 
     Returns:
@@ -73,10 +72,7 @@ def square_side(step: int, queries: int, p_init: float, height: int, width: int)
 
     Args:
         step: number of squares tried before.
-        queries: of the whole attack.
         p_init: share of the pixels that the first squares cover.
-        height: of the image.
-        width: of the image.
 
     Returns:
         At least 1, at most the image's shorter side.
@@ -110,7 +106,6 @@ class SquareLanes(Lanes):
     """Square in flight: a step is a query, without gradients. The first one is the start point, the next the stripes.
 
     Attributes:
-        seed_L: of each lane's squares.
         steps_L: of each attack, by which squares shrink.
     """
 

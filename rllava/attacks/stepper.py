@@ -26,14 +26,11 @@ class Entering:
     """Attacks that begin.
 
     Attributes:
-        clean_LCHW: clean images.
         point_LCHW: start points within the budgets.
         epsilon: budgets in 1/255.
-        steps: of each attack.
         step_size: first step sizes, in units of epsilon.
         seeds: of whatever an attack draws.
         columns: steps that histories hold; the longest attack's if None.
-        norm: of the budgets.
     """
 
     clean_LCHW: Tensor
@@ -84,13 +81,9 @@ class Lanes(ABC):
     A lane has its own budget and number of steps, and may be at another step than its neighbours.
 
     Attributes:
-        norm: of all budgets.
-        clean_LCHW: clean images.
         radius_L: budgets in pixel units.
         done_L: steps taken; -1 before the first look.
         point_LCHW: where the lane stands: what is looked at next.
-        best_LCHW: point of highest loss.
-        best_loss_L: its loss.
         step_size_L: in pixel units.
         failed_L: whether a loss or gradient was not finite; the lane stands still from then on.
         loss_LS: loss of the point at each step, column 0 the start; as many columns as the longest attack needs.

@@ -64,7 +64,6 @@ def universal(
         image_CHW: clean image, float32 or float64 in [0, 1]. Unconstrained, only its shape, type and device count.
         targets: number of targets; those of a step are drawn from ``range(targets)`` without replacement.
         steps: number of gradient steps, one forward and one backward pass each.
-        batch: targets per step.
         epsilon: L-inf budget in units of 1/255, starting at uniform noise within it around the image; None for no
             budget, starting at an image of uniform noise.
         step_size: in units of 1/255, as published; not of epsilon, since there may be none.

@@ -46,12 +46,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Attack(Condition):
-    """The worst answer that a protocol finds within a budget.
-
-    Attributes:
-        protocol: rounds of the attack.
-        budget: of every image.
-    """
+    """The worst answer that a protocol finds within a budget."""
 
     kind: ClassVar[str] = "attack"
     protocol: Protocol
@@ -186,7 +181,6 @@ def within(protocol: Protocol, size: float) -> Condition:
     """The condition that a budget of an L-inf protocol stands for.
 
     Args:
-        protocol: of the attack.
         size: in 1/255; 0: the clean image, answered as the protocol does.
     """
     return Attack(protocol, Budget(size)) if size > 0 else Clean(protocol.clean_precision)
@@ -201,8 +195,6 @@ def answer_loss(victim: Victim, samples: Sequence[Sample], clean_BCHW: Tensor) -
     """The loss that attacks on some samples raise.
 
     Args:
-        victim: the model.
-        samples: whose answers.
         clean_BCHW: their images, whose visual tokens are computed when a task first asks for tokens.
 
     Returns:
@@ -228,10 +220,6 @@ def answer_loss(victim: Victim, samples: Sequence[Sample], clean_BCHW: Tensor) -
 
 def dropped_by(protocol: Protocol, benchmark: BenchmarkSpec) -> Callable[[float], bool]:
     """Which scores leave nothing to attack.
-
-    Args:
-        protocol: says by which rule.
-        benchmark: gives the threshold.
 
     Returns:
         A function of a score.

@@ -11,11 +11,7 @@ from rllava.records import CLEAN
 
 @dataclass(frozen=True)
 class Clean(Condition):
-    """Nothing is done to the image.
-
-    Attributes:
-        precision: of the model.
-    """
+    """Nothing is done to the image."""
 
     kind: ClassVar[str] = CLEAN
     precision: str = "float32"

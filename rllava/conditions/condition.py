@@ -21,7 +21,6 @@ class Setting:
     """What a recipe says for every condition that a command line names.
 
     Attributes:
-        precision: of the model.
         side: size at which images are changed, in pixels of the longer side.
     """
 
@@ -53,9 +52,6 @@ class Condition(ABC):
         Args:
             what: after the colon; empty where nothing is.
             setting: what the recipe says for all conditions.
-
-        Returns:
-            The condition.
 
         Raises:
             UserError: if it cannot be asked for so, or something else is wanted after the colon.
@@ -96,36 +92,16 @@ class Condition(ABC):
     def precisions(self, task: str) -> tuple[str, ...]:
         """In which precisions the model is asked: that of the clean answers first.
 
-        Args:
-            task: kind of task.
-
-        Returns:
-            At least one.
-
         Raises:
             UserError: if the condition is not for such tasks.
         """
 
     def aims_at_decoys(self, task: str) -> bool:
-        """Whether wrong answers of the benchmark are needed, to aim at.
-
-        Args:
-            task: kind of task.
-
-        Returns:
-            False, for most.
-        """
+        """Whether wrong answers of the benchmark are needed, to aim at."""
         return False
 
     def versions_for(self, task: str) -> Mapping[str, int]:
-        """Of the code that it depends on, its fields' own versions left out.
-
-        Args:
-            task: kind of task.
-
-        Returns:
-            Versions by name.
-        """
+        """Of the code that it depends on, its fields' own versions left out."""
         return {}
 
     @abstractmethod
@@ -148,11 +124,7 @@ def read_condition(text: str, setting: Setting) -> Condition:
     """Reads a condition as it is named on a command line: ``KIND`` or ``KIND:WHAT``, e.g. ``corruption:fog``.
 
     Args:
-        text: from the command line.
         setting: what the recipe says for all conditions.
-
-    Returns:
-        The condition.
 
     Raises:
         UserError: if there is no such kind, or it needs something else after the colon.

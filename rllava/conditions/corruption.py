@@ -24,7 +24,6 @@ class Corruption(Condition):
         name: in ``rllava.data.corruptions.CORRUPTIONS``.
         side: size at which images are corrupted, in pixels: that of the longer side.
         fit: how an image gets it.
-        precision: of the model.
     """
 
     kind: ClassVar[str] = "corruption"

@@ -58,7 +58,6 @@ class Sample:
     """One sample of a source.
 
     Attributes:
-        sample_id: unique within the source.
         load_image: reads the encoded image; called once, when the sample's shard is written. None: there is no image.
         references: reference captions, or the annotators' answers; may be empty (the row then gets no score, unless
             its task needs none).
@@ -76,9 +75,7 @@ class BenchmarkSpec:
     """Describes a benchmark.
 
     Attributes:
-        name: its name in records.
         source: name in :data:`SOURCES`.
-        split: passed to the source.
         samples: length of the fixed sample list.
         seed: of the sample list; the list depends only on source, split, samples and seed.
         task: what is asked, and how answers are scored.
@@ -100,9 +97,6 @@ class BenchmarkSpec:
 
         Args:
             samples: of the list, from its start.
-
-        Returns:
-            The number.
         """
         return math.ceil(min(samples, self.samples) / self.rows_per_shard)
 
@@ -127,10 +121,6 @@ def build_benchmark(
     do not stop a build: the row is kept, and the evaluation turns it into a row with an error.
 
     Args:
-        spec: the benchmark.
-        filesystem: fsspec file system.
-        folder: path in it.
-        tasks: how shards are written.
         progress: told how many are done, of how many.
 
     Returns:
@@ -150,12 +140,6 @@ def build_benchmark(
 def list_benchmark(spec: BenchmarkSpec) -> Listing:
     """What a benchmark consists of, without its images.
 
-    Args:
-        spec: the benchmark.
-
-    Returns:
-        Its samples as rows.
-
     Raises:
         UserError: see :func:`list_samples`.
     """
@@ -173,9 +157,6 @@ def list_benchmark(spec: BenchmarkSpec) -> Listing:
 def list_samples(spec: BenchmarkSpec) -> list[Sample]:
     """Draws a benchmark's fixed sample list.
 
-    Args:
-        spec: the benchmark.
-
     Returns:
         ``spec.samples`` samples, in the order of their rows.
 
@@ -191,7 +172,6 @@ def read_metric(filesystem: Any, folder: str) -> tuple[Metric, MetricState]:
     """Reads what :func:`build_benchmark` wrote about the metric.
 
     Args:
-        filesystem: fsspec file system.
         folder: the benchmark's path in it.
 
     Returns:
@@ -226,9 +206,6 @@ def _identity(sample: Sample) -> str:
 def read_image(load_image: Callable[[], bytes]) -> bytes:
     """Reads an image; one that cannot be read is an image of no bytes, which the evaluation reports as damaged.
 
-    Args:
-        load_image: reads the encoded image.
-
     Returns:
         Its bytes, or none.
     """
@@ -243,7 +220,6 @@ def published_samples(read: Callable[[str], Sequence[Entry]], split: str) -> lis
 
     Args:
         read: from a split to its entries.
-        split: passed to it.
 
     Returns:
         One sample per entry, in the same order; images are read when shards are written.
@@ -281,11 +257,7 @@ def draw_question(image: EasyImage, purpose: str) -> Question:
     """Draws a question of an image: first its kind, then one of the kind, both uniformly.
 
     Args:
-        image: the image.
         purpose: another purpose draws another question.
-
-    Returns:
-        The question.
     """
     kinds = [kind for kind in KINDS if any(question.kind == kind for question in image.questions)]
     kind = kinds[draw(f"{purpose}: kind of question, {image.sample_id}", len(kinds))]

@@ -23,7 +23,6 @@ class Line(NamedTuple):
 
     Attributes:
         prompt: read without being learned; empty for plain text.
-        text: learned.
     """
 
     prompt: str

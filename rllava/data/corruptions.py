@@ -45,7 +45,6 @@ class CorruptionKind:
 
     Attributes:
         name: in ImageNet-C and in the library.
-        group: of ImageNet-C.
         variant: in what it differs from ImageNet-C's own code; empty: in nothing.
         version: raised when it makes other pixels of an image, e.g. with another release of the library.
     """
@@ -127,7 +126,6 @@ def corrupt(pixels_HWC: NDArray[np.uint8], name: str, severity: int, sample_id: 
         pixels_HWC: uint8 [H, W, 3].
         name: in :data:`CORRUPTIONS`.
         severity: from 1 to 5.
-        sample_id: unique within the benchmark.
 
     Returns:
         uint8, of the same shape.
@@ -182,10 +180,6 @@ class CorruptedViews:
 
     def __call__(self, image: bytes, sample_id: str) -> list[NDArray[np.uint8]]:
         """The images.
-
-        Args:
-            image: encoded.
-            sample_id: unique within the benchmark.
 
         Returns:
             uint8 [H, W, 3] each.

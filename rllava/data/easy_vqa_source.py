@@ -146,7 +146,6 @@ def shuffled(items: Sequence[str], key: str) -> list[str]:
     """Orders ``items`` at random, from the text ``key`` alone (see :func:`draw`).
 
     Args:
-        items: distinct texts.
         key: what the order depends on, besides the items.
 
     Returns:

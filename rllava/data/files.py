@@ -50,7 +50,6 @@ class DataFile:
 
     Attributes:
         path: below the root; a folder's ends in ``/``.
-        what: it is.
         source: public name of the data set it comes from.
     """
 
@@ -197,12 +196,6 @@ def _is_there(root: Path, file: DataFile) -> bool:
 def read_json(path: Path) -> Any:
     """Reads a data set's JSON file whole.
 
-    Args:
-        path: of the file.
-
-    Returns:
-        What is in it.
-
     Raises:
         UserError: if it is missing, cannot be read, or is no JSON.
     """
@@ -245,9 +238,6 @@ def check_layout(images: Iterable[str], named_by: Path) -> None:
 
 def read_file(path: str) -> bytes:
     """Reads an image file; what :func:`functools.partial` of it does when a shard is written.
-
-    Args:
-        path: of the file.
 
     Returns:
         Its bytes.

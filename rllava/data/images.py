@@ -117,9 +117,6 @@ def encode_png(pixels_HWC: NDArray[np.uint8]) -> bytes:
 def decode_png(png: bytes) -> NDArray[np.uint8]:
     """Decodes an image without resizing it; the inverse of :func:`encode_png`.
 
-    Args:
-        png: an encoded image.
-
     Returns:
         uint8 [H, W, 3], RGB.
 

@@ -53,7 +53,6 @@ class Instruction:
     """One conversation, about one image or none.
 
     Attributes:
-        sample_id: unique within the source.
         load_image: reads the encoded image; called once, when the row's shard is written. None: there is no image.
         turns: (human, gpt) texts; one human turn holds the image marker, once, if there is an image.
     """
@@ -68,9 +67,7 @@ class InstructionSpec:
     """Describes instruction data.
 
     Attributes:
-        name: its name.
         source: name in :data:`INSTRUCTION_SOURCES`.
-        seed: of the global shuffle.
         rows: how many rows are taken, from the start of the shuffle; all if None.
         rows_per_shard: rows of every shard but the last.
         version: raised when a source changes what it yields.
@@ -101,10 +98,6 @@ def build_instructions(
     """Writes instruction data as shards; a re-run writes the same bytes under the same names.
 
     Args:
-        spec: the data.
-        filesystem: fsspec file system.
-        folder: path in it.
-        tasks: how shards are written.
         progress: told how many are done, of how many.
 
     Returns:
@@ -118,12 +111,6 @@ def build_instructions(
 
 def list_data(spec: InstructionSpec) -> Listing:
     """What instruction data consists of, without its images.
-
-    Args:
-        spec: the data.
-
-    Returns:
-        Its conversations as rows.
 
     Raises:
         UserError: see :func:`list_instructions`.
@@ -142,9 +129,6 @@ def list_data(spec: InstructionSpec) -> Listing:
 
 def list_instructions(spec: InstructionSpec) -> list[Instruction]:
     """Shuffles a source and takes the spec's rows.
-
-    Args:
-        spec: the data.
 
     Returns:
         The conversations in the order of their rows.

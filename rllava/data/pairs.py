@@ -106,8 +106,6 @@ def caption_of(colour: str, shape: str, template: int = 0) -> str:
     """Words one caption.
 
     Args:
-        colour: one of the colours.
-        shape: one of the shapes.
         template: index into :data:`CAPTION_TEMPLATES`.
 
     Returns:
@@ -120,13 +118,7 @@ def captions_of(sample_id: str, colour: str, shape: str, count: int) -> list[str
     """Words ``count`` different captions of one image; which ones depends on ``sample_id`` alone.
 
     Args:
-        sample_id: the image's id.
-        colour: its colour.
-        shape: its shape.
         count: how many, at most ``len(CAPTION_TEMPLATES)``.
-
-    Returns:
-        Differently worded captions.
     """
     templates = shuffled(CAPTION_TEMPLATES, f"captions of {sample_id}")[:count]
     return [template.format(colour=colour, shape=shape) for template in templates]

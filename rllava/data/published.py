@@ -19,9 +19,7 @@ class Entry:
 
     Attributes:
         sample_id: unique within the data set.
-        image: path of its file.
         references: captions, or annotators' answers, in the file's order.
-        question: empty for captions.
     """
 
     sample_id: str
@@ -38,9 +36,6 @@ def coco_captions(split: str) -> list[Entry]:
 
     Args:
         split: ``"test"``: 5000 images of val2014.
-
-    Returns:
-        One entry per image.
 
     Raises:
         UserError: if a file is missing or of another format, or there is no such split.

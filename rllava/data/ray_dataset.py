@@ -37,7 +37,6 @@ def micro_batches(stream: Stream, first_step: int, last_step: int) -> Iterator[M
 
     Args:
         stream: see :class:`Stream`.
-        first_step: first optimiser step.
         last_step: step before which to stop.
 
     Yields:
@@ -78,9 +77,7 @@ def read_and_decode(batch: dict[str, Any], stream: Stream, offset: int, first_ro
     """Reads what a worker needs of a shard, checksums verified, and decodes its images (in a CPU task).
 
     Args:
-        batch: path of a shard.
         stream: says whose rows to keep.
-        offset: positions before this epoch.
         first_row: first row of the epoch that is wanted.
         stop_row: row before which to stop.
 
@@ -110,9 +107,6 @@ def in_ray_tasks(options: Mapping[str, Any], at_a_time: int | None = None) -> Ta
     Args:
         options: resources of a task, as of ``map_batches``.
         at_a_time: most tasks at a time; None: as many as the cluster has room for.
-
-    Returns:
-        What runs them.
     """
     return functools.partial(_run, {**options, "compute": TaskPoolStrategy(size=at_a_time)})
 

@@ -15,11 +15,6 @@ def sample_list(available: int, samples: int, seed: int) -> list[int]:
     ``vlm_eval/run_evaluation.py``, without touching the global state. NumPy keeps this stream frozen, so the list
     depends on nothing but the three numbers; a shorter list of the same seed is the beginning of a longer one.
 
-    Args:
-        available: rows of the source.
-        samples: how many to draw.
-        seed: of the draw.
-
     Returns:
         ``samples`` different indices in [0, available), in drawing order.
 

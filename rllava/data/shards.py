@@ -46,7 +46,6 @@ class Listing:
         entries: one per row, in order; each can be pickled.
         make_row: from the number of a row and its entry to the row; reads the image. A function that can be pickled.
         identity: from an entry to a text of all that is known of it without its image.
-        schema: columns of the shards.
         rows_per_shard: rows of every shard but the last.
         rows_per_group: rows of a row group, the least that a reader fetches; None: a shard is always read whole.
         witness: an image file that is there where the listing was made, so it must be on every machine that reads
@@ -63,9 +62,6 @@ class Listing:
 
     def shards(self) -> int:
         """How many there are.
-
-        Returns:
-            Their number.
 
         Raises:
             UserError: if ``rows_per_shard`` is not positive.
@@ -89,8 +85,6 @@ class Listing:
         """What there is to do, shard by shard.
 
         Args:
-            filesystem: fsspec file system.
-            folder: path in it.
             keep: whether shards that are whole stay.
 
         Yields:
@@ -108,8 +102,6 @@ class ShardWork:
     """One shard to write.
 
     Attributes:
-        filesystem: fsspec file system.
-        path: in it.
         first: number of its first row.
         entries: its part of the listing.
         listing: the rest of the listing, without entries.
@@ -149,10 +141,6 @@ Tasks = Callable[[Iterator[ShardWork], int], Iterable[object]]
 def in_this_process(work: Iterator[ShardWork], count: int) -> Iterator[object]:
     """Writes shards one after the other; one is in memory at a time.
 
-    Args:
-        work: pieces.
-        count: of them.
-
     Yields:
         None, after each.
     """
@@ -174,14 +162,9 @@ def build_shards(
     what a killed process had not finished.
 
     Args:
-        listing: of the rows.
-        filesystem: fsspec file system.
         folder: path in it; made if need be.
         tasks: how the shards are written, if there are more than a few rows.
         progress: told how many shards are done, of how many.
-
-    Returns:
-        The paths, in order.
 
     Raises:
         UserError: if ``rows_per_shard`` is not positive, or images cannot be read where shards are written.
@@ -207,10 +190,6 @@ def build_shards(
 
 def read_description(filesystem: Any, folder: str) -> dict[str, Any] | None:
     """What the shards of a folder are made of.
-
-    Args:
-        filesystem: fsspec file system.
-        folder: path in it.
 
     Returns:
         Digest of the listing, layout, rows; None if it does not say.
@@ -245,19 +224,12 @@ def shard_path(folder: str, number: int) -> str:
 
     Args:
         folder: of the data set or the records.
-        number: of the shard.
-
-    Returns:
-        Its path.
     """
     return f"{folder}/part-{number:05d}.parquet"
 
 
 def shard_number(path: str) -> int | None:
     """The number in a shard's name.
-
-    Args:
-        path: of a file.
 
     Returns:
         The number; None if the file is no shard.
@@ -268,10 +240,6 @@ def shard_number(path: str) -> int | None:
 
 def list_shards(filesystem: Any, folder: str) -> list[str]:
     """Lists the shards of a folder.
-
-    Args:
-        filesystem: fsspec file system.
-        folder: path in it.
 
     Returns:
         Paths of the shards by number, other files left out; none if there is no such folder.
@@ -293,7 +261,6 @@ def read_shard(
     """Reads a shard, with its page checksums verified. What is not asked for is not fetched.
 
     Args:
-        filesystem: fsspec file system.
         path: the shard's path in it.
         columns: the columns to read; all if None.
         wanted: from the first row of a row group and the row after its last, counted in the shard, to whether it is
@@ -336,11 +303,7 @@ def parquet_bytes(table: pa.Table, rows_per_group: int | None = None) -> bytes:
     """A Parquet file in memory, with page checksums; the same bytes for the same rows and version of pyarrow.
 
     Args:
-        table: rows.
         rows_per_group: rows of a row group; None: one group holds all.
-
-    Returns:
-        The file.
     """
     sink = pa.BufferOutputStream()
     if rows_per_group is None:

@@ -13,16 +13,10 @@ class Stream:
     """Which rows a worker gets, and in which portions.
 
     Attributes:
-        storage: URL of the storage.
         folder: path of the instruction data in it.
-        rows: in the data set.
         rows_per_shard: of every shard but the last.
         image_size: side of the square that images become, in pixels.
         global_batch: rows per optimiser step, over all workers.
-        micro_batch: rows per portion.
-        worker: this worker's rank.
-        workers: how many there are.
-        fit: how images become square.
     """
 
     storage: str
@@ -49,10 +43,6 @@ class Stream:
 
     def owns_any(self, rows: range, offset: int) -> bool:
         """Whether any of some rows of an epoch belongs to this worker.
-
-        Args:
-            rows: of the data set.
-            offset: positions before the epoch.
 
         Returns:
             True if this worker trains on one of them.
@@ -81,9 +71,7 @@ def keep_and_decode(table: pa.Table, stream: Stream, offset: int, first_row: int
     """Keeps a worker's rows of a block and decodes their images.
 
     Args:
-        table: rows of instruction data.
         stream: says whose rows to keep.
-        offset: positions before this epoch.
         first_row: first row of the epoch that is wanted.
         stop_row: row before which to stop.
 

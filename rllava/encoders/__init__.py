@@ -48,12 +48,6 @@ _ENCODERS: Registry[EncoderSpec] = Registry("encoder")
 def register(spec: EncoderSpec) -> EncoderSpec:
     """Adds an encoder under its name.
 
-    Args:
-        spec: to add.
-
-    Returns:
-        The spec.
-
     Raises:
         ValueError: if the name is taken, or contains one of the characters with a meaning in names of candidates.
     """
@@ -69,9 +63,6 @@ def encoder_spec(name: str) -> EncoderSpec:
         name: a registered one, ``timm:MODEL``, ``open_clip:MODEL/PRETRAINED`` or a path; with variants in brackets
             (see :mod:`rllava.encoders.names`).
 
-    Returns:
-        Its spec.
-
     Raises:
         UserError: if there is none; the message names near matches.
     """
@@ -80,11 +71,7 @@ def encoder_spec(name: str) -> EncoderSpec:
 
 
 def encoder_names() -> list[str]:
-    """All registered names, sorted.
-
-    Returns:
-        The names.
-    """
+    """All registered names, sorted."""
     _discover()
     return list(_ENCODERS)
 

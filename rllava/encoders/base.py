@@ -31,7 +31,6 @@ class EncoderSpec:
     """Everything that decides what an encoder computes; part of the fingerprint of every model built on it.
 
     Attributes:
-        name: as registered.
         builder: ``"package.module:function"``; the function takes this spec and returns an :class:`Encoder` without
             weights. An import path rather than a function, so that a spec can be stored and sent to workers.
         weights: a file or folder somewhere, or what a step of the sweep makes. None: random ones from ``seed``.
@@ -39,10 +38,7 @@ class EncoderSpec:
         tokens: visual tokens per image (P).
         width: of a visual token (D).
         mean: per channel, subtracted from pixels in [0, 1].
-        std: per channel, divided by.
         training: one line on how the weights came about.
-        licence: of the weights.
-        seed: of random weights.
         architecture: name in the library that builds the encoder.
         arguments: further keyword arguments of that library's constructor.
         layer: block whose output is taken, before any final norm; -1 is the last one, -2 the one before.
@@ -85,7 +81,6 @@ def check_together(specs: Sequence[EncoderSpec], what: str) -> None:
     """Refuses encoders whose tokens cannot be interleaved.
 
     Args:
-        specs: of one model.
         what: they are for, for the message.
 
     Raises:
@@ -119,11 +114,7 @@ def check_swap(used: Sequence[EncoderSpec], trained: Sequence[EncoderSpec], what
 
 
 class Encoder(nn.Module):
-    """Base class of encoders: normalises, then calls :meth:`features`.
-
-    Args:
-        spec: what it is.
-    """
+    """Base class of encoders: normalises, then calls :meth:`features`."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -146,9 +137,6 @@ class Encoder(nn.Module):
 
     def statistics(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the encoder's training, whatever the precision of its weights.
-
-        Args:
-            pixels_BCHW: gives precision and device.
 
         Returns:
             Both [1, C, 1, 1].
@@ -185,9 +173,6 @@ class Encoder(nn.Module):
 def input_size(specs: Sequence[EncoderSpec]) -> int:
     """Side of the images that the members of an ensemble share, and that attacks perturb.
 
-    Args:
-        specs: of the encoders.
-
     Returns:
         The largest, in pixels.
     """
@@ -198,7 +183,6 @@ def encode(encoders: Sequence[Encoder], pixels_BCHW: Tensor) -> list[Tensor]:
     """Tokens of every encoder of an ensemble.
 
     Args:
-        encoders: its members.
         pixels_BCHW: RGB in [0, 1]; scaled down, with gradient, for a member that takes smaller images.
 
     Returns:
@@ -220,9 +204,6 @@ TRAINING_ONLY = frozenset({"text", "head"})
 def bare_encoder(spec: EncoderSpec) -> Encoder:
     """Builds an encoder without reading its weights.
 
-    Args:
-        spec: what to build.
-
     Returns:
         The encoder with the library's initial weights from ``spec.seed``; on the meta device within
         ``with torch.device("meta")``.
@@ -237,9 +218,6 @@ def bare_encoder(spec: EncoderSpec) -> Encoder:
 
 def build_encoder(spec: EncoderSpec) -> Encoder:
     """Builds an encoder with its weights, frozen and in evaluation mode.
-
-    Args:
-        spec: what to build.
 
     Returns:
         The encoder, float32, on the CPU.
@@ -259,9 +237,6 @@ def build_encoder(spec: EncoderSpec) -> Encoder:
 def check_encoder(spec: EncoderSpec) -> None:
     """Reads an encoder's weights and compares them with its architecture, which gets no memory.
 
-    Args:
-        spec: of the encoder.
-
     Raises:
         UserError: if the weights are missing, damaged, or do not fit.
     """
@@ -280,9 +255,6 @@ def measured(spec: EncoderSpec) -> EncoderSpec:
 
     Args:
         spec: its ``tokens`` and ``width`` are not looked at.
-
-    Returns:
-        The spec with both.
 
     Raises:
         UserError: if the architecture takes no images of that size.

@@ -40,9 +40,6 @@ class TextTower(nn.Module):
     def forward(self, captions: Sequence[str]) -> Tensor:
         """Embeds captions.
 
-        Args:
-            captions: K texts.
-
         Returns:
             Unit vectors, [K, E].
         """
@@ -59,7 +56,6 @@ class DualEncoder(nn.Module):
     """Image and text towers with a joint space.
 
     Args:
-        encoder: image side.
         vocabulary: words of the text side.
     """
 
@@ -92,14 +88,7 @@ class DualEncoder(nn.Module):
 
 
 def vocabulary_of(pairs: Pairs) -> tuple[str, ...]:
-    """Sorted words of all captions.
-
-    Args:
-        pairs: whose captions.
-
-    Returns:
-        The words.
-    """
+    """Sorted words of all captions."""
     texts = (caption for wordings in pairs.captions for caption in wordings)
     return tuple(sorted({word for text in texts for word in text.lower().replace(".", "").split()}))
 
@@ -132,10 +121,7 @@ def zero_shot_accuracy(dual: DualEncoder, pairs: Pairs, epsilon: float, steps: i
     """Zero-shot accuracy, clean or under APGD on the label loss.
 
     Args:
-        dual: towers.
-        pairs: test images.
         epsilon: budget in 1/255; 0: clean.
-        steps: of APGD.
 
     Returns:
         Share of right answers, in [0, 1].

@@ -44,9 +44,6 @@ class EfficientNetLite(Encoder):
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """See the base class.
 
-        Args:
-            normalised_BCHW: images after normalisation.
-
         Returns:
             [B, P, D].
         """
@@ -54,11 +51,7 @@ class EfficientNetLite(Encoder):
         return tokens_BPD
 
     def load_weights(self, path: Path) -> None:
-        """Loads the package's file; only the classifier is left out.
-
-        Args:
-            path: of the file.
-        """
+        """Loads the package's file; only the classifier is left out."""
         what = f"encoder '{self.spec.name}'"
         state = read_weights(path, what)
         dropped = [key for key in state if key.startswith(_CLASSIFIER)]
@@ -67,9 +60,6 @@ class EfficientNetLite(Encoder):
 
 def build(spec: EncoderSpec) -> EfficientNetLite:
     """Builder of the family.
-
-    Args:
-        spec: what to build.
 
     Returns:
         The encoder without its weights.

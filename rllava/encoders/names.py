@@ -47,10 +47,6 @@ _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 def parse_encoder(text: str, registered: Callable[[str], EncoderSpec]) -> EncoderSpec:
     """Reads the name of an encoder.
 
-    Args:
-        text: see the module.
-        registered: looks registered names up.
-
     Returns:
         Its spec. Weights are not looked at, but for the configuration of a folder.
 
@@ -145,9 +141,6 @@ def _of_transformers(folder: Path) -> bool:
 
 def honoured(spec: EncoderSpec) -> frozenset[str]:
     """Variants that the family of an encoder knows, beside those that every encoder has.
-
-    Args:
-        spec: of the encoder.
 
     Returns:
         ``VARIANTS`` of the builder's module; none where it has none.

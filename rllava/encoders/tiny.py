@@ -78,9 +78,6 @@ class TinyConvEncoder(Encoder):
 def build(spec: EncoderSpec) -> TinyConvEncoder:
     """Builder of the family.
 
-    Args:
-        spec: what to build.
-
     Returns:
         The encoder without its weights.
     """
@@ -91,12 +88,8 @@ def tiny_spec(name: str, *, weights: Weights | None = None, training: str = "") 
     """Spec of an encoder of this architecture.
 
     Args:
-        name: its name.
         weights: see :class:`EncoderSpec`.
         training: one line on how it was trained.
-
-    Returns:
-        The spec.
     """
     return EncoderSpec(
         name=name,

@@ -52,17 +52,10 @@ def findings(
     """Checks some of the attacks on a shard.
 
     Args:
-        outcomes: of all samples.
-        clean_BCHW: clean images.
-        predictions: clean answers.
         epsilon: budget in 1/255.
         clean_precision: in which they were given.
-        seeds: one per sample.
         dropped: whether nothing is left to attack at a score; such samples need no excuse.
-        answer_loss: what was attacked.
-        answer: answers again.
         most: samples that go through the model at a time.
-        count: samples to check.
         known: what an earlier call gave to ``save``; those samples' attacks are not checked again.
         save: given, after each part of the samples, what was found so far.
 

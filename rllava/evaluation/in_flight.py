@@ -35,7 +35,6 @@ class Keeping:
     """How attacks in flight are kept.
 
     Attributes:
-        store: where.
         every_s: seconds between two states; 0: after every look and every part of the checks.
     """
 
@@ -48,7 +47,6 @@ class Flight:
 
     Args:
         engine: at its start; goes on from what was kept, if anything was.
-        spec: of the evaluation.
         keeping: None: nothing is kept.
     """
 
@@ -62,11 +60,7 @@ class Flight:
             self.known = saved.get("findings", {})
 
     def run(self) -> list[Outcome]:
-        """Attacks, from where it was left.
-
-        Returns:
-            One outcome per sample.
-        """
+        """Attacks, from where it was left."""
         if self.keeping is None:
             return self.engine.run()
         return self.engine.run(self._save, self.keeping.every_s)
@@ -87,15 +81,7 @@ class Flight:
 
 
 def state_path(folder: str, shard: int) -> str:
-    """Where the state of a shard's attack lies while it is in flight.
-
-    Args:
-        folder: of the records artifact.
-        shard: number.
-
-    Returns:
-        Path in the storage.
-    """
+    """Where the state of a shard's attack lies while it is in flight."""
     return f"{folder}/state-{shard:05d}.pt"
 
 
@@ -103,9 +89,7 @@ class InFlight:
     """States of one shard's attacks, one file per budget; removed when the part is there.
 
     Args:
-        store: results folder.
         paths: of the records artifact of each spec.
-        shard: number.
         samples: of the shard; a state of other samples is never loaded.
     """
 
@@ -118,17 +102,11 @@ class InFlight:
 
         Args:
             spec: of the evaluation; its fingerprint is in the folder's name.
-
-        Returns:
-            Path in the storage.
         """
         return state_path(self.paths[spec], self.shard)
 
     def load(self, spec: EvalSpec) -> Mapping[str, Any] | None:
         """What was saved last. A state that cannot be used is passed over: the attack begins anew.
-
-        Args:
-            spec: of the evaluation.
 
         Returns:
             The engine's state, or None.
@@ -149,21 +127,12 @@ class InFlight:
         return None
 
     def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
-        """Replaces the state.
-
-        Args:
-            spec: of the evaluation.
-            state: of its engine.
-        """
+        """Replaces the state."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "samples": self.samples, "state": dict(state)}, buffer)
         self.store.write(self.path(spec), buffer.getvalue())
 
     def remove(self, spec: EvalSpec) -> None:
-        """Forgets an attack whose part is written.
-
-        Args:
-            spec: of the evaluation.
-        """
+        """Forgets an attack whose part is written."""
         if self.store.exists(self.path(spec)):
             self.store.filesystem.rm_file(self.path(spec))

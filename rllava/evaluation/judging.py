@@ -28,7 +28,6 @@ class JudgingJob:
     """What the workers of one judge need to know.
 
     Attributes:
-        storage: URL.
         specs: judgements by one judge, complete ones left out.
         records: paths of the records artifacts that they are about, in the same order.
         parts: how many of the first parts of each are judged.
@@ -48,9 +47,6 @@ class PartJudged:
 
     Attributes:
         place: of its spec in the job.
-        rows: judgements in it.
-        flagged: of them.
-        seconds: it took.
     """
 
     place: int
@@ -61,9 +57,6 @@ class PartJudged:
 
 def units_to_judge(job: JudgingJob) -> list[dict[str, Any]]:
     """The parts of records that have no judgements yet.
-
-    Args:
-        job: what to do.
 
     Returns:
         Per part: place of its spec, path, number.
@@ -110,7 +103,6 @@ def load_part(unit: dict[str, Any], storage: str) -> dict[str, Any]:
 
     Args:
         unit: from :func:`units_to_judge`.
-        storage: URL.
 
     Returns:
         The unit with them.
@@ -120,11 +112,7 @@ def load_part(unit: dict[str, Any], storage: str) -> dict[str, Any]:
 
 
 class PartJudge:
-    """A judge as Ray Data wants it: loaded once per actor, called with one unit at a time.
-
-    Args:
-        job: what to do.
-    """
+    """A judge as Ray Data wants it: loaded once per actor, called with one unit at a time."""
 
     def __init__(self, job: JudgingJob) -> None:
         self.job = job
@@ -158,9 +146,6 @@ def judged_facts(
     """What a judgements artifact's marker says, after a last look that every part is there.
 
     Args:
-        store: results folder.
-        artifact: of the judgements.
-        records: that they are about.
         seconds: spent on its parts since the last start.
         first: how many of its first parts were asked for; None: as many as there are of the records.
 

@@ -45,7 +45,6 @@ class EvalJob:
     """What the attack workers of one candidate need to know. All specs share model and encoders.
 
     Attributes:
-        storage: URL.
         model_path: of the trained LLaVA in the storage.
         specs: evaluations, complete ones left out.
         paths: of their records artifacts, in the same order.
@@ -63,15 +62,7 @@ class EvalJob:
     save_every_s: float = 60.0
 
     def part(self, place: int, shard: int) -> str:
-        """Path of a part.
-
-        Args:
-            place: of the spec.
-            shard: number.
-
-        Returns:
-            The path.
-        """
+        """Path of a part."""
         return shard_path(self.paths[place], shard)
 
 
@@ -94,8 +85,6 @@ class PartDone:
 
     Attributes:
         place: of its evaluation in the job.
-        shard: number.
-        rows: records in it.
         mean: of their scores; NaN if none has one.
         seconds: it took (the first part of a shard includes the clean answers).
     """
@@ -109,9 +98,6 @@ class PartDone:
 
 def units(job: EvalJob) -> list[dict[str, Any]]:
     """What some evaluation still lacks.
-
-    Args:
-        job: what to do.
 
     Returns:
         Per unit: benchmark, path and number of its shard, and the places of its evaluations. Those whose images have
@@ -137,7 +123,6 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
 
     Args:
         job: what to do; the leases of its artifacts are held by the caller.
-        pool: resources.
 
     Yields:
         Each part as it is written.
@@ -176,14 +161,8 @@ def facts_of(
     Its facts say how the parts were computed, of which several runs may have made some.
 
     Args:
-        store: results folder.
-        artifact: of the records.
-        data_folder: shards of the benchmark.
         seconds: spent on its parts since the last start.
         first: how many of its first parts were asked for; None: all.
-
-    Returns:
-        The facts.
     """
     shards, there = list_shards(store.filesystem, data_folder), {*list_shards(store.filesystem, artifact.path)}
     expected = [shard_path(artifact.path, number) for number in range(len(shards))]
@@ -200,10 +179,6 @@ def facts_of(
 def how_made(store: Store, part: str) -> dict[str, Any]:
     """How a part was computed; its footer alone is read.
 
-    Args:
-        store: results folder.
-        part: path in it.
-
     Returns:
         See :func:`rllava.evaluation.shard.run_as`.
     """
@@ -214,9 +189,6 @@ def how_made(store: Store, part: str) -> dict[str, Any]:
 def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
     """In which precision a model is loaded: if none of the rounds needs float32, in that of all rounds.
 
-    Args:
-        specs: evaluations.
-
     Returns:
         float32, or the one half precision that is used.
     """
@@ -225,11 +197,7 @@ def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
 
 
 class ShardAttacker:
-    """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time.
-
-    Args:
-        job: what to do.
-    """
+    """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time."""
 
     def __init__(self, job: EvalJob) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -249,14 +217,7 @@ class ShardAttacker:
         self.answered: dict[tuple[str, int, str], dict[str, tuple[str, float]]] = {}
 
     def bank(self, specs: Sequence[EvalSpec]) -> tuple[str, ...]:
-        """Answers to other samples, if a protocol aims at such; read once per benchmark.
-
-        Args:
-            specs: evaluations of one benchmark.
-
-        Returns:
-            Texts.
-        """
+        """Answers to other samples, if a protocol aims at such; read once per benchmark."""
         name = specs[0].benchmark.name
         if not any(spec.condition.aims_at_decoys(spec.benchmark.task.kind) for spec in specs):
             return ()

@@ -19,12 +19,7 @@ def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict
     """The columns every record has.
 
     Args:
-        spec: of the evaluation.
-        sample: of the record.
         part: columns that tell it from other records of the sample; see ``Condition.parts``.
-
-    Returns:
-        Part of a record.
     """
     return {
         "candidate": spec.candidate,
@@ -45,15 +40,7 @@ def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict
 
 
 def attacked_as_clean(prediction: str, score: float) -> dict[str, Any]:
-    """The clean answer of a sample as that to what was shown: what it is until an attack does worse.
-
-    Args:
-        prediction: clean answer.
-        score: its score.
-
-    Returns:
-        Part of a record.
-    """
+    """The clean answer of a sample as that to what was shown: what it is until an attack does worse."""
     return {
         "prediction": prediction,
         "score": score,
@@ -69,15 +56,7 @@ def attacked_as_clean(prediction: str, score: float) -> dict[str, Any]:
 
 
 def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
-    """What an attack did to a sample.
-
-    Args:
-        outcome: of the protocol.
-        clean_CHW: clean image.
-
-    Returns:
-        Part of a record.
-    """
+    """What an attack did to a sample."""
     # An attack that failed proves no robustness; an answer that scores 0 needs no other proof.
     error = outcome.error if outcome.score > 0 else None
     fields = {
@@ -108,11 +87,7 @@ def image_fields(image_CHW: Tensor, clean_CHW: Tensor, epsilon: float) -> dict[s
 
     Args:
         image_CHW: scored, on the grid of 1/128 level.
-        clean_CHW: clean image.
         epsilon: budget in 1/255.
-
-    Returns:
-        Part of a record.
     """
     rounded_1CHW, rest_1CHW = pack_images(image_CHW[None], clean_CHW[None], epsilon)
     return {

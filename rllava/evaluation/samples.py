@@ -22,9 +22,6 @@ class Sample:
     """One sample, ready for the model.
 
     Attributes:
-        sample_id: unique within the benchmark.
-        prompt: the user's turn.
-        references: captions or answers.
         pixels_HWC: uint8 in the encoder's input space; None where there is an error.
         error: why the sample cannot be scored, or None.
         row: position in the benchmark's fixed list.
@@ -50,9 +47,6 @@ def decode_shard(
         image_size: of the encoder, in pixels.
         views: makes other images of each; None: none.
         needs: what the benchmark's task needs of a row.
-
-    Returns:
-        The samples, in order.
     """
     samples = []
     for row in table.to_pylist():
@@ -84,7 +78,6 @@ def load_unit(
 
     Args:
         item: a unit of work: benchmark, path, shard number, places of evaluations.
-        storage: URL.
         image_size: of the encoder, in pixels.
         views: what each evaluation makes of the images, by its place.
         needs: what the tasks of benchmarks need of a row, by the benchmark's name.
@@ -99,14 +92,7 @@ def load_unit(
 
 
 def pack(samples: Sequence[Sample]) -> bytes:
-    """Samples as one Arrow stream, so that Ray ships a single buffer of 8-bit pixels.
-
-    Args:
-        samples: of a shard.
-
-    Returns:
-        An Arrow IPC stream.
-    """
+    """Samples as one Arrow stream, so that Ray ships a single buffer of 8-bit pixels."""
     table = pa.table(
         {
             "sample_id": [sample.sample_id for sample in samples],
@@ -130,14 +116,7 @@ def pack(samples: Sequence[Sample]) -> bytes:
 
 
 def unpack(stream: bytes) -> list[Sample]:
-    """What :func:`pack` packed.
-
-    Args:
-        stream: an Arrow IPC stream.
-
-    Returns:
-        The samples.
-    """
+    """What :func:`pack` packed."""
     return [
         Sample(
             row["sample_id"],

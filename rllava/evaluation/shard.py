@@ -45,9 +45,6 @@ class Answered:
 def seed_of(sample_id: str) -> int:
     """A sample's seed, whatever shard or worker it is in.
 
-    Args:
-        sample_id: unique within its benchmark.
-
     Returns:
         Below 2^32.
     """
@@ -61,15 +58,9 @@ def answer_clean(
     """Answers the clean images of a shard.
 
     Args:
-        victim: the candidate's model.
         samples: without errors, at least one.
-        scoring: metric and answer length.
         precision: of the clean pass: that of the protocol's first round.
-        batches: splits the work.
         known: answers and their scores by sample, from an earlier pass; if one is missing, all are made.
-
-    Returns:
-        What all conditions share.
     """
     victim.forget()  # the shard before
     pixels_BCHW = victim.pixels([sample.pixels_HWC for sample in samples if sample.pixels_HWC is not None])
@@ -90,11 +81,7 @@ class ShardWork:
     """What a condition makes the records of a shard with.
 
     Attributes:
-        spec: of the evaluation.
-        victim: the candidate's model.
         shard: clean images and answers of the samples without errors.
-        scoring: metric and answer length.
-        batches: splits the work.
         keeping: where an attack is kept while it is in flight; None: nowhere.
         others: images that other evaluations found, by the start that they are, [B, 3, H, W]; None: there are none.
     """
@@ -116,14 +103,7 @@ class ShardWork:
         ]
 
     def rows_of(self, b: int) -> list[dict[str, Any]]:
-        """A sample's records, one per part of the condition, with its clean answer and nothing else yet.
-
-        Args:
-            b: row of the sample.
-
-        Returns:
-            Records to fill in.
-        """
+        """A sample's records, one per part of the condition, with its clean answer and nothing else yet."""
         clean = {"clean_prediction": self.shard.predictions[b], "clean_score": self.shard.scores[b]}
         parts = self.spec.condition.parts
         return [record_head(self.spec, self.shard.samples[b], part) | clean for part in parts]
@@ -133,9 +113,6 @@ class ShardWork:
 
         Args:
             images: one per sample, uint8 [H, W, 3] in the encoder's input space.
-
-        Returns:
-            Predictions and scores.
         """
         samples, precision = self.shard.samples, self.spec.precisions[0]
 
@@ -156,11 +133,7 @@ def evaluate_shard(
     """Records of a shard in several evaluations, one clean pass for all of them.
 
     Args:
-        victim: the candidate's model.
-        samples: of the shard.
         specs: evaluations of this benchmark that still lack this shard; their clean answers have one precision.
-        metric: of the benchmark.
-        state: of the metric.
         bank: answers to other samples of the benchmark, for protocols that aim at wrong ones.
         keeping: where attacks are kept while they are in flight; None: nowhere.
         checked: samples that the attack checks look at.
@@ -204,9 +177,6 @@ def evaluate_shard(
 
 def run_as(schema: pa.Schema) -> dict[str, Any]:
     """What a part says of its making, beside what its evaluation's spec asked for: it may differ in rounding alone.
-
-    Args:
-        schema: of a part.
 
     Returns:
         ``batch_size``, what fitted in the end, and ``compiled``; nothing of a part no sample of which was answered.

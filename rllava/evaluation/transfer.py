@@ -20,10 +20,7 @@ def images_of_others(store: Store, spec: EvalSpec, shard: int, samples: Sequence
     """What the evaluations that a spec comes after found for the same samples.
 
     Args:
-        store: results folder.
-        spec: of the evaluation.
         shard: number; all evaluations of a benchmark share its shards.
-        samples: without errors.
 
     Returns:
         Per source, counted from 0 in the order of ``spec.sources``, and for the smaller budget: scored images

@@ -26,8 +26,6 @@ def judgements_of(records: pa.Table, spec: JudgementSpec, judge: Judge) -> pa.Ta
 
     Args:
         records: columns :data:`READ` of them.
-        spec: what is judged.
-        judge: as loaded.
 
     Returns:
         Per record and answer one row of :data:`rllava.judgements.JUDGEMENT_SCHEMA`, in the order of the records.

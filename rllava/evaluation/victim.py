@@ -37,8 +37,6 @@ class Scoring:
 
     Attributes:
         benchmark: data, prompt and answer length.
-        metric: scores.
-        state: of the metric.
         bank: answers to other samples of the benchmark, from which decoys are taken.
         checked: samples of a shard that the attack checks look at.
     """
@@ -55,7 +53,6 @@ class Victim:
 
     Args:
         llava: frozen; in float32, or in half precision if no round needs another one.
-        device: to run on.
         compiler: torch.compile's backend for encoders and language model, e.g. ``inductor``; None: not compiled.
             Answers may differ in rounding.
     """
@@ -80,9 +77,6 @@ class Victim:
 
         Args:
             precision: ``float32``, ``float16`` or ``bfloat16``.
-
-        Returns:
-            The model.
         """
         if precision not in self._models:
             assert self.finest == "float32", f"a model loaded in {self.finest} cannot run in {precision}"
@@ -93,11 +87,7 @@ class Victim:
         """A question and a labelled answer; tokenised once.
 
         Args:
-            prompt: the user's turn.
             text: the answer; None ends the text where generation begins.
-
-        Returns:
-            Ids and labels.
         """
         if (prompt, text) not in self._tokens:
             self._tokens[prompt, text] = self._models[self.finest].tokens(prompt, text)
@@ -109,7 +99,6 @@ class Victim:
         Args:
             pixels_NCHW: images in [0, 1].
             tokens: question and answer per image.
-            precision: of the model.
 
         Returns:
             loss_N, float32.
@@ -137,12 +126,6 @@ class Victim:
 
         Args:
             pixels_NCHW: images in [0, 1], on any device.
-            samples: whose.
-            scoring: metric and answer length.
-            precision: of the model.
-
-        Returns:
-            Predictions and scores.
         """
         llava, metric = self.model(precision), scoring.metric
         prompts = [self.tokens(sample.prompt, None) for sample in samples]
@@ -184,16 +167,7 @@ class Victim:
         return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
 
     def decoys(self, image_1CHW: Tensor, sample: Sample, scoring: Scoring) -> list[str]:
-        """Wrong answers to aim at: of those in the bank that score least, the likeliest for an image first.
-
-        Args:
-            image_1CHW: to start from.
-            sample: whose.
-            scoring: with a bank.
-
-        Returns:
-            Answers.
-        """
+        """Wrong answers to aim at: of those in the bank that score least, the likeliest for an image first."""
         metric = scoring.metric
         scores = [metric.score(metric.clean(text), sample.references, scoring.state) for text in scoring.bank]
         worst = [text for text, score in zip(scoring.bank, scores, strict=True) if score == min(scores)]
@@ -210,9 +184,7 @@ class Victim:
         """How many samples go through the model at a time.
 
         Args:
-            samples: of the shard.
             batch_size: so many; 0: as many as memory holds.
-            precision: of the model.
 
         Returns:
             Batches of that size, which shrink if they do not fit.

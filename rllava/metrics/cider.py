@@ -29,7 +29,6 @@ class DocumentFrequencies:
     """In how many images' references each n-gram occurs.
 
     Attributes:
-        documents: number of images.
         counts: n-gram (tokens joined by spaces) to the number of images with it in any reference; not to be changed.
     """
 
@@ -43,12 +42,6 @@ class DocumentFrequencies:
     @staticmethod
     def from_json(fields: Any) -> "DocumentFrequencies":
         """Reads what :meth:`to_json` gave.
-
-        Args:
-            fields: JSON values.
-
-        Returns:
-            Equal frequencies.
 
         Raises:
             ValueError: if they are no such values.
@@ -68,9 +61,6 @@ def document_frequencies(references_of_each_image: Sequence[Sequence[str]]) -> D
 
     Args:
         references_of_each_image: per image its reference captions.
-
-    Returns:
-        The frequencies.
 
     Raises:
         UserError: if fewer than two images have references.
@@ -92,7 +82,6 @@ def cider(prediction: str, references: Sequence[str], frequencies: DocumentFrequ
     """Scores one caption.
 
     Args:
-        prediction: the caption.
         references: the image's reference captions, at least one.
         frequencies: of the benchmark the image belongs to.
 

@@ -11,9 +11,6 @@ _VQA_END = re.compile("Question|Answer|Short")
 def clean_caption(generated: str) -> str:
     """Cleans a caption: it ends before "Output", and double quotes are dropped.
 
-    Args:
-        generated: text as decoded.
-
     Returns:
         The caption, without white space around it.
     """
@@ -22,9 +19,6 @@ def clean_caption(generated: str) -> str:
 
 def clean_vqa_answer(generated: str) -> str:
     """Cleans a short answer: it ends before "Question", "Answer" or "Short", and then before the first ", ".
-
-    Args:
-        generated: text as decoded.
 
     Returns:
         The answer, without white space around it.

@@ -67,7 +67,6 @@ def metric_to_json(metric: Metric, state: MetricState) -> str:
     """Writes a metric's name and state.
 
     Args:
-        metric: the metric.
         state: what its ``prepare`` returned.
 
     Returns:
@@ -79,9 +78,6 @@ def metric_to_json(metric: Metric, state: MetricState) -> str:
 
 def metric_from_json(text: str) -> tuple[Metric, MetricState]:
     """Reads what :func:`metric_to_json` wrote.
-
-    Args:
-        text: the JSON.
 
     Returns:
         The metric and an equal state.

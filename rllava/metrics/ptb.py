@@ -99,9 +99,6 @@ _BEYOND_BMP = re.compile(r"[\U00010000-\U0010ffff]")  # emoji: the original drop
 def ptb_tokenize(text: str) -> list[str]:
     """Splits a caption into lower-case Penn Treebank tokens without punctuation.
 
-    Args:
-        text: a caption.
-
     Returns:
         The tokens; none of an empty text or of punctuation alone. No token holds white space.
     """

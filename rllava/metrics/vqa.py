@@ -46,7 +46,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     annotators 0, 1, 2, 3, 4 or more matches score 0, 30, 60, 90, 100.
 
     Args:
-        prediction: the answer.
         answers: one per annotator, ten in VQAv2; at least one (which alone can score no more than 0).
 
     Returns:

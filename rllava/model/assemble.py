@@ -46,9 +46,6 @@ def build_connector(
         dtype: of the language model; projectors are float32.
         device: where to; the language model's weights go straight there.
         after: what the stage before has left; None: before any training.
-
-    Returns:
-        Connector and tokenizer.
     """
     start = spec.language_model
     if after is not None and (after / LANGUAGE_MODEL).exists():
@@ -81,10 +78,6 @@ def save_projectors(state: dict[str, torch.Tensor], folder: Path) -> None:
 def load_projectors(connector: Connector, folder: Path) -> None:
     """Reads what :func:`save_projectors` wrote.
 
-    Args:
-        connector: to load into.
-        folder: of a stage.
-
     Raises:
         UserError: if the file is missing, damaged or of another shape.
     """
@@ -104,11 +97,9 @@ def save_stage(
     stage the language model in any case.
 
     Args:
-        spec: of the model.
         number: of the stage, from 1.
         connector: gives the language model's configuration.
         state: full weights, as gathered from all workers.
-        tokenizer: of the language model.
         folder: made if need be.
     """
     save_projectors(state, folder)
@@ -126,12 +117,7 @@ def save_stage(
 
 
 def carry_encoders(before: Path, folder: Path) -> None:
-    """Hands on encoders that an earlier stage has trained, and this one has not: its folder is all that is read later.
-
-    Args:
-        before: of the stage before.
-        folder: of this stage, saved.
-    """
+    """Hands on encoders that an earlier stage has trained and this one has not: later, only its folder is read."""
     if (before / ENCODERS).exists() and not (folder / ENCODERS).exists():
         shutil.copytree(before / ENCODERS, folder / ENCODERS)
 
@@ -141,12 +127,7 @@ def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 
 def load_trained_encoders(encoders: Sequence[Encoder], folder: Path) -> None:
-    """Reads encoders that a stage has trained; those that it has not stay as they are.
-
-    Args:
-        encoders: to load into.
-        folder: of the stage.
-    """
+    """Reads encoders that a stage has trained; those that it has not stay as they are."""
     for place, encoder in enumerate(encoders):
         file = folder / ENCODERS / f"{place}.safetensors"
         if file.exists():
@@ -166,14 +147,10 @@ def load_llava(
     """Loads a trained LLaVA, with its own encoders or with others plugged in.
 
     Args:
-        spec: it was trained by.
         filesystem: fsspec file system of the storage.
         path: of the model artifact in it.
         encoders: to use; ``spec.own_encoders`` or stand-ins of the same widths and token counts.
         conversation: template for questions; None: the last stage's.
-        device: where to.
-        dtype: of all weights.
-        build: builds an encoder.
 
     Returns:
         The model, frozen, in evaluation mode.

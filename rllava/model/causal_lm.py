@@ -27,9 +27,6 @@ PLAIN = frozenset(
 def decoder(language_model: nn.Module) -> Any:
     """The model below the head.
 
-    Args:
-        language_model: of transformers.
-
     Returns:
         A module from tokens or embeddings to ``last_hidden_state``.
     """
@@ -37,14 +34,7 @@ def decoder(language_model: nn.Module) -> Any:
 
 
 def layers(language_model: nn.Module) -> nn.ModuleList:
-    """The decoder's layers.
-
-    Args:
-        language_model: of transformers.
-
-    Returns:
-        In order.
-    """
+    """The decoder's layers."""
     lists = [module for module in decoder(language_model).modules() if isinstance(module, nn.ModuleList)]
     assert lists, f"{type(language_model).__name__} has no list of layers"
     return max(lists, key=len)
@@ -52,9 +42,6 @@ def layers(language_model: nn.Module) -> nn.ModuleList:
 
 def embedding_width(language_model: nn.Module) -> int:
     """Width of a token embedding (D): what a projector has to give.
-
-    Args:
-        language_model: of transformers.
 
     Returns:
         The width, which a few families project to another one within.
@@ -67,7 +54,6 @@ def logits(language_model: nn.Module, hidden_D: Tensor) -> Tensor:
     """What the language model makes of its decoder's output.
 
     Args:
-        language_model: of transformers.
         hidden_D: any number of hidden states, [..., D].
 
     Returns:
@@ -89,9 +75,6 @@ def logits(language_model: nn.Module, hidden_D: Tensor) -> Tensor:
 @torch.no_grad()
 def check_language_model(language_model: nn.Module) -> None:
     """Compares :func:`logits` with the model's own: a forward pass of three tokens, and nothing for known families.
-
-    Args:
-        language_model: loaded.
 
     Raises:
         UserError: if its family does something to its logits that is not known here.
@@ -129,7 +112,6 @@ def copy_in_precision(module: Copied, dtype: torch.dtype) -> Copied:
 
     Args:
         module: with any language model inside.
-        dtype: of the copy's weights.
 
     Returns:
         The copy, on the same device.

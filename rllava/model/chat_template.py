@@ -31,7 +31,6 @@ class Stretch:
 
     Attributes:
         text: may contain image markers and special tokens.
-        labelled: whether it carries loss.
         token: that the text ends with; None: no particular one.
     """
 
@@ -42,9 +41,6 @@ class Stretch:
 
 def end_of_turn(tokenizer: Any) -> Stretch:
     """What a chat template puts after an answer, up to the token that ends the turn.
-
-    Args:
-        tokenizer: with a chat template.
 
     Returns:
         Text and token, labelled: the model has to write them.
@@ -70,7 +66,6 @@ def rendered(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[Stretc
     """Lays a conversation out by the tokenizer's chat template.
 
     Args:
-        tokenizer: with a chat template.
         messages: (role, text); if the last one is not the assistant's, the text ends where generation begins.
 
     Returns:

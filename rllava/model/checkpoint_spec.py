@@ -20,7 +20,6 @@ class CheckpointSpec:
     """A trained LLaVA that was made elsewhere.
 
     Attributes:
-        name: readable.
         format: see :mod:`rllava.model.checkpoint`.
         weights: where it is: a folder or ``hub:ORG/NAME``; after it, where the language model is a folder of its
             own, that folder.
@@ -28,8 +27,6 @@ class CheckpointSpec:
             whenever they are. One hash for several places is why this is not a :class:`rllava.pinned.Pinned`.
         encoders: that it was trained with.
         projectors: name of each encoder's projector in the weights.
-        projector: kind of projector.
-        conversation: template for questions.
     """
 
     name: str
@@ -48,9 +45,6 @@ class CheckpointSpec:
 
 def pin_checkpoint(spec: CheckpointSpec) -> CheckpointSpec:
     """A spec that means one set of weights, its encoders' included.
-
-    Args:
-        spec: of a checkpoint.
 
     Returns:
         The spec with its encoders' hashes.

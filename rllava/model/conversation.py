@@ -32,7 +32,6 @@ class Template:
     """How turns become text.
 
     Attributes:
-        name: as registered.
         system: text before the first turn; empty: none, or what a chat template says by itself.
         user: role of the user, where the style writes roles.
         assistant: role of the assistant, likewise.
@@ -77,7 +76,6 @@ class Piece:
     """A stretch of text.
 
     Attributes:
-        text: may contain image markers.
         labelled: whether its tokens carry loss.
         end: whether an end token follows, with the same loss.
         begin: whether a begin token comes before, without loss; the first one of a conversation comes by itself.
@@ -107,9 +105,6 @@ class Tokens:
 def image_first(text: str) -> str:
     """Moves the image marker of a turn to its front, as LLaVA does.
 
-    Args:
-        text: a user's turn.
-
     Returns:
         ``"<image>\\n"`` and the rest; unchanged without marker.
     """
@@ -122,11 +117,7 @@ def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[
     """Lays out a conversation.
 
     Args:
-        template: style.
         turns: (user's text, assistant's answer) per round; an answer of None ends the text where generation begins.
-
-    Returns:
-        Pieces in order.
     """
     if template.style == "plain":
         # Stage 1 drops the instruction: the projector learns to say what the image shows.
@@ -197,10 +188,6 @@ def tokenize(tokenizer: Any, laid_out: Sequence[Piece]) -> Tokens:
 
 def stop_ids(tokenizer: Any, template: Template) -> tuple[int, ...]:
     """The tokens at which an answer ends.
-
-    Args:
-        tokenizer: of the language model.
-        template: of the conversation.
 
     Returns:
         First the token that carries the loss of the answer's end, then the tokenizer's own end token if it differs.

@@ -33,11 +33,9 @@ class Description:
 
     Attributes:
         encoder_parameters: that are used, per encoder; blocks after the layer taken are left out.
-        projector_parameters: of all projectors.
         language_model_parameters: embeddings and head included, tied ones once.
         tokens_per_image: visual tokens the language model sees (P).
         text_tokens: beside them in the passes that are counted.
-        answer_tokens: labelled ones among them.
         bytes: of all weights, by precision.
         forward_flops: floating-point operations of one pass over one sample, a multiply-add counted as two.
         step_flops: of one attack step: forward and backward to the pixels, none to weights.
@@ -84,7 +82,6 @@ def describe(
     Args:
         spec: of one that is to be trained, or was trained elsewhere.
         encoders: to use; None: those it is trained with.
-        text_tokens: of prompt and answer.
         answer_tokens: labelled ones among them; only they pass through the head.
 
     Returns:
@@ -110,14 +107,8 @@ def describe_parts(
     """Counts parameters and floating-point operations of a LLaVA of parts that no spec puts together.
 
     Args:
-        encoders: its encoders.
         language_model: of which ``config.json`` is read.
-        projector: kind of projector.
-        text_tokens: of prompt and answer.
         answer_tokens: labelled ones among them; only they pass through the head.
-
-    Returns:
-        What it costs.
 
     Raises:
         UserError: if the language model is not on this machine.
@@ -133,13 +124,8 @@ def counted(encoders: Sequence[EncoderSpec], connector: Connector, text_tokens: 
     """Counts parameters and floating-point operations of encoders and what is behind them.
 
     Args:
-        encoders: in front.
         connector: projectors and language model, on the meta device.
-        text_tokens: of prompt and answer.
         answer_tokens: labelled ones among them; only they pass through the head.
-
-    Returns:
-        What it costs.
     """
     connector = connector.eval().requires_grad_(False)
     # The attention kernel that is made of matrix products: those are what is counted.
@@ -177,9 +163,7 @@ def answer_logits(connector: Connector, inputs_1TD: Tensor, answer_tokens: int) 
     """Logits at the last positions, as the answer loss takes them.
 
     Args:
-        connector: projectors and language model.
         inputs_1TD: embeddings of the whole sequence.
-        answer_tokens: so many positions.
 
     Returns:
         [1, answer_tokens, V].
@@ -193,25 +177,12 @@ def answer_logits(connector: Connector, inputs_1TD: Tensor, answer_tokens: int) 
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of parameters; tied ones count once.
-
-    Args:
-        module: counted.
-
-    Returns:
-        The number.
-    """
+    """Number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def language_config(spec: LanguageModelSpec) -> Any:
     """The configuration of a language model, without its weights.
-
-    Args:
-        spec: which.
-
-    Returns:
-        The transformers configuration.
 
     Raises:
         UserError: if it is not on this machine.

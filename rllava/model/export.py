@@ -34,7 +34,6 @@ def export_hugging_face(llava: Llava, folder: Path) -> None:
     generated. Images are padded to a square, as here, with the colour of the *encoder's* mean, where here it is CLIP's.
 
     Args:
-        llava: of one encoder.
         folder: made if need be; must be empty.
 
     Raises:
@@ -170,9 +169,6 @@ class Options:
 
 def main(options: Options) -> None:
     """Reads a checkpoint and writes it in Hugging Face format.
-
-    Args:
-        options: see there.
 
     Raises:
         UserError: if either is not possible.

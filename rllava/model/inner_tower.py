@@ -36,20 +36,12 @@ class InnerTower(HuggingFaceEncoder):
     """
 
     def load_weights(self, path: Path) -> None:
-        """Reads the tower's weights and leaves the others where they are.
-
-        Args:
-            path: folder of the LLaVA.
-        """
+        """Reads the tower's weights and leaves the others where they are."""
         self.read(path, tower_state(path, f"encoder '{self.spec.name}': {path}"))
 
 
 def tower_state(folder: Path, what: str) -> dict[str, Tensor]:
     """The vision tower's part of a LLaVA's weights; the others stay where they are.
-
-    Args:
-        folder: of the LLaVA.
-        what: for messages.
 
     Returns:
         Tensors by the tower's own names; none if it is not inside.
@@ -85,14 +77,8 @@ def chosen_tower(named: EncoderSpec, folder: Path, what: str, choice: str | None
     out any other without a word; but not every training that changed the tower sets it.
 
     Args:
-        named: by its configuration.
-        folder: of the checkpoint.
-        what: for messages.
         choice: ``"own"`` or ``"named"``; None: none was made, and none is needed where both are the same.
         trained: whether the configuration says that the tower was trained.
-
-    Returns:
-        The encoder.
 
     Raises:
         UserError: if there is none within, or a choice is needed.
@@ -152,9 +138,6 @@ def _same(stored: Tensor, original: Tensor) -> bool:
 def build(spec: EncoderSpec) -> InnerTower:
     """Builder of the family.
 
-    Args:
-        spec: what to build.
-
     Returns:
         The encoder without its weights.
     """
@@ -163,11 +146,6 @@ def build(spec: EncoderSpec) -> InnerTower:
 
 def inner_tower_spec(config: Mapping[str, Any], folder: Path, what: str) -> EncoderSpec:
     """The tower of a LLaVA as an encoder.
-
-    Args:
-        config: of the LLaVA.
-        folder: of the LLaVA.
-        what: for messages.
 
     Returns:
         Its spec; the weights are the whole folder.

@@ -26,7 +26,6 @@ class LanguageModelSpec:
     """Which language model.
 
     Attributes:
-        name: readable.
         weights: a folder in Hugging Face format or a GGUF file.
         origin: where the weights can be had.
     """
@@ -93,11 +92,6 @@ def load_language_model(
     Pickled weights are opened by ``torch.load(weights_only=True)``, as transformers does. Where names of weights are
     those of an older release, or in a GGUF file, transformers reads them, by way of the host.
 
-    Args:
-        spec: which one.
-        dtype: of its weights.
-        device: where to.
-
     Returns:
         The transformers model in evaluation mode, and its tokenizer.
 
@@ -138,7 +132,6 @@ def check_language_model_files(spec: LanguageModelSpec, conversations: Sequence[
     """Opens the files of a language model without reading its weights.
 
     Args:
-        spec: of the language model.
         conversations: templates that its tokenizer has to serve.
 
     Raises:
@@ -153,10 +146,6 @@ def check_language_model_files(spec: LanguageModelSpec, conversations: Sequence[
 
 def look_into(spec: LanguageModelSpec, path: Path) -> tuple[dict[str, Stored], Any]:
     """Opens the files of a language model without reading its weights.
-
-    Args:
-        spec: of the language model.
-        path: its folder.
 
     Returns:
         What its weights files hold, by name, and its tokenizer.
@@ -179,9 +168,6 @@ def load_tokenizer(path: Path, what: str, **arguments: Any) -> Any:
         path: folder with the tokenizer's files, or a GGUF file.
         what: whose it is, for messages.
         **arguments: further ones of ``AutoTokenizer.from_pretrained``.
-
-    Returns:
-        A tokenizer of transformers.
 
     Raises:
         UserError: if there is none, or it cannot be read.

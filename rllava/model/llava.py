@@ -26,11 +26,6 @@ def build_projector(kind: str, visual_width: int, width: int) -> nn.Module:
 
     Args:
         kind: ``mlp2x_gelu`` (LLaVA 1.5; any number of layers) or ``linear`` (LLaVA 1).
-        visual_width: of the encoder.
-        width: of the language model.
-
-    Returns:
-        The projector, freshly initialised.
 
     Raises:
         UserError: if the kind is unknown.
@@ -58,7 +53,6 @@ class Prefix:
     """The text before the image, encoded once for all samples and all steps of an attack.
 
     Attributes:
-        ids: its tokens.
         cache: keys and values of every layer, for a batch of one; never changed.
     """
 
@@ -67,9 +61,6 @@ class Prefix:
 
     def repeated(self, count: int) -> Any:
         """A cache to go on from.
-
-        Args:
-            count: samples.
 
         Returns:
             A copy for a batch of so many.
@@ -80,12 +71,7 @@ class Prefix:
 
 
 class Connector(nn.Module):
-    """What training changes: the projectors and the language model. The frozen encoders stay outside.
-
-    Args:
-        projectors: one per encoder.
-        language_model: a transformers causal LM.
-    """
+    """What training changes: the projectors and the language model. The frozen encoders stay outside."""
 
     def __init__(self, projectors: Sequence[nn.Module], language_model: nn.Module) -> None:
         super().__init__()
@@ -177,10 +163,6 @@ class Connector(nn.Module):
 def spliced_labels(sample: Tokens, visual_tokens: int) -> list[int]:
     """Labels with :data:`IGNORE` for every visual token.
 
-    Args:
-        sample: ids and labels.
-        visual_tokens: per image (P).
-
     Returns:
         Labels of the sequence the language model sees.
     """
@@ -202,8 +184,6 @@ class Llava(nn.Module):
     """A LLaVA with its tokenizer and conversation template.
 
     Args:
-        encoders: frozen towers.
-        connector: projectors and language model.
         tokenizer: fast tokenizer of the language model.
         conversation: name of the template used for questions.
 
@@ -240,11 +220,7 @@ class Llava(nn.Module):
         """A question in the model's conversation template.
 
         Args:
-            prompt: the user's turn.
             answer: labelled; None ends the text where generation begins.
-
-        Returns:
-            Ids and labels.
         """
         return tokenize(self.tokenizer, pieces(TEMPLATES.get(self.conversation), [(prompt, answer)]))
 
@@ -262,9 +238,6 @@ class Llava(nn.Module):
     @torch.no_grad()
     def encode_prefix(self, tokens: Tokens) -> Prefix | None:
         """Encodes the text before the image, which no pixel changes: the model is causal.
-
-        Args:
-            tokens: a conversation.
 
         Returns:
             For :meth:`answer_loss` of conversations that begin alike; None if there is no image, or nothing before it.

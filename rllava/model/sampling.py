@@ -26,7 +26,6 @@ class Sampling:
     Attributes:
         seeds: one per sample. A sample's answer is what transformers draws for it alone after
             ``torch.manual_seed(seed)``.
-        temperature: of the softmax.
         top_p: smallest share of probability that the kept tokens hold together; 1: all.
         top_k: tokens kept at most; 0: all. 50 is what transformers keeps unless told otherwise, and so what published
             evaluations by ``model.generate(temperature=...)`` kept.

@@ -24,13 +24,7 @@ STRETCH = 32 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file.
-
-    Attributes:
-        file: it is in.
-        name: there.
-        shape: of the tensor.
-    """
+    """A tensor in a file."""
 
     file: Path
     name: str
@@ -71,10 +65,6 @@ def contents(files: Sequence[Path], what: str) -> dict[str, Stored]:
 
     Args:
         files: safetensors, or written by ``torch.save``.
-        what: whose weights, for messages.
-
-    Returns:
-        By name.
 
     Raises:
         UserError: if a file is missing, damaged or wants to run code.
@@ -97,11 +87,6 @@ def contents(files: Sequence[Path], what: str) -> dict[str, Stored]:
 def matched(module: nn.Module, stored: Mapping[str, Stored], what: str) -> None:
     """Compares a module with what is to be loaded into it.
 
-    Args:
-        module: any.
-        stored: by the module's names.
-        what: for messages.
-
     Raises:
         UserError: if a key is missing, unexpected or mis-shaped; they are listed.
     """
@@ -111,10 +96,6 @@ def matched(module: nn.Module, stored: Mapping[str, Stored], what: str) -> None:
 
 def problems(module: nn.Module, stored: Mapping[str, Stored]) -> list[str]:
     """What keeps weights from being read into a module.
-
-    Args:
-        module: any.
-        stored: by the module's names.
 
     Returns:
         A phrase per key that is missing, unexpected or mis-shaped.
@@ -137,10 +118,6 @@ def stream(module: nn.Module, stored: Mapping[str, Stored], device: torch.device
 
     Args:
         module: whose parameters :func:`matched` was content with.
-        stored: by the module's names.
-        device: to read to.
-        dtype: of the weights there.
-        what: for messages.
 
     Raises:
         UserError: if a file is damaged.

@@ -65,7 +65,6 @@ def parse_candidate(text: str, model: ModelSpec) -> Candidate:
     the LLaVA trained with a; both sides may be ensembles. Names of encoders: see :mod:`rllava.encoders.names`.
 
     Args:
-        text: the name.
         model: whose training its LLaVA gets, all but the encoders.
 
     Raises:

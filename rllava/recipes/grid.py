@@ -20,9 +20,6 @@ class Grid:
 
     Attributes:
         name: of the preset that it is, or was made from.
-        about: one line.
-        candidates: rows.
-        benchmarks: data and tasks.
         conditions: what models are shown: clean images first, budgets rising.
         batch_size: samples attacked together; 0: as many as memory holds.
         checkpoint_every: optimiser steps between training checkpoints.

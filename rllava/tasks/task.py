@@ -20,7 +20,6 @@ class Decoding:
     """How an answer is generated.
 
     Attributes:
-        max_new_tokens: longest answer.
         temperature: of the distribution that tokens are drawn from; 0: greedy.
         draws: answers per image; more than one only if they are drawn.
     """
@@ -49,7 +48,6 @@ class Needs:
 
     Attributes:
         references: at least one that is not blank.
-        image: one, readable or not.
     """
 
     references: bool = True
@@ -66,7 +64,6 @@ class Task(ABC):
 
     Attributes:
         prompt: the user's turn; ``{question}`` stands for the sample's question.
-        decoding: how answers are generated.
         metric: name in :data:`rllava.metrics.metric.METRICS`.
         drop_threshold: in the metric's units; see :meth:`drops`.
     """
@@ -105,9 +102,6 @@ class Task(ABC):
 
         Args:
             question: the sample's; empty where the prompt has no place for one.
-
-        Returns:
-            Text, image marker included.
         """
         return self.prompt.replace("{question}", question)
 

@@ -26,9 +26,6 @@ class Batch:
 
     Attributes:
         pixels_BCHW: in [0, 1].
-        class_B: of each.
-        wordings: a caption of each.
-        captions: one per class.
     """
 
     pixels_BCHW: Tensor
@@ -50,7 +47,6 @@ class EncoderObjective:
         loss: of the model, of the base that it was copied from (None from scratch), of a share, and by an attack; a
             scalar, the mean over workers of which is the step's.
         fine_tunes: whether it starts from a base, whose text tower and temperature stay as they are.
-        about: what a card says.
         version: raised when any loss is another one.
     """
 
@@ -68,7 +64,6 @@ def contrastive_loss(logits_BB: Tensor, class_B: Tensor) -> Tensor:
 
     Args:
         logits_BB: image-text similarities of a batch.
-        class_B: what each pair shows.
     """
     same_BB = (class_B[:, None] == class_B[None, :]).float()
     target_BB = same_BB / same_BB.sum(1, keepdim=True)

@@ -40,9 +40,7 @@ class Progress:
     """What a stage reports after an optimiser step.
 
     Attributes:
-        step: optimiser steps done.
         loss: mean over the step's portions on all workers.
-        learning_rate: used in the step.
         damaged: damaged images seen so far by this worker since the stage (re)started.
     """
 
@@ -53,13 +51,7 @@ class Progress:
 
 
 class Trainee(nn.Module):
-    """A LLaVA in training, as a function from images and texts to losses.
-
-    Args:
-        connector: projectors and language model.
-        encoders: towers.
-        trains_encoders: whether they are trained.
-    """
+    """A LLaVA in training, as a function from images and texts to losses."""
 
     def __init__(self, connector: Connector, encoders: Sequence[Encoder], trains_encoders: bool) -> None:
         super().__init__()
@@ -72,8 +64,6 @@ class Trainee(nn.Module):
 
         Args:
             pixels_BCHW: in [0, 1].
-            tokens: per sample.
-            max_length: in tokens.
 
         Returns:
             Summed cross-entropy over labelled tokens, and their number, [B] each.
@@ -94,15 +84,7 @@ class Trainee(nn.Module):
 
 
 def deepspeed_config(stage: Stage, workers: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a stage.
-
-    Args:
-        stage: what to train.
-        workers: in the process group.
-
-    Returns:
-        Nested dictionary.
-    """
+    """DeepSpeed's configuration of a stage."""
     return {
         "train_batch_size": stage.global_batch,
         "train_micro_batch_size_per_gpu": stage.micro_batch,
@@ -121,8 +103,6 @@ def learning_rate(stage: Stage, peak: float, step: int) -> float:
     """Linear warm-up, then cosine to zero (LLaVA 1.5).
 
     Args:
-        stage: steps, warm-up.
-        peak: largest learning rate.
         step: from 0.
 
     Returns:
@@ -150,10 +130,8 @@ def train_stage(
     """Trains one stage.
 
     Args:
-        stage: what to do.
         encoders: towers, with their weights from before.
         connector: projectors and language model, with theirs.
-        tokenizer: of the language model.
         batches: from an optimiser step to this worker's portions from there on.
         seed: of whatever an objective draws.
         resume: folder of a checkpoint of this stage, or None.
@@ -193,10 +171,6 @@ def train_stage(
 
 def start_engine(stage: Stage, trainee: Trainee) -> tuple[Any, list[float]]:
     """Freezes what the stage does not train and wraps the model.
-
-    Args:
-        stage: what to train.
-        trainee: the model.
 
     Returns:
         A DeepSpeed engine, and the peak learning rate of each group of its optimiser. Parts that learn equally fast
@@ -256,13 +230,6 @@ def recompute_layers(connector: Connector) -> None:
 def portion_loss(engine: Any, tokenizer: Any, stage: Stage, rows: MicroBatch, seed: int) -> Tensor:
     """Forward and backward pass of one portion; the engine steps when enough have accumulated.
 
-    Args:
-        engine: DeepSpeed's.
-        tokenizer: of the language model.
-        stage: objective, conversation and length.
-        rows: images and conversations.
-        seed: of the run.
-
     Returns:
         Loss of the objective, detached.
     """
@@ -286,7 +253,6 @@ def seed_of(run: int, position: int) -> int:
     """The seed of a sample's draws, whichever worker it is on.
 
     Args:
-        run: seed of the training.
         position: of the sample in the stage's endless stream.
 
     Returns:
@@ -299,12 +265,8 @@ def conversation_tokens(tokenizer: Any, template: str, text: str) -> Tokens:
     """Tokens of a conversation in LLaVA's JSON format.
 
     Args:
-        tokenizer: of the language model.
         template: name of a conversation template.
         text: JSON list of ``{"from": "human" | "gpt", "value": ...}``.
-
-    Returns:
-        Ids and labels.
     """
     turns = json.loads(text)
     # As LLaVA: an answer without a question before it is left out, and so is a question nobody answered.
@@ -327,14 +289,7 @@ def without_labels(tokens: Tokens) -> Tokens:
 
 
 def mean_over_workers(value: Tensor) -> float:
-    """Mean of a scalar over the process group.
-
-    Args:
-        value: of this worker.
-
-    Returns:
-        The mean.
-    """
+    """Mean of a scalar over the process group."""
     value = value.clone()
     dist.all_reduce(value)
     return float(value) / dist.get_world_size()
@@ -344,26 +299,13 @@ _STATE = "progress.json"
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
-    """Writes this worker's part of a checkpoint; every worker must call it.
-
-    Args:
-        engine: DeepSpeed's.
-        folder: to write into.
-        step: optimiser steps done.
-    """
+    """Writes this worker's part of a checkpoint; every worker must call it."""
     engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
     (folder / _STATE).write_text(json.dumps({"step": step, "workers": dist.get_world_size()}))
 
 
 def checkpoint_workers(folder: Path) -> int:
-    """How many workers wrote a checkpoint; ZeRO's parts fit the same number only.
-
-    Args:
-        folder: of the checkpoint.
-
-    Returns:
-        Their number.
-    """
+    """How many workers wrote a checkpoint; ZeRO's parts fit the same number only."""
     return int(json.loads((folder / _STATE).read_text())["workers"])
 
 
@@ -371,11 +313,7 @@ def load_checkpoint(engine: Any, folder: Path) -> int:
     """Restores weights, optimiser and step count.
 
     Args:
-        engine: DeepSpeed's.
         folder: of a checkpoint by the same number of workers.
-
-    Returns:
-        Optimiser steps done.
     """
     with only_weights():
         engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
@@ -414,10 +352,6 @@ def _enum_member(kind: type[Enum], name: str) -> Enum:
 
 def gather_weights(engine: Any, trainee: Trainee) -> dict[str, Tensor]:
     """Full weights on worker 0, from wherever ZeRO keeps them; every worker must call it.
-
-    Args:
-        engine: DeepSpeed's.
-        trainee: what it trains.
 
     Returns:
         State dictionary on the CPU on worker 0, empty elsewhere.

@@ -57,10 +57,6 @@ OBJECTIVES: Registry[Objective] = Registry("objective", "rllava.objectives")
 def llava_loss(model: Model, portion: Portion) -> Tensor:
     """Mean cross-entropy over the labelled tokens of a portion, as LLaVA's trainer has it.
 
-    Args:
-        model: in training.
-        portion: of samples.
-
     Returns:
         A scalar; 0 if nothing is labelled.
     """

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataPlace:
-    """Instruction data in a storage.
-
-    Attributes:
-        folder: path in the storage.
-        rows: in it.
-    """
+    """Instruction data in a storage."""
 
     folder: str
     rows: int

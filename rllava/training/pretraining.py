@@ -28,13 +28,10 @@ class PretrainSpec:
     """How one tiny encoder is trained.
 
     Attributes:
-        name: of the encoder.
         objective: name in :data:`rllava.training.encoder_objectives.ENCODER_OBJECTIVES`.
         base: the encoder that fine-tuning starts from; None: from scratch.
-        steps: optimiser steps.
         batch_size: images per step, over all workers.
         learning_rate: peak of the cosine schedule.
-        weight_decay: of AdamW.
         warmup: share of the steps with rising learning rate.
         epsilon: budget of the inner attack in 1/255; 0: clean training.
         attack_steps: of the inner attack, PGD from a random start.
@@ -93,11 +90,6 @@ takes, as in the paper's comparison."""
 def check_batch(spec: PretrainSpec, count: int, images: int) -> None:
     """Refuses what cannot be shared evenly.
 
-    Args:
-        spec: of the encoder.
-        count: of workers.
-        images: of the training.
-
     Raises:
         UserError: naming the option.
     """
@@ -113,8 +105,6 @@ def batches(pairs: Pairs, spec: PretrainSpec, first: int = 0, dtype: torch.dtype
     Every worker draws for the whole batch, so that an image's shift and wording are the same on any number of them.
 
     Args:
-        pairs: images and captions.
-        spec: batch size and seed.
         first: step to begin with; what those before it draw is drawn and left.
         dtype: of the pixels.
     """
@@ -144,14 +134,8 @@ def adversarial(model: DualEncoder, loss: LossFunction, pixels_BCHW: Tensor, spe
     """Inner attack of a training step, on the model's current weights.
 
     Args:
-        model: attacked.
-        loss: to maximise, per image.
-        pixels_BCHW: this worker's clean images.
         spec: budget, steps, step size, momentum.
         step: of the optimiser. An image's start is drawn by it and by its row in the whole batch.
-
-    Returns:
-        Adversarial images.
     """
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in wanted:
@@ -175,11 +159,7 @@ def learning_rate(spec: PretrainSpec, step: int) -> float:
     """Linear warm-up, then cosine to zero.
 
     Args:
-        spec: peak, steps and warm-up.
         step: of the optimiser, from 0.
-
-    Returns:
-        The learning rate.
     """
     warm = max(1, round(spec.warmup * spec.steps))
     if step < warm:
@@ -203,8 +183,6 @@ def train_encoder(
     Args:
         dual: to train; the same on every worker.
         base: frozen copy of what it starts from; None from scratch.
-        pairs: training images.
-        spec: recipe.
         resume: what ``save`` was given, read again; training goes on from there to the same weights.
         checkpoint_every: steps between two states that are saved; 0: none is.
         save: called on every worker with the steps done and the state, which is the same on all.

@@ -30,10 +30,6 @@ class EncoderJob:
     """What the workers of one training need to know.
 
     Attributes:
-        storage: URL.
-        path: of the artifact.
-        spec: what to train.
-        checkpoint_every: optimiser steps between checkpoints.
         report_every: optimiser steps between reports to Ray Train: ``step`` of ``steps``, ``loss`` (None at the start).
         threads: of each worker; 0: PyTorch's own choice.
     """
@@ -54,8 +50,6 @@ def train_encoder_under_ray(
     Args:
         job: what to do. The artifact of its base is complete.
         artifact: its lease is held by the caller.
-        scaling: workers and their resources.
-        callbacks: of Ray Train.
 
     Returns:
         Facts for its marker, the ``sha256`` of the weights among them.

@@ -57,11 +57,6 @@ class TrainJob:
     """What the workers of one run need to know.
 
     Attributes:
-        storage: URL.
-        path: of the model artifact.
-        spec: what to train.
-        data: of each stage.
-        checkpoint_every: optimiser steps between checkpoints.
         report_every: optimiser steps between progress reports.
     """
 
@@ -91,11 +86,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
     """
 
     def fit(self) -> Any:
-        """As Ray's.
-
-        Returns:
-            Its result.
-        """
+        """As Ray's."""
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", REPORTS_EVERY_S)
         return super().fit()
 
@@ -108,10 +99,6 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
 
 def check_workers(spec: ModelSpec, workers: int) -> None:
     """Refuses a number of workers that cannot share the global batches evenly.
-
-    Args:
-        spec: of the model.
-        workers: of a training run.
 
     Raises:
         UserError: naming the batch sizes.
@@ -138,9 +125,7 @@ def train_model(
     Ray Train's own state stays in the folder :data:`RUN_NAME` of the artifact, of no use once the artifact is complete.
 
     Args:
-        job: what to do.
         artifact: to fill; its lease is held by the caller.
-        scaling: workers and their resources.
         callbacks: of Ray Train, e.g. one that forwards metrics to Ray Tune.
         max_failures: how often a lost worker group is restarted.
 
@@ -163,11 +148,7 @@ def fit(
 
     Args:
         worker: what each of them runs.
-        config: its argument.
-        storage: URL.
         artifact: to fill; its lease is held by the caller.
-        scaling: workers and their resources.
-        callbacks: of Ray Train.
         max_failures: how often a lost worker group is restarted.
 
     Returns:
@@ -197,9 +178,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: ``{"job": TrainJob}``.
-
-    Returns:
-        Facts worth keeping.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -238,7 +216,6 @@ def wait_for_file(store: Store, path: str) -> None:
     """Waits until worker 0 has saved something, however long it takes; were it lost, Ray Train would end this worker.
 
     Args:
-        store: results folder.
         path: of a file that is written whole, in the storage.
     """
     while not store.exists(path):
@@ -247,9 +224,6 @@ def wait_for_file(store: Store, path: str) -> None:
 
 def agreed(value: bool) -> bool:
     """Worker 0's view of something, on all workers.
-
-    Args:
-        value: this worker's view.
 
     Returns:
         Worker 0's.
@@ -265,8 +239,6 @@ class Trained:
 
     Attributes:
         state: full weights of the connector on worker 0; empty elsewhere.
-        connector: what was trained.
-        tokenizer: of the language model.
         parameters: of the whole LLaVA, encoders included.
         damaged: images that all workers together could not read since the stage (re)started.
     """
@@ -285,12 +257,8 @@ def run_stage(job: TrainJob, number: int, before: Path | None) -> Trained:
     """Runs one stage in this worker.
 
     Args:
-        job: what to do.
         number: from 1.
         before: local folder of what the stage before has left; None: there is none.
-
-    Returns:
-        What it leaves.
     """
     stage, store = job.spec.stages[number - 1], Store(job.storage)
     encoders = [build_at_hand(spec, store) for spec in job.spec.encoders]
@@ -345,13 +313,8 @@ def stage_batches(job: TrainJob, number: int, stage: Stage, first_step: int) -> 
     """This worker's portions of a stage, from a step on.
 
     Args:
-        job: what to do.
         number: of the stage, from 1.
-        stage: its spec.
         first_step: optimiser step to start at.
-
-    Returns:
-        Portions in order.
     """
     place = job.data[number - 1]
     stream = Stream(
@@ -371,10 +334,6 @@ def stage_batches(job: TrainJob, number: int, stage: Stage, first_step: int) -> 
 
 def fetch_checkpoint(number: int, folder: Path) -> Path | None:
     """The last checkpoint, if it is of this stage and of as many workers.
-
-    Args:
-        number: of the stage.
-        folder: to copy it to.
 
     Returns:
         The folder, or None to start the stage from its beginning.

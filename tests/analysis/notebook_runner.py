@@ -28,7 +28,6 @@ def execute_notebook(storage: str, sweep: str = "encoder_ablation", timeout_s: i
 
     Args:
         storage: path or URL of the results.
-        sweep: name of the sweep.
         timeout_s: most seconds a cell, or the start of the kernel, may take.
 
     Returns:

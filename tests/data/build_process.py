@@ -16,12 +16,7 @@ ROWS = 1000
 
 
 class Slow:
-    """An image that takes a moment to fetch.
-
-    Args:
-        row: number.
-        seconds: it takes.
-    """
+    """An image that takes a moment to fetch."""
 
     def __init__(self, row: int, seconds: float) -> None:
         self.row, self.seconds = row, seconds

@@ -54,7 +54,6 @@ class Change:
     """One difference between the golden file and the code.
 
     Attributes:
-        text: what changed.
         collides: whether results of two meanings would share a name.
     """
 
@@ -198,8 +197,6 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], outside: set[tuple[s
     """What changed between two golden files.
 
     Args:
-        old: as it was.
-        new: as it is.
         outside: see :func:`outside_fields`.
 
     Yields:

@@ -15,10 +15,6 @@ def tiny_weight(name: str, shape: Sequence[int]) -> Tensor:
 
     Args:
         name: seeds the draw; the same name in another model means the same weights.
-        shape: of the tensor.
-
-    Returns:
-        The tensor.
     """
     draws = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)).astype(np.float32)
     is_norm = "norm" in name and name.endswith("weight")
@@ -28,14 +24,7 @@ def tiny_weight(name: str, shape: Sequence[int]) -> Tensor:
 
 
 def tiny_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Weights of a model.
-
-    Args:
-        shapes: by name.
-
-    Returns:
-        Tensors by name.
-    """
+    """Weights of a model."""
     return {name: tiny_weight(name, shape) for name, shape in shapes.items()}
 
 
@@ -43,7 +32,6 @@ def tiny_pixels(count: int, side: int) -> Tensor:
     """Images.
 
     Args:
-        count: how many.
         side: in pixels.
 
     Returns:

@@ -77,14 +77,9 @@ def write_checkpoint(
     """A checkpoint as the original writes it: ``whole``, ``sharded``, ``bin`` or ``projector``.
 
     Args:
-        kind: of checkpoint.
         root: folder for it and its tower.
         more: further weights, in the last file.
         less: names of weights to leave out.
-        config: entries to set.
-
-    Returns:
-        Its folder.
     """
     described, folder = GOLDEN["checkpoints"][kind], root / kind
     folder.mkdir()
@@ -128,7 +123,6 @@ def logits(llava: Llava, side: str, pixels_BCHW: Tensor | None = None) -> list[T
     """Logits of the prompts, each alone or in one batch padded on a side.
 
     Args:
-        llava: a model.
         side: ``alone``, ``left`` or ``right``.
         pixels_BCHW: images; None: the golden ones.
 

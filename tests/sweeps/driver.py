@@ -28,12 +28,8 @@ def start(
     """Starts the smoke ablation, or another sweep, in the background.
 
     Args:
-        storage: results folder.
-        tracked: marks its processes.
         *options: more of the command line.
-        script: of the sweep.
         packages: folder of packages that are installed beside those of this environment.
-        preset: recipe.
     """
     path = os.pathsep.join(filter(None, [str(packages or ""), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -63,8 +59,6 @@ def run_on_terminal(
     """Runs the smoke ablation on a terminal of its own, where it shows a live table; it must succeed.
 
     Args:
-        storage: results folder.
-        tracked: marks its processes.
         *options: more of the command line.
         timeout_s: seconds.
         watch: called with what was shown so far, again and again.
@@ -122,12 +116,7 @@ def weights(storage: str) -> dict[str, bytes]:
 
 
 def assert_same_results(storage: str, reference: str) -> None:
-    """Asserts that two storages hold the same weights and the same records, cell by cell, and no open lease.
-
-    Args:
-        storage: to check.
-        reference: an unbroken run's.
-    """
+    """Asserts that two storages hold the same weights and the same records, cell by cell, and no open lease."""
     mine, theirs = weights(storage), weights(reference)
     assert mine.keys() == theirs.keys()
     assert [path for path in mine if mine[path] != theirs[path]] == []
@@ -142,10 +131,6 @@ def assert_same_results(storage: str, reference: str) -> None:
 
 
 def manifest(storage: str) -> dict[str, Any]:
-    """The sweep's manifest.
-
-    Args:
-        storage: local results folder.
-    """
+    """The sweep's manifest."""
     content: dict[str, Any] = json.loads((Path(storage) / "reports/encoder_ablation/sweep.json").read_text())
     return content

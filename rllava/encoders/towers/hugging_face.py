@@ -76,9 +76,6 @@ class HuggingFaceEncoder(Encoder):
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """See the base class.
 
-        Args:
-            normalised_BCHW: images after normalisation.
-
         Returns:
             [B, P, D].
         """
@@ -88,11 +85,7 @@ class HuggingFaceEncoder(Encoder):
         return tokens_BPD[:, tokens_BPD.shape[1] - count :]
 
     def load_weights(self, path: Path) -> None:
-        """Loads a folder in Hugging Face format, of the image tower or of a whole CLIP.
-
-        Args:
-            path: of the folder.
-        """
+        """Loads a folder in Hugging Face format, of the image tower or of a whole CLIP."""
         self._check_described(path)
         self.read(path, read_weights(path, self.spec.label))
 
@@ -129,9 +122,6 @@ class HuggingFaceEncoder(Encoder):
 def build(spec: EncoderSpec) -> HuggingFaceEncoder:
     """Builder of the family.
 
-    Args:
-        spec: what to build.
-
     Returns:
         The encoder without its weights.
     """
@@ -143,7 +133,6 @@ def hugging_face_spec(folder: Path, name: str) -> EncoderSpec:
 
     Args:
         folder: with ``config.json``, weights, and ``preprocessor_config.json`` if the statistics are not CLIP's.
-        name: of the encoder.
 
     Returns:
         The spec. CLIP and SigLIP give the layer before the last, as LLaVA takes it, the others the last one.
@@ -167,10 +156,8 @@ def described_spec(
     """The spec of an image tower whose configuration is known.
 
     Args:
-        vision: its configuration.
         kind: one of :data:`MODELS`.
         folder: with the weights, and the image processor's settings if the statistics are not CLIP's.
-        name: of the encoder.
         layer: whose output is taken; None: the usual one.
 
     Returns:

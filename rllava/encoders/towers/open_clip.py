@@ -61,9 +61,6 @@ class OpenClipEncoder(Encoder):
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """See the base class.
 
-        Args:
-            normalised_BCHW: images after normalisation.
-
         Returns:
             [B, P, D].
         """
@@ -74,11 +71,7 @@ class OpenClipEncoder(Encoder):
         return tokens_BPD
 
     def load_weights(self, path: Path) -> None:
-        """Loads a checkpoint of the image tower, or of both towers.
-
-        Args:
-            path: of the file.
-        """
+        """Loads a checkpoint of the image tower, or of both towers."""
         what = f"encoder '{self.spec.name}'"
         with torch.device("meta"):
             expected = tower(self.spec).state_dict()  # every key is checked, those of unused blocks too
@@ -95,9 +88,6 @@ def image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: of the image tower alone, or of a whole CLIP.
-
-    Returns:
-        Without prefix.
     """
     visual = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)}
     return visual or dict(state)
@@ -116,9 +106,6 @@ def _resized(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
 
 def tower(spec: EncoderSpec) -> Any:
     """The whole image tower.
-
-    Args:
-        spec: of the encoder.
 
     Returns:
         The module with initial weights.
@@ -179,9 +166,6 @@ def flat(entries: Mapping[str, Any], before: str = "") -> tuple[tuple[str, Any],
 def nested(arguments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Takes back what :func:`flat` does.
 
-    Args:
-        arguments: of a spec.
-
     Returns:
         Entries of ``vision_cfg``.
     """
@@ -200,7 +184,6 @@ def configured_spec(folder: Path, name: str, weights: str) -> EncoderSpec:
 
     Args:
         folder: with ``open_clip_config.json`` and weights.
-        name: of the encoder.
         weights: the folder as a spec names it, see :mod:`rllava.weights`.
 
     Returns:
@@ -239,9 +222,6 @@ def configured_spec(folder: Path, name: str, weights: str) -> EncoderSpec:
 
 def build(spec: EncoderSpec) -> OpenClipEncoder:
     """Builder of the family.
-
-    Args:
-        spec: what to build.
 
     Returns:
         The encoder without its weights.

@@ -28,7 +28,6 @@ class OpenClipConfig:
         vision: entries of ``vision_cfg``.
         quick_gelu: whether its MLPs have OpenAI's approximation of GELU. Towers of timm have what timm gives them.
         mean: per channel, of pixels in [0, 1].
-        std: per channel.
     """
 
     embed_dim: int
@@ -68,9 +67,6 @@ def read_open_clip_config(path: Path, what: str) -> OpenClipConfig:
         path: of the file, or of the folder that holds it.
         what: whose, for messages: ``"encoder 'fare4'"``.
 
-    Returns:
-        The configuration.
-
     Raises:
         UserError: if the file is missing, damaged, or says something about the image tower that is not understood.
     """
@@ -92,9 +88,6 @@ def described_config(model: Mapping[str, Any], preprocessing: Mapping[str, Any])
     Args:
         model: ``model_cfg``, or one of open_clip's own configurations.
         preprocessing: ``preprocess_cfg``.
-
-    Returns:
-        The configuration.
 
     Raises:
         UserError: if ``vision_cfg`` has a key that open_clip does not know, or ``quick_gelu`` is no truth value.
@@ -125,7 +118,6 @@ def visual_tower(config: OpenClipConfig, image_size: int, quick_gelu: bool) -> A
     """Builds an image tower.
 
     Args:
-        config: which.
         image_size: side of its input, in pixels.
         quick_gelu: whether its MLPs have OpenAI's approximation of GELU; a tower of timm does not look at it.
 

@@ -57,9 +57,6 @@ class TimmEncoder(Encoder):
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """See the base class.
 
-        Args:
-            normalised_BCHW: images after normalisation.
-
         Returns:
             [B, P, D].
         """
@@ -70,11 +67,7 @@ class TimmEncoder(Encoder):
         return tokens_BPD
 
     def load_weights(self, path: Path) -> None:
-        """Loads a checkpoint of timm or of a training script; only the classifier is left out.
-
-        Args:
-            path: of the file.
-        """
+        """Loads a checkpoint of timm or of a training script; only the classifier is left out."""
         what = f"encoder '{self.spec.name}'"
         with torch.device("meta"):
             whole = tower(self.spec)  # every key is checked, those of unused blocks too: a wrong file must not pass
@@ -88,9 +81,6 @@ class TimmEncoder(Encoder):
 
 def tower(spec: EncoderSpec) -> Any:
     """The whole model of timm, without its classifier.
-
-    Args:
-        spec: of the encoder.
 
     Returns:
         The model with initial weights.
@@ -116,13 +106,7 @@ def native(state: Mapping[str, Tensor], whole: nn.Module, resized: bool, what: s
     """A checkpoint with timm's present names: those of older releases and of the models' authors are translated.
 
     Args:
-        state: as read.
-        whole: the model.
         resized: whether position embeddings may be interpolated.
-        what: whose weights, for messages.
-
-    Returns:
-        The state.
 
     Raises:
         UserError: if patches are of another size, or position embeddings are and must not be interpolated.
@@ -155,9 +139,6 @@ def _values(state: Mapping[str, Tensor], endings: tuple[str, ...]) -> int:
 
 def build(spec: EncoderSpec) -> TimmEncoder:
     """Builder of the family.
-
-    Args:
-        spec: what to build.
 
     Returns:
         The encoder without its weights.

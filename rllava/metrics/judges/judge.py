@@ -108,9 +108,6 @@ class JudgeSpec(ABC):
     def load(self) -> Judge:
         """Loads the judge; called once per worker, on the machine where it works.
 
-        Returns:
-            The judge.
-
         Raises:
             UserError: in one line, if what it reads on that machine is not there, or is another than was pinned.
         """

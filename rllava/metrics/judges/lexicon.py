@@ -99,10 +99,6 @@ JUDGES.register(Lexicon.kind, _of_command_line)
 def read_entries(content: bytes, where: str) -> tuple[str, ...]:
     """The entries of a word list.
 
-    Args:
-        content: of the file.
-        where: it lies, for messages.
-
     Returns:
         As the file spells them; of entries with the same words, the first.
 
@@ -171,9 +167,6 @@ def find_entries(entries: Mapping[str, Sequence[tuple[Words, str]]], exchanges: 
 
 def words_of(text: str) -> Iterator[str]:
     """The words of a text, such that equal ones are the same.
-
-    Args:
-        text: any.
 
     Yields:
         Words, in order; of a script without spaces, characters with their marks.

@@ -11,10 +11,6 @@ from rllava.weights import HUB, find_weights, weights_path
 def read_config(folder: Path, what: str) -> dict[str, Any]:
     """The configuration of a folder.
 
-    Args:
-        folder: of a checkpoint.
-        what: for messages.
-
     Returns:
         ``config.json``.
 
@@ -35,10 +31,6 @@ def folders_of(weights: tuple[str, ...], what: str) -> list[Path]:
 
     Args:
         weights: see :class:`rllava.model.checkpoint_spec.CheckpointSpec`.
-        what: for messages.
-
-    Returns:
-        Their folders.
 
     Raises:
         UserError: if one is not here.
@@ -51,7 +43,6 @@ def located(source: str, what: str) -> tuple[str, Path]:
 
     Args:
         source: a folder, ``ORG/NAME`` of the hub or ``hub:ORG/NAME``.
-        what: for messages.
 
     Returns:
         How a spec names it, and the folder on this machine.

@@ -21,12 +21,6 @@ LAYOUTS: dict[Format, Layout] = {
 def read_files(spec: CheckpointSpec) -> list[Path]:
     """Every file that decides what a checkpoint computes, its encoders' excluded.
 
-    Args:
-        spec: of the checkpoint.
-
-    Returns:
-        Existing files.
-
     Raises:
         UserError: if weights or tokenizer are missing.
     """
@@ -44,14 +38,7 @@ def read_files(spec: CheckpointSpec) -> list[Path]:
 
 
 def weights_files(spec: CheckpointSpec) -> list[Path]:
-    """The files with the weights, projectors' first where they have their own.
-
-    Args:
-        spec: of the checkpoint.
-
-    Returns:
-        Their paths.
-    """
+    """The files with the weights, projectors' first where they have their own."""
     folders = folders_of(spec.weights, f"checkpoint '{spec.name}'")
     return [*LAYOUTS[spec.format].projectors(spec, folders[0]), *files_of(folders[-1])]
 

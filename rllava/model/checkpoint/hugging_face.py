@@ -28,11 +28,6 @@ _NOT_SUPPORTED = {
 def hugging_face_spec(config: dict[str, Any], folder: Path, what: str) -> CheckpointSpec:
     """What the folder of a ``LlavaForConditionalGeneration`` says about itself.
 
-    Args:
-        config: of the folder.
-        folder: of the checkpoint.
-        what: for messages.
-
     Returns:
         The spec; name, place, template and hash are left open.
 

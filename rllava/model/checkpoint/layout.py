@@ -33,12 +33,5 @@ class Layout:
 
 
 def own_language_model(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A language model in a folder of its own, which is left as it is.
-
-    Args:
-        config: of that folder.
-
-    Returns:
-        Its family and configuration.
-    """
+    """A language model in a folder of its own, which is left as it is."""
     return str(config.get("model_type")), {key: value for key, value in config.items() if not _GENERAL.match(key)}

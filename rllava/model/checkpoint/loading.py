@@ -34,9 +34,6 @@ def load_checkpoint(
     Args:
         spec: see :func:`rllava.model.checkpoint.reading.read_checkpoint`.
         encoders: to use; None: those it was trained with.
-        device: where to.
-        dtype: of all weights.
-        build: builds an encoder.
 
     Returns:
         The model, frozen, in evaluation mode.
@@ -63,7 +60,6 @@ def check_checkpoint(spec: CheckpointSpec, encoders: Sequence[EncoderSpec]) -> N
     """Opens the files of a LLaVA without reading weights: do they fit each other?
 
     Args:
-        spec: of the checkpoint.
         encoders: that it will be used with.
 
     Raises:
@@ -79,9 +75,7 @@ def bare_connector(
     """A checkpoint's projectors and language model without their weights, which are on the meta device.
 
     Args:
-        spec: of the checkpoint.
         encoders: as many as it has projectors.
-        dtype: of the parameters.
 
     Returns:
         The connector; what is to be loaded into it, by its names; the tokenizer.

@@ -76,13 +76,6 @@ _NOT_SUPPORTED = (
 def slots(config: Mapping[str, Any], what: str) -> tuple[Slot, ...]:
     """The towers a checkpoint uses, in the order of their tokens.
 
-    Args:
-        config: of the checkpoint.
-        what: for messages.
-
-    Returns:
-        One or two.
-
     Raises:
         UserError: if the published code would leave out one of them.
     """
@@ -102,10 +95,6 @@ def slots(config: Mapping[str, Any], what: str) -> tuple[Slot, ...]:
 def check_supported(config: Mapping[str, Any], what: str) -> None:
     """Refuses checkpoints that do more than put one set of patch tokens per encoder before the language model.
 
-    Args:
-        config: of the checkpoint.
-        what: for messages.
-
     Raises:
         UserError: which names what is not supported.
     """
@@ -121,11 +110,6 @@ def check_supported(config: Mapping[str, Any], what: str) -> None:
 
 def encoder_of(slot: Slot, config: Mapping[str, Any], what: str) -> EncoderSpec:
     """The encoder a checkpoint was trained with.
-
-    Args:
-        slot: its place.
-        config: of the checkpoint.
-        what: for messages.
 
     Returns:
         Its spec; weights are not looked at.
@@ -158,14 +142,6 @@ def encoder_of(slot: Slot, config: Mapping[str, Any], what: str) -> EncoderSpec:
 def used_slots(config: dict[str, Any], folder: Path, what: str) -> tuple[Slot, ...]:
     """The towers of a folder in LLaVA's own format, whole or of projectors alone, if it is one that can be read.
 
-    Args:
-        config: of the folder.
-        folder: of the checkpoint.
-        what: for messages.
-
-    Returns:
-        One or two.
-
     Raises:
         UserError: if it does what is not supported.
     """
@@ -186,9 +162,6 @@ def original_spec(
     """What a whole LLaVA or Robust-LLaVA says about itself.
 
     Args:
-        config: of the folder.
-        folder: of the checkpoint.
-        what: for messages.
         used: see :func:`used_slots`.
         vision_tower: see :func:`rllava.model.inner_tower.chosen_tower`.
 
@@ -204,11 +177,6 @@ def original_spec(
 
 def described(used: Sequence[Slot], encoders: Sequence[EncoderSpec], config: Mapping[str, Any]) -> CheckpointSpec:
     """The spec of a whole LLaVA in its own format.
-
-    Args:
-        used: its towers.
-        encoders: theirs.
-        config: of the folder.
 
     Returns:
         The spec; name, place, template and hash are left open.
@@ -244,11 +212,6 @@ def _language_model(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def name_of(name: str, spec: CheckpointSpec, language_model: Any) -> str | None:
     """A weight's name in a :class:`rllava.model.llava.Connector`.
-
-    Args:
-        name: as stored.
-        spec: of the checkpoint.
-        language_model: any.
 
     Returns:
         The name; None: it is not read.

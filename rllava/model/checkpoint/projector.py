@@ -14,10 +14,6 @@ from rllava.model.checkpoint_spec import CheckpointSpec
 def projectors_alone(folder: Path, used: Sequence[Slot]) -> bool:
     """Whether a folder in LLaVA's own format has projectors and no language model.
 
-    Args:
-        folder: of the checkpoint.
-        used: its towers.
-
     Returns:
         Whether it is of this format.
     """
@@ -29,12 +25,6 @@ def projectors_alone(folder: Path, used: Sequence[Slot]) -> bool:
 
 def projector_spec(config: dict[str, Any], folder: Path, what: str, used: Sequence[Slot]) -> CheckpointSpec:
     """What a folder of projectors says about itself.
-
-    Args:
-        config: of the folder.
-        folder: of the checkpoint.
-        what: for messages.
-        used: its towers.
 
     Returns:
         The spec; name, place, template and hash are left open.

@@ -47,9 +47,6 @@ def read_checkpoint(
         vision_tower: of a folder in LLaVA's own format that holds a tower other than the one its configuration names:
             ``"own"`` or ``"named"``.
 
-    Returns:
-        The spec.
-
     Raises:
         UserError: if something is missing, unknown or not supported; the message says what and what to do.
     """

@@ -26,10 +26,6 @@ PROJECTORS = "projectors.safetensors"
 def trained_spec(folder: Path, what: str) -> CheckpointSpec:
     """What the folder of a trained LLaVA says about itself.
 
-    Args:
-        folder: of the model.
-        what: for messages.
-
     Returns:
         The spec, with the last stage's conversation template; place and hash are left open.
 
@@ -67,9 +63,6 @@ def last_stage(folder: Path) -> Path:
 
     Args:
         folder: of the model, whose description can be read.
-
-    Returns:
-        A folder in it.
     """
     spec = json.loads((folder / "spec.json").read_bytes())
     return folder / f"stage{len(spec['stages'])}"
