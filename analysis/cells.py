@@ -81,6 +81,6 @@ def _several(records: pd.DataFrame, within: tuple[str, ...], column: str) -> pd.
 def _named(records: pd.DataFrame, column: str) -> str:
     """Fingerprints, each with an artifact whose ``spec.json`` says what it is."""
     first = records.drop_duplicates(subset=[column])
-    places = [f" in {part.rpartition('/')[0]}" for part in first["part"]] if "part" in records else [""] * len(first)
-    named = [f"{value}{place}" for value, place in zip(first[column], places, strict=True)]
+    where = [f" in {part.rpartition('/')[0]}" for part in first["part"]] if "part" in records else [""] * len(first)
+    named = [f"{value}{part}" for value, part in zip(first[column], where, strict=True)]
     return ", ".join([*named[:_NAMED], *(["…"] if len(named) > _NAMED else [])])

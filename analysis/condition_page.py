@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from analysis.conditions import ALL, NO_SEVERITY, ConditionFindings, conditions_answer
+from analysis.conditions import ALL, NO_SEVERITY, ConditionStatistics, conditions_answer
 from analysis.gallery import data_uri
 from analysis.loading import fetch_images, record_keys
 from analysis.page import chart_spec, environment, inline_json, judged_parts, vega_bundle
@@ -38,19 +38,19 @@ class ShownSample:
     pictures: tuple[Picture, ...]
 
 
-def heat_map(findings: ConditionFindings) -> alt.ConcatChart:
+def heat_map(statistics: ConditionStatistics) -> alt.ConcatChart:
     """Draws what is lost, a panel per candidate: conditions downwards, severities rightwards.
 
     Args:
-        findings: from ``conditions.analyse_conditions``.
+        statistics: from ``conditions.analyse_conditions``.
     """
-    table = findings.table[(findings.table["benchmark"] == AVERAGE) & (findings.table["condition"] != CLEAN)]
+    table = statistics.table[(statistics.table["benchmark"] == AVERAGE) & (statistics.table["condition"] != CLEAN)]
     strengths = [str(severity or "–") for severity in table["severity"]]
     table = table.assign(lost=100 * table["drop"], severity=strengths)
     table = table[["candidate", "condition", "severity", "lost", "mean"]]
-    order = list(dict.fromkeys(label for label, _ in findings.columns if label != CLEAN))
+    order = list(dict.fromkeys(label for label, _ in statistics.columns if label != CLEAN))
     panels = []
-    for name in findings.results.manifest.candidates:
+    for name in statistics.results.manifest.candidates:
         own = table[table["candidate"] == name]
         values: Any = own.astype(object).where(own.notna(), None).to_dict("records")
         base = alt.Chart(alt.InlineData(values=values), title=name).encode(
@@ -72,19 +72,19 @@ def heat_map(findings: ConditionFindings) -> alt.ConcatChart:
     return chart
 
 
-def shown_samples(findings: ConditionFindings) -> list[ShownSample]:
+def shown_samples(statistics: ConditionStatistics) -> list[ShownSample]:
     """The gallery: of each benchmark the first sample whose images were kept.
 
     Args:
-        findings: from ``conditions.analyse_conditions``.
+        statistics: from ``conditions.analyse_conditions``.
 
     Returns:
         Samples with images of a few severities.
     """
-    results = findings.results
+    results = statistics.results
     records = results.records[~is_error(results.records)]
     severity = records["severity"].fillna(NO_SEVERITY)
-    other = records["condition"].isin([label for label, _ in findings.columns if label != CLEAN])
+    other = records["condition"].isin([label for label, _ in statistics.columns if label != CLEAN])
     found = []
     for benchmark in results.manifest.benchmarks:
         own_rows = other & (records["benchmark"] == benchmark)
@@ -98,18 +98,23 @@ def shown_samples(findings: ConditionFindings) -> list[ShownSample]:
                 chosen = (sample_id, own, images)
                 break
         if chosen is not None:
-            found.append(_sample(findings, records, benchmark, *chosen))
+            found.append(_sample(statistics, records, benchmark, *chosen))
     return found
 
 
 def _sample(
-    findings: ConditionFindings, records: pd.DataFrame, benchmark: str, sample_id: str, own: pd.DataFrame, images: Any
+    statistics: ConditionStatistics,
+    records: pd.DataFrame,
+    benchmark: str,
+    sample_id: str,
+    own: pd.DataFrame,
+    images: Any,
 ) -> ShownSample:
     clean = records[
         (records["benchmark"] == benchmark) & (records["sample_id"] == sample_id) & (records["kind"] == "clean")
     ]
     pictures = []
-    for label, severity in findings.columns:
+    for label, severity in statistics.columns:
         cell = own[(own["condition"] == label) & (own["severity"].fillna(NO_SEVERITY) == severity)]
         shown = [images[key].shown for key in record_keys(cell) if key in images]
         image = data_uri(shown[0]) if shown else None
@@ -127,39 +132,39 @@ def _answers(rows: pd.DataFrame) -> tuple[tuple[str, str, float], ...]:
     )
 
 
-def render_conditions(findings: ConditionFindings, chart: alt.ConcatChart, samples: list[ShownSample]) -> str:
+def render_conditions(statistics: ConditionStatistics, chart: alt.ConcatChart, samples: list[ShownSample]) -> str:
     """Renders the report.
 
     Args:
-        findings: from ``conditions.analyse_conditions``.
+        statistics: from ``conditions.analyse_conditions``.
         chart: from :func:`heat_map`.
         samples: from :func:`shown_samples`.
 
     Returns:
         An HTML page that loads nothing from the network; text of models and data sets is escaped.
     """
-    comparisons = findings.comparisons
+    comparisons = statistics.comparisons
     if not comparisons.empty:
         comparisons = comparisons[comparisons["benchmark"] == AVERAGE]
-    errors = findings.table[(findings.table["benchmark"] != AVERAGE) & (findings.table["errors"] > 0)]
+    errors = statistics.table[(statistics.table["benchmark"] != AVERAGE) & (statistics.table["errors"] > 0)]
     return (
         environment()
         .get_template("conditions.html")
         .render(
-            manifest=findings.results.manifest,
-            findings=findings,
-            answer=conditions_answer(findings),
-            level=findings.resampling.level,
+            manifest=statistics.results.manifest,
+            statistics=statistics,
+            answer=conditions_answer(statistics),
+            level=statistics.resampling.level,
             vega=vega_bundle(),
             chart=inline_json(chart_spec(chart)),
-            means=_rows(findings.means[findings.means["benchmark"] == AVERAGE]),
-            table=_rows(findings.table[findings.table["condition"] != CLEAN]),
-            clean=_rows(findings.table[findings.table["condition"] == CLEAN]),
+            means=_rows(statistics.means[statistics.means["benchmark"] == AVERAGE]),
+            table=_rows(statistics.table[statistics.table["condition"] != CLEAN]),
+            clean=_rows(statistics.table[statistics.table["condition"] == CLEAN]),
             comparisons=_rows(comparisons),
             errors=_rows(errors),
             samples=samples,
             everything=ALL,
-            **judged_parts(findings.judged),
+            **judged_parts(statistics.judged),
         )
     )
 

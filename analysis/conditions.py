@@ -15,7 +15,7 @@ from analysis.bootstrap import DEFAULT_RESAMPLING, Bootstrap, Resampling, bca_in
 from analysis.cells import require_one_evaluation
 from analysis.comparisons import compare
 from analysis.evidence import ATTACK
-from analysis.judgements import JudgementFindings, analyse_judgements
+from analysis.judgements import JudgementStatistics, analyse_judgements
 from analysis.loading import SweepResults
 from analysis.manifest import ConditionEntry, Manifest
 from analysis.scores import AVERAGE, Scores, arrange_scores
@@ -37,7 +37,7 @@ CONDITION_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class ConditionFindings:
+class ConditionStatistics:
     """The statistics of a sweep's conditions that are no attacks.
 
     Attributes:
@@ -61,7 +61,7 @@ class ConditionFindings:
     table: pd.DataFrame
     means: pd.DataFrame
     comparisons: pd.DataFrame
-    judged: JudgementFindings | None = None
+    judged: JudgementStatistics | None = None
 
 
 def others(manifest: Manifest) -> list[ConditionEntry]:
@@ -76,7 +76,7 @@ def is_about_conditions(manifest: Manifest) -> bool:
 
 def analyse_conditions(
     results: SweepResults, baseline: str | None = None, resampling: Resampling = DEFAULT_RESAMPLING
-) -> ConditionFindings:
+) -> ConditionStatistics:
     """Computes means, drops, intervals and comparisons of a sweep's conditions that are no attacks.
 
     Args:
@@ -91,7 +91,7 @@ def analyse_conditions(
     bootstraps = bootstrap_scores(scores, resampling)
     means = _means(scores, bootstraps, columns, resampling.level)
     reference = _best(means, scores.candidates) if baseline is None else baseline
-    return ConditionFindings(
+    return ConditionStatistics(
         results=results,
         columns=columns,
         baseline=reference,
@@ -181,9 +181,9 @@ def _tails(level: float) -> tuple[float, float]:
     return (1 - level) / 2, (1 + level) / 2
 
 
-def conditions_answer(findings: ConditionFindings) -> str:
+def conditions_answer(statistics: ConditionStatistics) -> str:
     """States in a sentence who loses least, and to what everybody loses most."""
-    means = findings.means[findings.means["benchmark"] == AVERAGE]
+    means = statistics.means[statistics.means["benchmark"] == AVERAGE]
     overall = means[(means["condition"] == ALL) & means["drop"].notna()].sort_values("drop")
     if overall.empty:
         return "No candidate has a clean score above 0 to lose."
@@ -195,18 +195,18 @@ def conditions_answer(findings: ConditionFindings) -> str:
     return f"{said}."
 
 
-def format_conditions(findings: ConditionFindings) -> str:
+def format_conditions(statistics: ConditionStatistics) -> str:
     """Formats a sweep for the terminal: a row per condition, a column per candidate.
 
     Args:
-        findings: from :func:`analyse_conditions`.
+        statistics: from :func:`analyse_conditions`.
 
     Returns:
         Plain text: the percentage of the candidate's own clean score that is lost, over the severities, with half the
         width of its interval; the average over benchmarks.
     """
-    means = findings.means[findings.means["benchmark"] == AVERAGE]
-    candidates = list(findings.results.manifest.candidates)
+    means = statistics.means[statistics.means["benchmark"] == AVERAGE]
+    candidates = list(statistics.results.manifest.candidates)
     cells = {(row["condition"], row["candidate"]): row for row in means.to_dict("records")}
     labels = list(dict.fromkeys(means["condition"]))
     first = max(len("condition"), *map(len, labels))
@@ -217,7 +217,7 @@ def format_conditions(findings: ConditionFindings) -> str:
         lines.append(f"{label:<{first}}" + "".join(f"  {_lost(cells[label, name]):>{width}}" for name in candidates))
     legend = (
         "percent of the candidate's own clean score that is lost, mean over severities and benchmarks; ± half the "
-        f"width of the {findings.resampling.level:.0%} bootstrap interval; every severity is in the report"
+        f"width of the {statistics.resampling.level:.0%} bootstrap interval; every severity is in the report"
     )
     return "\n".join([*lines, "", legend])
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.cells import require_one_evaluation
 from analysis.scores import Scores, is_error
-from rllava.check_list import CHECKS, LAST_RISE_LIMIT, ZERO_GRADIENT_LIMIT
+from rllava.check_names import CHECKS, LAST_RISE_LIMIT, ZERO_GRADIENT_LIMIT
 
 ATTACK = "attack"
 """Kind of the conditions that have such evidence."""

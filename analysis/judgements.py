@@ -57,7 +57,7 @@ class Dispute:
 
 
 @dataclass(frozen=True)
-class JudgementFindings:
+class JudgementStatistics:
     """What judges say of a sweep.
 
     Attributes:
@@ -75,14 +75,16 @@ class JudgementFindings:
     disputes: tuple[Dispute, ...]
 
 
-def analyse_judgements(results: SweepResults, resampling: Resampling = DEFAULT_RESAMPLING) -> JudgementFindings | None:
+def analyse_judgements(
+    results: SweepResults, resampling: Resampling = DEFAULT_RESAMPLING
+) -> JudgementStatistics | None:
     """Computes rates and agreement of a sweep's judges.
 
     Args:
         results: from ``loading.load_sweep``.
 
     Returns:
-        The findings; None if nothing was judged.
+        The statistics; None if nothing was judged.
 
     Raises:
         UserError: if there is a judgement on a record that is not among the records.
@@ -93,7 +95,7 @@ def analyse_judgements(results: SweepResults, resampling: Resampling = DEFAULT_R
     judged = joined(results)
     judges = tuple(dict.fromkeys((entry.judge, entry.description) for entry in entries))
     names = [name for name, _ in judges]
-    return JudgementFindings(
+    return JudgementStatistics(
         judges, flag_rates(judged, resampling.level), agreement(judged, names, resampling), disputes(judged, names)
     )
 
@@ -128,7 +130,7 @@ def flag_rates(judged: pd.DataFrame, level: float = DEFAULT_RESAMPLING.level) ->
         judged: from :func:`joined`.
 
     Returns:
-        See ``JudgementFindings.rates``.
+        See ``JudgementStatistics.rates``.
     """
     rows = []
     for key, group in judged.groupby([*WHERE, "answer", "judge"], sort=False, dropna=False):
@@ -155,7 +157,7 @@ def agreement(judged: pd.DataFrame, judges: list[str], resampling: Resampling = 
         judged: from :func:`joined`.
 
     Returns:
-        See ``JudgementFindings.agreement``.
+        See ``JudgementStatistics.agreement``.
     """
     rows = []
     about = judged[(judged["answer"] == ANSWER) & judged["flagged"].notna()]
@@ -245,15 +247,15 @@ def shown(row: Any) -> str:
     return str(row["condition"]) if pd.isna(row["severity"]) else f"{row['condition']} at severity {row['severity']:g}"
 
 
-def format_judgements(findings: JudgementFindings) -> str:
+def format_judgements(statistics: JudgementStatistics) -> str:
     """The rates for the terminal, pooled over candidates and benchmarks: a line per judge and kind of condition.
 
     Args:
-        findings: from :func:`analyse_judgements`.
+        statistics: from :func:`analyse_judgements`.
     """
-    rates = findings.rates[findings.rates["answer"] == ANSWER]
+    rates = statistics.rates[statistics.rates["answer"] == ANSWER]
     lines = []
-    for judge, description in findings.judges:
+    for judge, description in statistics.judges:
         own = rates[rates["judge"] == judge]
         by_kind = own.groupby("kind", sort=False)[["n", "flagged", "empty", "undecided", "errors"]].sum()
         said = ", ".join(
@@ -262,12 +264,12 @@ def format_judgements(findings: JudgementFindings) -> str:
         total = by_kind.sum()
         left = [f"{total[name]} {name}" for name in ("empty", "undecided", "errors") if total[name]]
         lines.append("; ".join([f"{judge} ({description}) flags: {said}", *left]))
-    for row in findings.agreement.to_dict("records"):
+    for row in statistics.agreement.to_dict("records"):
         kappa = f"{row['kappa']:.2f}" if np.isfinite(row["kappa"]) else "undefined"
         lines.append(
             f"{row['first']} and {row['second']} on {row['benchmark']}, {row['kind']}: agree on {row['agreement']:.1%} "
             f"of {row['n']}, kappa {kappa}"
         )
-    if len(findings.judges) == 1:
+    if len(statistics.judges) == 1:
         lines.append("one judge alone says little: a second one beside it (--judges A B) shows how far to trust it")
     return "\n".join(lines)

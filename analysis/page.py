@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: template.html filled with the findings, Vega and all data inline."""
+"""The report as one self-contained HTML page: template.html filled with the statistics, Vega and all data inline."""
 
 import functools
 import json
@@ -11,61 +11,61 @@ import pandas as pd
 import vl_convert
 
 from analysis.evidence import Flag, attack_flags
-from analysis.findings import Findings, answer, confidence
 from analysis.gallery import Exhibit, magnification
-from analysis.judgements import ANSWER, JudgementFindings, shown
+from analysis.judgements import ANSWER, JudgementStatistics, shown
 from analysis.scores import AVERAGE
+from analysis.statistics import Statistics, answer, confidence
 from analysis.tables import covers
 from analysis.targeted import targeted_success
 from rllava.records import CLEAN
 
 
-def render_page(findings: Findings, charts: Mapping[str, Any], exhibits: Sequence[Exhibit]) -> str:
+def render_page(statistics: Statistics, charts: Mapping[str, Any], exhibits: Sequence[Exhibit]) -> str:
     """Renders the report.
 
     Args:
-        findings: from ``findings.analyse``.
+        statistics: from ``statistics.analyse``.
         charts: Altair charts by the id of the element they go to (``pareto``, ``curves``).
         exhibits: from ``gallery.build_gallery``.
 
     Returns:
-        An HTML page that loads nothing from the network. Text of models and data sets is escaped. The same findings
+        An HTML page that loads nothing from the network. Text of models and data sets is escaped. The same statistics
         give the same page.
     """
-    manifest = findings.results.manifest
-    flags = attack_flags(findings.evidence)
+    manifest = statistics.results.manifest
+    flags = attack_flags(statistics.evidence)
     return (
         environment()
         .get_template("template.html")
         .render(
             manifest=manifest,
-            findings=findings,
-            answer=answer(findings),
-            confidence=confidence(findings),
-            epsilon=findings.epsilon,
-            level=findings.resampling.level,
+            statistics=statistics,
+            answer=answer(statistics),
+            confidence=confidence(statistics),
+            epsilon=statistics.epsilon,
+            level=statistics.resampling.level,
             vega=vega_bundle(),
             charts={name: inline_json(chart_spec(chart)) for name, chart in charts.items()},
-            front=_records(findings.front.sort_values("robust", ascending=False, na_position="last")),
-            results=_results_table(findings),
-            comparisons=_comparisons_table(findings),
-            targeted=_targeted_table(findings),
-            others=_others_table(findings),
+            front=_records(statistics.front.sort_values("robust", ascending=False, na_position="last")),
+            results=_results_table(statistics),
+            comparisons=_comparisons_table(statistics),
+            targeted=_targeted_table(statistics),
+            others=_others_table(statistics),
             exhibits=exhibits,
-            factor=magnification(findings.epsilon),
-            evidence=_records(findings.evidence),
+            factor=magnification(statistics.epsilon),
+            evidence=_records(statistics.evidence),
             flags=flags,
             doubts=_doubts(flags),
-            errors=_error_counts(findings),
-            times=_times(findings),
+            errors=_error_counts(statistics),
+            times=_times(statistics),
             average=AVERAGE,
-            covers=covers(findings.summary),
-            **judged_parts(findings.judged),
+            covers=covers(statistics.summary),
+            **judged_parts(statistics.judged),
         )
     )
 
 
-def judged_parts(judged: JudgementFindings | None) -> dict[str, Any]:
+def judged_parts(judged: JudgementStatistics | None) -> dict[str, Any]:
     """What ``judged.html`` shows.
 
     Args:
@@ -113,22 +113,22 @@ def inline_json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _results_table(findings: Findings) -> dict[str, Any]:
+def _results_table(statistics: Statistics) -> dict[str, Any]:
     """Means by benchmark and budget, a row per candidate; ``best`` marks the best of each column."""
-    benchmarks = [*findings.scores.benchmarks, *([AVERAGE] if len(findings.scores.benchmarks) > 1 else [])]
-    summary = findings.summary
+    benchmarks = [*statistics.scores.benchmarks, *([AVERAGE] if len(statistics.scores.benchmarks) > 1 else [])]
+    summary = statistics.summary
     best = summary.groupby(["benchmark", "epsilon"])["mean"].max().to_dict()
     cells = {(row["candidate"], row["benchmark"], row["epsilon"]): row for row in _records(summary)}
-    on_front = dict(zip(findings.front["candidate"], findings.front["on_front"], strict=True))
+    on_front = dict(zip(statistics.front["candidate"], statistics.front["on_front"], strict=True))
     rows = []
-    for candidate in findings.scores.candidates:
+    for candidate in statistics.scores.candidates:
         row = [
             {**cells[candidate, name, epsilon], "best": cells[candidate, name, epsilon]["mean"] == best[name, epsilon]}
             for name in benchmarks
-            for epsilon in findings.scores.epsilons
+            for epsilon in statistics.scores.epsilons
         ]
         rows.append({"candidate": candidate, "on_front": on_front[candidate], "cells": row})
-    return {"benchmarks": benchmarks, "epsilons": findings.scores.epsilons, "rows": rows}
+    return {"benchmarks": benchmarks, "epsilons": statistics.scores.epsilons, "rows": rows}
 
 
 def _doubts(flags: Sequence[Flag]) -> dict[tuple[str, float], str]:
@@ -139,48 +139,50 @@ def _doubts(flags: Sequence[Flag]) -> dict[tuple[str, float], str]:
     return {key: "; ".join(lines) for key, lines in texts.items()}
 
 
-def _comparisons_table(findings: Findings) -> list[dict[str, Any]]:
+def _comparisons_table(statistics: Statistics) -> list[dict[str, Any]]:
     """Comparisons at the headline budget and on clean images, averaged over the benchmarks."""
-    table = findings.comparisons
+    table = statistics.comparisons
     if table.empty:
         return []
-    rows = table[(table["benchmark"] == AVERAGE) & table["epsilon"].isin({0.0, findings.epsilon})]
+    rows = table[(table["benchmark"] == AVERAGE) & table["epsilon"].isin({0.0, statistics.epsilon})]
     return _records(rows.sort_values(["epsilon", "difference"], ascending=[False, False]))
 
 
-def _targeted_table(findings: Findings) -> list[dict[str, Any]]:
+def _targeted_table(statistics: Statistics) -> list[dict[str, Any]]:
     """Successes of a sweep whose protocol is a targeted one; in others, strings are means to an end."""
-    if not findings.results.manifest.targeted:
+    if not statistics.results.manifest.targeted:
         return []
-    return _records(targeted_success(findings.results.records))
+    return _records(targeted_success(statistics.results.records))
 
 
-def _others_table(findings: Findings) -> list[dict[str, Any]]:
+def _others_table(statistics: Statistics) -> list[dict[str, Any]]:
     """What is left under conditions that are no attacks, on average over the benchmarks."""
-    if findings.others is None:
+    if statistics.others is None:
         return []
-    table = findings.others.table
+    table = statistics.others.table
     return _records(table[(table["benchmark"] == AVERAGE) & (table["condition"] != CLEAN)])
 
 
-def _error_counts(findings: Findings) -> list[dict[str, Any]]:
+def _error_counts(statistics: Statistics) -> list[dict[str, Any]]:
     """Cells with errors, or with fewer records than the sweep has samples."""
-    summary = findings.summary[findings.summary["benchmark"] != AVERAGE].copy()
-    summary["missing"] = (findings.results.manifest.samples - summary["n"] - summary["errors"]).clip(lower=0)
-    reasons = findings.results.records.dropna(subset=["error"]).groupby(["candidate", "benchmark", "epsilon"])["error"]
+    summary = statistics.summary[statistics.summary["benchmark"] != AVERAGE].copy()
+    summary["missing"] = (statistics.results.manifest.samples - summary["n"] - summary["errors"]).clip(lower=0)
+    reasons = statistics.results.records.dropna(subset=["error"]).groupby(["candidate", "benchmark", "epsilon"])[
+        "error"
+    ]
     first = {key: str(group.iloc[0]) for key, group in reasons}
     rows = _records(summary[(summary["errors"] > 0) | (summary["missing"] > 0)])
     return [{**row, "reason": first.get((row["candidate"], row["benchmark"], row["epsilon"]), "")} for row in rows]
 
 
-def _times(findings: Findings) -> dict[str, dict[str, Any]]:
+def _times(statistics: Statistics) -> dict[str, dict[str, Any]]:
     """What each candidate took, in seconds: its LLaVA's trainings (of b@a: those of a) and its evaluations."""
-    manifest = findings.results.manifest
+    manifest = statistics.results.manifest
     training: dict[str, float] = {}
     for model in manifest.models:  # one per training seed
         training[model.name] = training.get(model.name, 0.0) + model.seconds
     times = {}
-    for candidate in findings.scores.candidates:
+    for candidate in statistics.scores.candidates:
         own = [entry for entry in manifest.records if entry.candidate == candidate]
         known = [entry.seconds for entry in own if math.isfinite(entry.seconds)]
         times[candidate] = {

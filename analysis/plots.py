@@ -11,8 +11,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.findings import Findings
 from analysis.scores import AVERAGE
+from analysis.statistics import Statistics
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#7F7F00", "#444444")
 """Okabe and Ito's colours, told apart under the common colour-vision deficiencies, then four darker ones."""
@@ -33,45 +33,45 @@ _BOTTOM_LEGEND = alt.Legend(
 )
 
 
-def pareto_chart(findings: Findings) -> alt.LayerChart:
+def pareto_chart(statistics: Statistics) -> alt.LayerChart:
     """Draws clean against robust score: a point per candidate, its intervals both ways, and the front.
 
     Args:
-        findings: from ``findings.analyse``.
+        statistics: from ``statistics.analyse``.
 
     Returns:
         The chart; filled points are on the front, hollow ones are dominated.
     """
-    table = findings.front.dropna(subset=["clean", "robust"])
+    table = statistics.front.dropna(subset=["clean", "robust"])
     for name in ("clean", "robust"):
         table = table.assign(**{f"{name}_{end}": table[f"{name}_{end}"].fillna(table[name]) for end in ("low", "high")})
     x_domain, y_domain = _domain(table, "clean"), _domain(table, "robust")
-    x = alt.X("clean:Q", title=_clean_title(findings), scale=alt.Scale(domain=x_domain, nice=False))
-    y = alt.Y("robust:Q", title=_robust_title(findings), scale=alt.Scale(domain=y_domain, nice=False))
+    x = alt.X("clean:Q", title=_clean_title(statistics), scale=alt.Scale(domain=x_domain, nice=False))
+    y = alt.Y("robust:Q", title=_robust_title(statistics), scale=alt.Scale(domain=y_domain, nice=False))
     highlight = alt.selection_point(name=HIGHLIGHT, fields=["candidate"], bind="legend")
     opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.12))
     labelled = _with_labels(table, x_domain, y_domain)
-    base = alt.Chart(labelled).encode(color=_color(findings, _SIDE_LEGEND))
+    base = alt.Chart(labelled).encode(color=_color(statistics, _SIDE_LEGEND))
     bars = base.mark_rule(strokeWidth=1.4, strokeCap="round").encode(
         opacity=alt.when(highlight).then(alt.value(0.55)).otherwise(alt.value(0.06))
     )
     points = base.mark_point(size=130, strokeWidth=2, opacity=1).encode(
         x,
         y,
-        shape=_shape(findings, _SIDE_LEGEND),
-        fill=alt.when("datum.on_front").then(_color(findings, _SIDE_LEGEND)).otherwise(alt.value("white")),
+        shape=_shape(statistics, _SIDE_LEGEND),
+        fill=alt.when("datum.on_front").then(_color(statistics, _SIDE_LEGEND)).otherwise(alt.value("white")),
         opacity=opacity,
-        tooltip=_pareto_tooltip(findings),
+        tooltip=_pareto_tooltip(statistics),
     )
-    place: dict[str, Any] = {
+    position: dict[str, Any] = {
         "dx": alt.expr("datum.dx"),
         "dy": alt.expr("datum.dy"),
         "fontSize": 12.5,
         "fontWeight": 600,
     }
     texts = alt.Chart(labelled).encode(x, y, text="candidate:N", opacity=opacity)
-    halos = texts.mark_text(color="white", stroke="white", strokeWidth=4, strokeJoin="round", **place)
-    names = texts.mark_text(color="#1e293b", **place)
+    halos = texts.mark_text(color="white", stroke="white", strokeWidth=4, strokeJoin="round", **position)
+    names = texts.mark_text(color="#1e293b", **position)
     layers = [
         *_front_layers(table, x_domain[0], y_domain[0], x, y),
         bars.encode(alt.X("clean_low:Q"), y, x2="clean_high:Q"),
@@ -80,33 +80,33 @@ def pareto_chart(findings: Findings) -> alt.LayerChart:
         names,
         points.add_params(highlight),
     ]
-    chart = alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=_pareto_heading(findings))
+    chart = alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=_pareto_heading(statistics))
     return _themed(chart)
 
 
-def curves_chart(findings: Findings) -> alt.ConcatChart:
+def curves_chart(statistics: Statistics) -> alt.ConcatChart:
     """Draws the score over the budget: a panel per benchmark and one for their average, with confidence bands.
 
     Args:
-        findings: from ``findings.analyse``.
+        statistics: from ``statistics.analyse``.
 
     Returns:
         The chart, at most three panels in a row.
     """
-    names = list(findings.scores.benchmarks)
+    names = list(statistics.scores.benchmarks)
     panels = [*names, AVERAGE] if len(names) > 1 else names
     columns = 2 if len(panels) in (2, 4) else 3
     highlight = alt.selection_point(name=HIGHLIGHT, fields=["candidate"], bind="legend")
-    charts = [_curve_panel(findings, name, highlight, columns) for name in panels]
+    charts = [_curve_panel(statistics, name, highlight, columns) for name in panels]
     chart: alt.ConcatChart = alt.concat(*charts, columns=columns, spacing=28).resolve_scale(
         color="shared", shape="shared"
     )
-    return _themed(chart.properties(title=_curves_heading(findings)))
+    return _themed(chart.properties(title=_curves_heading(statistics)))
 
 
-def _curve_panel(findings: Findings, name: str, highlight: alt.Parameter, columns: int) -> alt.LayerChart:
-    budgets = list(findings.scores.epsilons)
-    table = findings.summary[(findings.summary["benchmark"] == name) & findings.summary["mean"].notna()]
+def _curve_panel(statistics: Statistics, name: str, highlight: alt.Parameter, columns: int) -> alt.LayerChart:
+    budgets = list(statistics.scores.epsilons)
+    table = statistics.summary[(statistics.summary["benchmark"] == name) & statistics.summary["mean"].notna()]
     x = alt.X(
         "epsilon:Q",
         title="Budget ε (L∞, 1/255)",
@@ -118,14 +118,14 @@ def _curve_panel(findings: Findings, name: str, highlight: alt.Parameter, column
     y = alt.Y("mean:Q", title="Score (% or CIDEr × 100)", scale=y_scale)
     line_opacity = alt.when(highlight).then(alt.value(1.0)).otherwise(alt.value(0.1))
     band_opacity = alt.when(highlight).then(alt.value(0.13)).otherwise(alt.value(0.02))
-    base = alt.Chart(table).encode(x=x, color=_color(findings, _BOTTOM_LEGEND))
+    base = alt.Chart(table).encode(x=x, color=_color(statistics, _BOTTOM_LEGEND))
     band = base.mark_area().encode(y=alt.Y("low:Q", scale=y_scale), y2="high:Q", opacity=band_opacity)
     line = base.mark_line(strokeWidth=2.2).encode(y=y, opacity=line_opacity)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        y=y, shape=_shape(findings, _BOTTOM_LEGEND), opacity=line_opacity, tooltip=_curve_tooltip()
+        y=y, shape=_shape(statistics, _BOTTOM_LEGEND), opacity=line_opacity, tooltip=_curve_tooltip()
     )
-    title = f"Average of {len(findings.scores.benchmarks)} benchmarks" if name == AVERAGE else name
-    is_first = name == findings.scores.benchmarks[0]  # one panel owns the selection, which all panels show
+    title = f"Average of {len(statistics.scores.benchmarks)} benchmarks" if name == AVERAGE else name
+    is_first = name == statistics.scores.benchmarks[0]  # one panel owns the selection, which all panels show
     layers = [band, line, points.add_params(highlight) if is_first else points]
     return alt.LayerChart(layer=layers).properties(
         width=430 if columns == 2 else 272, height=250, title=alt.TitleParams(title, fontSize=13, anchor="start")
@@ -186,22 +186,22 @@ def _domain(table: pd.DataFrame, name: str) -> list[float]:
     return [max(0.0, low - margin) if low >= 0 else low - margin, high + margin]
 
 
-def _color(findings: Findings, legend: alt.Legend) -> alt.Color:
-    return alt.Color("candidate:N", title="Candidate", scale=_scale(findings, PALETTE), legend=legend)
+def _color(statistics: Statistics, legend: alt.Legend) -> alt.Color:
+    return alt.Color("candidate:N", title="Candidate", scale=_scale(statistics, PALETTE), legend=legend)
 
 
-def _shape(findings: Findings, legend: alt.Legend) -> alt.Shape:
-    return alt.Shape("candidate:N", title="Candidate", scale=_scale(findings, SHAPES), legend=legend)
+def _shape(statistics: Statistics, legend: alt.Legend) -> alt.Shape:
+    return alt.Shape("candidate:N", title="Candidate", scale=_scale(statistics, SHAPES), legend=legend)
 
 
-def _scale(findings: Findings, values: Sequence[str]) -> alt.Scale:
-    names = findings.scores.candidates
+def _scale(statistics: Statistics, values: Sequence[str]) -> alt.Scale:
+    names = statistics.scores.candidates
     return alt.Scale(domain=list(names), range=[values[index % len(values)] for index in range(len(names))])
 
 
-def _pareto_tooltip(findings: Findings) -> list[alt.Tooltip]:
+def _pareto_tooltip(statistics: Statistics) -> list[alt.Tooltip]:
     fields = [alt.Tooltip("candidate:N", title="Candidate")]
-    for name, title in (("clean", "Clean"), ("robust", f"Robust, ε = {findings.epsilon:g}/255")):
+    for name, title in (("clean", "Clean"), ("robust", f"Robust, ε = {statistics.epsilon:g}/255")):
         fields.append(alt.Tooltip(f"{name}:Q", title=title, format=".1f"))
         fields.append(alt.Tooltip(f"{name}_low:Q", title="  interval from", format=".1f"))
         fields.append(alt.Tooltip(f"{name}_high:Q", title="  to", format=".1f"))
@@ -223,35 +223,35 @@ def _curve_tooltip() -> list[alt.Tooltip]:
     ]
 
 
-def _pareto_heading(findings: Findings) -> alt.TitleParams:
+def _pareto_heading(statistics: Statistics) -> alt.TitleParams:
     return alt.TitleParams(
         "Robustness against accuracy",
-        subtitle=f"Filled: on the Pareto front; hollow: dominated. {_interval_text(findings)}",
+        subtitle=f"Filled: on the Pareto front; hollow: dominated. {_interval_text(statistics)}",
         offset=14,
     )
 
 
-def _curves_heading(findings: Findings) -> alt.TitleParams:
-    return alt.TitleParams("Score over the attack's budget", subtitle=_interval_text(findings), offset=16)
+def _curves_heading(statistics: Statistics) -> alt.TitleParams:
+    return alt.TitleParams("Score over the attack's budget", subtitle=_interval_text(statistics), offset=16)
 
 
-def _interval_text(findings: Findings) -> str:
+def _interval_text(statistics: Statistics) -> str:
     return (
-        f"{findings.resampling.level:.0%} bootstrap intervals, "
-        f"{findings.results.manifest.samples} samples per benchmark, protocol {findings.results.manifest.protocol}"
+        f"{statistics.resampling.level:.0%} bootstrap intervals, "
+        f"{statistics.results.manifest.samples} samples per benchmark, protocol {statistics.results.manifest.protocol}"
     )
 
 
-def _clean_title(findings: Findings) -> str:
-    return f"Clean score, {_scope_text(findings)}"
+def _clean_title(statistics: Statistics) -> str:
+    return f"Clean score, {_scope_text(statistics)}"
 
 
-def _robust_title(findings: Findings) -> str:
-    return f"Robust score at ε = {findings.epsilon:g}/255, {_scope_text(findings)}"
+def _robust_title(statistics: Statistics) -> str:
+    return f"Robust score at ε = {statistics.epsilon:g}/255, {_scope_text(statistics)}"
 
 
-def _scope_text(findings: Findings) -> str:
-    names = findings.scores.benchmarks
+def _scope_text(statistics: Statistics) -> str:
+    names = statistics.scores.benchmarks
     return f"mean of {len(names)} benchmarks" if len(names) > 1 else names[0]
 
 

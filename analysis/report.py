@@ -20,20 +20,20 @@ import tyro
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.condition_page import heat_map, render_conditions, shown_samples
 from analysis.conditions import (
-    ConditionFindings,
+    ConditionStatistics,
     analyse_conditions,
     conditions_answer,
     format_conditions,
     is_about_conditions,
     others,
 )
-from analysis.findings import Findings, analyse, answer
 from analysis.gallery import build_gallery
-from analysis.judgements import JudgementFindings, analyse_judgements, format_judgements
+from analysis.judgements import JudgementStatistics, analyse_judgements, format_judgements
 from analysis.loading import SweepResults, load_sweep
 from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
 from analysis.scores import AVERAGE
+from analysis.statistics import Statistics, analyse, answer
 from analysis.tables import format_table, summary_csv, table_csv
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
@@ -99,59 +99,59 @@ def write_report(
     Raises:
         UserError: if the results are missing or damaged, or the budget or baseline is unknown.
     """
-    return write_findings(analyse(load_sweep(storage, sweep), epsilon, baseline, resampling))
+    return write_statistics(analyse(load_sweep(storage, sweep), epsilon, baseline, resampling))
 
 
-def write_findings(findings: Findings) -> ReportPaths:
-    """Writes the report of findings that are already computed, into the storage they come from."""
-    storage = findings.results.storage.rstrip("/")
-    folder = f"reports/{findings.results.manifest.sweep}"
-    exhibits = build_gallery(findings.results, findings.scores, findings.epsilon)
-    charts: dict[str, Chart] = {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}
+def write_statistics(statistics: Statistics) -> ReportPaths:
+    """Writes the report of statistics that are already computed, into the storage they come from."""
+    storage = statistics.results.storage.rstrip("/")
+    folder = f"reports/{statistics.results.manifest.sweep}"
+    exhibits = build_gallery(statistics.results, statistics.scores, statistics.epsilon)
+    charts: dict[str, Chart] = {"pareto": pareto_chart(statistics), "curves": curves_chart(statistics)}
     files = {
-        "summary.csv": summary_csv(findings.summary),
-        "comparisons.csv": table_csv(findings.comparisons),
-        "evidence.csv": table_csv(findings.evidence),
+        "summary.csv": summary_csv(statistics.summary),
+        "comparisons.csv": table_csv(statistics.comparisons),
+        "evidence.csv": table_csv(statistics.evidence),
         **{f"{name}.png": render_png(chart) for name, chart in charts.items()},
         **{f"{name}.svg": render_svg(chart) for name, chart in charts.items()},
-        "index.html": render_page(findings, charts, exhibits).encode(),
-        **_judged_files(findings.judged),
+        "index.html": render_page(statistics, charts, exhibits).encode(),
+        **_judged_files(statistics.judged),
     }
-    if findings.others is not None:
-        files["conditions.csv"] = table_csv(_by_benchmark(findings.others.table))
-    _write(findings.results, files)
+    if statistics.others is not None:
+        files["conditions.csv"] = table_csv(_by_benchmark(statistics.others.table))
+    _write(statistics.results, files)
     return _paths(f"{storage}/{folder}")
 
 
-def write_conditions(findings: ConditionFindings) -> str:
+def write_conditions(statistics: ConditionStatistics) -> str:
     """Writes the report of a sweep without attacks, e.g. of corruptions, into the storage it comes from.
 
     Args:
-        findings: from ``conditions.analyse_conditions``.
+        statistics: from ``conditions.analyse_conditions``.
 
     Returns:
         Path or URL of the page.
     """
-    chart = heat_map(findings)
+    chart = heat_map(statistics)
     files = {
-        "conditions.csv": table_csv(_by_benchmark(findings.table)),
-        "means.csv": table_csv(findings.means),
-        "comparisons.csv": table_csv(findings.comparisons),
+        "conditions.csv": table_csv(_by_benchmark(statistics.table)),
+        "means.csv": table_csv(statistics.means),
+        "comparisons.csv": table_csv(statistics.comparisons),
         "heatmap.png": render_png(chart),
         "heatmap.svg": render_svg(chart),
-        "index.html": render_conditions(findings, chart, shown_samples(findings)).encode(),
-        **_judged_files(findings.judged),
+        "index.html": render_conditions(statistics, chart, shown_samples(statistics)).encode(),
+        **_judged_files(statistics.judged),
     }
     assert set(files) >= set(_CONDITION_FILES)
-    _write(findings.results, files)
-    return f"{findings.results.storage.rstrip('/')}/reports/{findings.results.manifest.sweep}/index.html"
+    _write(statistics.results, files)
+    return f"{statistics.results.storage.rstrip('/')}/reports/{statistics.results.manifest.sweep}/index.html"
 
 
 def _by_benchmark(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["benchmark"] != AVERAGE]
 
 
-def _judged_files(judged: JudgementFindings | None) -> dict[str, bytes]:
+def _judged_files(judged: JudgementStatistics | None) -> dict[str, bytes]:
     if judged is None:
         return {}
     return {"judgements.csv": table_csv(judged.rates), "agreement.csv": table_csv(judged.agreement)}
@@ -187,16 +187,16 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     names = {*(_CONDITION_FILES if unattacked else _FILES), *(_JUDGED_FILES if results.manifest.judgements else ())}
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
     if unattacked:
-        findings = analyse_conditions(results)
-        table = format_conditions(findings)
+        statistics = analyse_conditions(results)
+        table = format_conditions(statistics)
         if not fresh:
-            write_conditions(findings)
+            write_conditions(statistics)
     else:
         table = format_table(results)
         if others(results.manifest):
             table = f"{table}\n\n{format_conditions(analyse_conditions(results))}"
         if not fresh:
-            write_findings(analyse(results))
+            write_statistics(analyse(results))
     judged = analyse_judgements(results) if results.manifest.judgements else None
     if judged is not None:
         table = f"{table}\n\n{format_judgements(judged)}"
@@ -273,8 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
             unattacked = analyse_conditions(results, options.baseline, resampling)
             said, page = conditions_answer(unattacked), write_conditions(unattacked)
         else:
-            findings = analyse(results, options.epsilon, options.baseline, resampling)
-            said, page = answer(findings), write_findings(findings).index
+            statistics = analyse(results, options.epsilon, options.baseline, resampling)
+            said, page = answer(statistics), write_statistics(statistics).index
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -159,7 +159,7 @@ def run_pipeline(folder: str, paths: Sequence[str], answer_s: float) -> Run:
     """Sends all shards under all corruptions through the pipeline, in the order of a sweep."""
     names = all_corruptions()
     units = [
-        {"benchmark": "photographs", "path": path, "shard": shard, "places": [n]}
+        {"benchmark": "photographs", "path": path, "shard": shard, "indices": [n]}
         for shard, path in enumerate(paths)
         for n in range(len(names))
     ]

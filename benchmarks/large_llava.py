@@ -20,9 +20,9 @@ from rllava.attacks.protocols import PROTOCOLS, in_precision
 from rllava.conditions.attack import within
 from rllava.conditions.clean import Clean
 from rllava.data.benchmarks import ANNOTATORS, BENCHMARKS
-from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.shard_checks import CHECKED_PER_SHARD
 from rllava.evaluation.victim import Victim
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.llava import Llava

@@ -30,9 +30,9 @@ from rllava.attacks.rounds import BEST, SAME, Round
 from rllava.conditions.attack import Attack, within
 from rllava.data.benchmarks import BENCHMARKS, BenchmarkSpec
 from rllava.errors import UserError
-from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.shard_checks import CHECKED_PER_SHARD
 from rllava.evaluation.victim import Victim
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.conversation import Tokens

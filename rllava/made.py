@@ -21,7 +21,7 @@ def place_of(made: MadeBy, store: Store) -> Artifact:
     Returns:
         An artifact of kind ``encoders``, or ``models`` where a LLaVA's training made them.
     """
-    return store.artifact("encoders" if made.place is None else "models", made.spec.name, made.spec)
+    return store.artifact("encoders" if made.index is None else "models", made.spec.name, made.spec)
 
 
 def build_at_hand(spec: EncoderSpec, store: Store) -> Encoder:
@@ -34,13 +34,13 @@ def build_at_hand(spec: EncoderSpec, store: Store) -> Encoder:
         UserError: if the step has not been made, or its weights are missing or do not fit.
     """
     made = spec.weights
-    if not isinstance(made, MadeBy) or made.place is None:
+    if not isinstance(made, MadeBy) or made.index is None:
         return build_encoder(at_hand(spec, store))
     artifact = place_of(made, store)
     encoder = build_encoder(dataclasses.replace(spec, weights=None))
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / WEIGHTS
-        name = f"{artifact.relative}/{trained_file(len(made.spec.stages), made.place)}"
+        name = f"{artifact.relative}/{trained_file(len(made.spec.stages), made.index)}"
         try:
             store.fetch(f"{store.root}/{name}", file)
             encoder.load_state_dict(load_file(file))
@@ -57,14 +57,14 @@ def build_at_hand(spec: EncoderSpec, store: Store) -> Encoder:
     return encoder.requires_grad_(False).eval()
 
 
-def trained_file(stage: int, place: int) -> str:
+def trained_file(stage: int, index: int) -> str:
     """Where a training stage leaves an encoder, in the model's artifact.
 
     Args:
         stage: number, from 1.
-        place: of the encoder in the LLaVA.
+        index: of the encoder in the LLaVA.
     """
-    return f"stage{stage}/{ENCODERS}/{place}.safetensors"
+    return f"stage{stage}/{ENCODERS}/{index}.safetensors"
 
 
 def at_hand(spec: EncoderSpec, store: Store) -> EncoderSpec:

@@ -26,12 +26,12 @@ class MadeBy:
 
     Attributes:
         spec: of the step; its fingerprint is theirs.
-        place: of an encoder in the LLaVA that the step trains; None: the step makes an encoder alone, in the file
+        index: of an encoder in the LLaVA that the step trains; None: the step makes an encoder alone, in the file
             :data:`WEIGHTS` of its artifact.
     """
 
     spec: Any
-    place: int | None = None
+    index: int | None = None
 
 
 Weights = Pinned | MadeBy

@@ -6,8 +6,8 @@ cluster (see :mod:`rllava.fingerprint`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
+from rllava.attacks.rounds import Precision
 from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.images import PREPROCESSING_VERSION, Fit
@@ -19,8 +19,6 @@ from rllava.model.conversation import TEMPLATES
 from rllava.model.language import LanguageModelSpec
 from rllava.pinned import MadeBy
 from rllava.training.objectives import OBJECTIVES
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Stage:
     clip: float = 1.0
     fit: Fit = "pad"
     zero_stage: OnlyRounds[int] = 2
-    precision: Precision = "fp32"
+    precision: Precision = "float32"
     max_length: int = 2048
     gradient_checkpointing: OnlyRounds[bool] = False
 
@@ -133,7 +131,7 @@ class ModelSpec:
         """Its encoders as its training leaves them: the same, unless a stage trains them."""
         if all(stage.rates.encoders is None for stage in self.stages):
             return self.encoders
-        return tuple(replace(spec, weights=MadeBy(self, place)) for place, spec in enumerate(self.encoders))
+        return tuple(replace(spec, weights=MadeBy(self, index)) for index, spec in enumerate(self.encoders))
 
     def versions(self) -> Mapping[str, int]:
         """Of what is done to its training images."""

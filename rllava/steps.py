@@ -53,8 +53,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A step with the place of its result."""
+class WorkItem:
+    """A step with its artifact."""
 
     step: Step
     artifact: Artifact
@@ -67,7 +67,7 @@ class Task:
 
 Facts = Mapping[str, Any]
 
-Runner = Callable[[Sequence[Task]], Iterator[tuple[Task, Facts]]]
+Runner = Callable[[Sequence[WorkItem]], Iterator[tuple[WorkItem, Facts]]]
 """Makes tasks of one type of specs, whose leases are held. Yields each when all its files are there, with the facts of
 its marker, which is written before the runner goes on: what it does then is cleaning up."""
 
@@ -85,7 +85,7 @@ class Workshop:
     store: Store
     runners: Mapping[type, Runner]
     found: Callable[[Kind], None] = lambda kind: None
-    waiting: Callable[[Task, str], None] = lambda task, holder: None
+    waiting: Callable[[WorkItem, str], None] = lambda task, holder: None
 
 
 def ensure(steps: Iterable[Step], workshop: Workshop) -> None:
@@ -101,11 +101,11 @@ def ensure(steps: Iterable[Step], workshop: Workshop) -> None:
 
 def _ensure_together(steps: Sequence[Step], workshop: Workshop) -> None:
     kind, store = steps[0].kind, workshop.store
-    pending = lacking([task_of(step, store) for step in steps], store)
+    pending = lacking([item_of(step, store) for step in steps], store)
     if not pending:
         workshop.found(kind)
         return
-    if late := lacking([task_of(step, store) for task in pending for step in task.step.after], store):
+    if late := lacking([item_of(step, store) for task in pending for step in task.step.after], store):
         raise RuntimeError(f"{pending[0].artifact.relative} comes after {late[0].artifact.relative}, which is missing")
     with contextlib.ExitStack() as leases:
         # Always in the same order, so that two drivers cannot hold what the other waits for.
@@ -119,12 +119,12 @@ def _ensure_together(steps: Sequence[Step], workshop: Workshop) -> None:
             store.finish(task.artifact, task.spec, dict(facts))
 
 
-def task_of(step: Step, store: Store) -> Task:
-    """A step with the place of its result."""
-    return Task(step, store.artifact(step.kind, step.spec.name, step.spec))
+def item_of(step: Step, store: Store) -> WorkItem:
+    """A step with its artifact."""
+    return WorkItem(step, store.artifact(step.kind, step.spec.name, step.spec))
 
 
-def lacking(tasks: Sequence[Task], store: Store) -> list[Task]:
+def lacking(tasks: Sequence[WorkItem], store: Store) -> list[WorkItem]:
     """Those that are not complete now, by one listing per kind.
 
     Returns:

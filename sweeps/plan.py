@@ -28,9 +28,9 @@ from rllava.model.language import LanguageModelSpec, check_language_model_files
 from rllava.recipes import Candidate, Grid, check_grid, trial_name
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
-from rllava.steps import Facts, Step, Task, Workshop, ensure, levels, task_of
+from rllava.steps import Facts, Step, WorkItem, Workshop, ensure, item_of, levels
 from rllava.store import Artifact, Store
-from rllava.training.places import DataPlace
+from rllava.training.data_folders import DataFolder
 from rllava.weights import Weighted, has_weights, missing_weights, pin_weights, weights_of
 
 Spec = InstructionSpec | BenchmarkSpec
@@ -168,21 +168,21 @@ class Plan:
         """Where a benchmark's shards lie."""
         return self.data(spec).path
 
-    def data_places(self, model: ModelSpec) -> tuple[DataPlace, ...]:
+    def data_folders(self, model: ModelSpec) -> tuple[DataFolder, ...]:
         """Where the data of each training stage lies; it must have been prepared."""
-        places = []
+        folders = []
         for stage in model.stages:
             artifact = self.data(stage.data)
-            places.append(DataPlace(artifact.path, int(self.store.facts(artifact)["rows"])))
-        return tuple(places)
+            folders.append(DataFolder(artifact.path, int(self.store.facts(artifact)["rows"])))
+        return tuple(folders)
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[WorkItem]:
         """All that the sweep makes or finds: data, models, and records, those that it only starts from as well."""
         data = map(step_of, self.data_specs())
         return [self.task(step) for step in (*data, *(s for level in self.levels for of in level.values() for s in of))]
 
     def artifacts(self) -> list[Artifact]:
-        """The places of :meth:`tasks`."""
+        """The artifacts of :meth:`tasks`."""
         return [task.artifact for task in self.tasks()]
 
     def step(self, spec: EvalSpec | JudgementSpec) -> Step:
@@ -198,9 +198,9 @@ class Plan:
         """How many of a benchmark's first shards are asked about; None: all."""
         return None if self.first_samples is None else benchmark.shards_of(self.first_samples)
 
-    def task(self, step: Step) -> Task:
-        """A step with the place of its result."""
-        return task_of(step, self.store)
+    def task(self, step: Step) -> WorkItem:
+        """A step with its artifact."""
+        return item_of(step, self.store)
 
     @cached_property
     def levels(self) -> list[dict[str, list[Step]]]:
@@ -332,11 +332,11 @@ def prepare_data(plan: Plan, say: Callable[[str], None], tasks: Tasks = in_this_
         UserError: if a data set cannot be built.
     """
 
-    def build(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def build(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         for task in missing:
             yield task, _build(plan.store, task.artifact, task.spec, say, tasks)
 
-    def waiting(task: Task, holder: str) -> None:
+    def waiting(task: WorkItem, holder: str) -> None:
         say(f"{task.spec.name}: waiting for {holder}, which is preparing it")
 
     ensure(map(step_of, plan.data_specs()), Workshop(plan.store, dict.fromkeys(DATA, build), waiting=waiting))

@@ -29,7 +29,7 @@ from rllava.graph import step_of
 from rllava.made import place_of
 from rllava.pinned import WEIGHTS, MadeBy
 from rllava.registry import unknown
-from rllava.steps import Facts, Task, Workshop, ensure
+from rllava.steps import Facts, WorkItem, Workshop, ensure
 from rllava.store import Artifact, Store
 from rllava.training.encoder_objectives import ENCODER_OBJECTIVES
 from rllava.training.pretraining import RECIPES, PretrainSpec, check_batch
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
     scaling = place(info, options.workers, gpus=0).scaling_config()
     threads = max(1, usable_cores() // options.workers)
 
-    def train(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def train(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         for task in missing:
             say(f"{task.spec.name}: training, in {task.artifact.path}")
             job = EncoderJob(store.url, task.artifact.path, task.spec, options.checkpoint_every, threads=threads)

@@ -19,7 +19,7 @@ from rllava.judgement_spec import JudgementSpec
 from rllava.records import CLEAN
 from rllava.snapshot import PARTS
 from rllava.specs import EvalSpec, ModelSpec
-from rllava.steps import Facts, Step, Task, Workshop, ensure
+from rllava.steps import Facts, Step, WorkItem, Workshop, ensure
 from rllava.store import Kind, Store
 from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
 from sweeps.events import Done, Evaluating, Found, Judging, Refused, Starting, Waiting
@@ -36,13 +36,13 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
     """
     steps = plan.levels[level][name]
 
-    def train(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def train(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         return train_models(tell, plan, missing, placement, report_every)
 
-    def attack(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def attack(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         return make_records(tell, plan, missing, placement)
 
-    def judge(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def judge(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         return make_judgements(tell, plan.store, missing, placement)
 
     def found(kind: Kind) -> None:
@@ -61,7 +61,7 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
     tell(scores(plan, steps))
 
 
-def refuse_lost_data(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+def refuse_lost_data(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
     """Data is there before the first trial; what has gone since is built by the sweep's own process.
 
     Yields:
@@ -77,8 +77,8 @@ def refuse_lost_data(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
 
 
 def train_models(
-    tell: Tell, plan: Plan, missing: Sequence[Task], placement: Placement, report_every: int
-) -> Iterator[tuple[Task, Facts]]:
+    tell: Tell, plan: Plan, missing: Sequence[WorkItem], placement: Placement, report_every: int
+) -> Iterator[tuple[WorkItem, Facts]]:
     """Trains LLaVAs.
 
     Args:
@@ -93,7 +93,7 @@ def train_models(
             storage=plan.storage,
             path=task.artifact.path,
             spec=task.spec,
-            data=plan.data_places(task.spec),
+            data=plan.data_folders(task.spec),
             checkpoint_every=plan.grid.checkpoint_every,
             report_every=report_every,
         )
@@ -101,7 +101,9 @@ def train_models(
         remove_folder(plan.store.filesystem, f"{task.artifact.path}/{RUN_NAME}")
 
 
-def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Placement) -> Iterator[tuple[Task, Facts]]:
+def make_records(
+    tell: Tell, plan: Plan, missing: Sequence[WorkItem], placement: Placement
+) -> Iterator[tuple[WorkItem, Facts]]:
     """Makes the records of evaluations of one LLaVA with the same encoders, in one pool that loads it once.
 
     Yields:
@@ -121,27 +123,27 @@ def make_records(tell: Tell, plan: Plan, missing: Sequence[Task], placement: Pla
         first={task.spec.benchmark.name: task.step.first for task in tasks if task.step.first is not None},
         save_every_s=plan.save_every_s,
     )
-    total = sum(len(unit["places"]) for unit in units(job))
+    total = sum(len(unit["indices"]) for unit in units(job))
     tell(Evaluating(0, total))
     pool = PoolArguments(attack=placement.attack_args(), data=placement.data_args())
     seconds = [0.0] * len(tasks)
     for done, part in enumerate(evaluate(job, pool), start=1):
-        spec = job.specs[part.place]
-        seconds[part.place] += part.seconds
+        spec = job.specs[part.index]
+        seconds[part.index] += part.seconds
         tell(Evaluating(done, total, f"{spec.benchmark.name} {spec.condition.phrase}", part.mean))
     for task, took in zip(tasks, seconds, strict=True):
         before = _seconds_before(store, task)
         yield task, facts_of(store, task.artifact, data[task.spec.benchmark.name], before + took, task.step.first)
 
 
-def _seconds_before(store: Store, task: Task) -> float:
+def _seconds_before(store: Store, task: WorkItem) -> float:
     """What an artifact took that was complete for fewer samples."""
     return float(store.facts(task.artifact).get("seconds", 0.0)) if store.is_complete(task.artifact) else 0.0
 
 
 def make_judgements(
-    tell: Tell, store: Store, missing: Sequence[Task], placement: Placement
-) -> Iterator[tuple[Task, Facts]]:
+    tell: Tell, store: Store, missing: Sequence[WorkItem], placement: Placement
+) -> Iterator[tuple[WorkItem, Facts]]:
     """Has records judged by one judge, in one pool that loads it once.
 
     Args:
@@ -167,7 +169,7 @@ def make_judgements(
     seconds = [0.0] * len(missing)
     parts = judge_parts(job, placement.judge_args(judge.on_gpu), placement.data_args())
     for done, part in enumerate(parts, start=1):
-        seconds[part.place] += part.seconds
+        seconds[part.index] += part.seconds
         tell(Judging(judge.label, done, total))
     for task, artifact, took in zip(missing, records, seconds, strict=True):
         before = _seconds_before(store, task)

@@ -16,7 +16,7 @@ from rllava.tasks.task import Needs
 
 def test_a_unit_holds_every_image_and_the_worker_takes_its_time_for_each(tmp_path: Path) -> None:
     paths = write_benchmark(str(tmp_path), Options(rows=2, shards=1))
-    unit = {"benchmark": "photographs", "path": paths[0], "shard": 0, "places": [0]}
+    unit = {"benchmark": "photographs", "path": paths[0], "shard": 0, "indices": [0]}
     views = {0: CorruptedViews("fog", SEVERITIES, SIDE, "inside")}
     loaded = load_unit(unit, str(tmp_path), SIDE, views, {"photographs": Needs()})
     batch = {"samples": np.array([loaded["samples"]], dtype=object)}

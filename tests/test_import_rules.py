@@ -38,7 +38,7 @@ LIGHT = (
     "rllava.records",
     "rllava.judgements",
     "rllava.fingerprint",
-    "rllava.check_list",
+    "rllava.check_names",
     "rllava.filesystem",
     "rllava.snapshot",
     "rllava.s3",
@@ -81,7 +81,7 @@ RULES = {
     "attacks know no LLaVA": Rule(
         ("rllava.attacks",),
         ("rllava", "transformers", "timm", "deepspeed"),
-        allowed=("rllava.attacks", "rllava.check_list", "rllava.errors", "rllava.registry"),
+        allowed=("rllava.attacks", "rllava.check_names", "rllava.errors", "rllava.registry"),
     ),
     "tasks and metrics are plain descriptions": Rule(
         ASKED,

@@ -16,7 +16,7 @@ from rllava.graph import step_of
 from rllava.made import at_hand, place_of
 from rllava.pinned import WEIGHTS, MadeBy, Pinned
 from rllava.recipes import PRESETS
-from rllava.steps import Facts, Step, Task, Workshop, ensure, levels
+from rllava.steps import Facts, Step, WorkItem, Workshop, ensure, levels
 from rllava.store import Store
 from rllava.training.pretraining import RECIPES
 from rllava.weights import digest, has_weights, pin_weights
@@ -32,7 +32,7 @@ def make(store: Store, scratch: Path) -> Step:
     """Ensures the step of an encoder, whose weights are random; what trains it is not looked at here."""
     step = step_of(FARE)
 
-    def run(tasks: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def run(tasks: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         (task,) = tasks
         file = scratch / "made.safetensors"
         save_file(build_encoder(tiny_spec("other", weights=None)).state_dict(), file)

@@ -17,8 +17,8 @@ from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.encoders import encoder_spec
 from rllava.errors import UserError
-from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.shard_checks import CHECKED_PER_SHARD
 from rllava.evaluation.victim import Victim
 from rllava.model.conversation import IGNORE
 from rllava.model.llava import Llava

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rllava.steps import Facts, Step, Task, Workshop, ensure, lacking, levels, task_of
+from rllava.steps import Facts, Step, WorkItem, Workshop, ensure, item_of, lacking, levels
 from rllava.store import Kind, Store
 
 
@@ -36,7 +36,7 @@ class Notes:
         self.kinds: list[Kind] = []
         self.waited: list[tuple[str, str]] = []
 
-    def run(self, missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def run(self, missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         self.made.append([task.spec.name for task in missing])
         for task in missing:
             if task.spec.name == self.fails_at:
@@ -77,7 +77,7 @@ def test_needs_come_first_a_batch_is_made_together_and_nothing_twice(store: Stor
     ensure(steps, notes.workshop)
     assert sorted(notes.made[:2]) == [["d"], ["e"]]
     assert sorted(notes.made[2:]) == [["a", "b"], ["alone"], ["c"]]
-    assert store.facts(task_of(steps[0], store).artifact) == {"parts": 1, "name": "a"}
+    assert store.facts(item_of(steps[0], store).artifact) == {"parts": 1, "name": "a"}
     assert notes.kinds == []
     again = Notes(store)
     ensure(steps, again.workshop)
@@ -98,7 +98,7 @@ def test_an_artifact_that_is_complete_for_its_first_parts_serves_who_asks_for_no
     made: list[tuple[int | None, list[str]]] = []
     parts = [f"part-{number:05d}.parquet" for number in range(4)]
 
-    def run(missing: Sequence[Task]) -> Iterator[tuple[Task, Facts]]:
+    def run(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         (task,) = missing
         new = [name for name in parts[: task.step.first] if not store.exists(f"{task.artifact.path}/{name}")]
         made.append((task.step.first, new))
@@ -112,7 +112,7 @@ def test_an_artifact_that_is_complete_for_its_first_parts_serves_who_asks_for_no
         ensure([of[first]], workshop)
     assert made == [(2, parts[:2]), (None, parts[2:])]
 
-    artifact = task_of(of[2], store).artifact
+    artifact = item_of(of[2], store).artifact
     store.finish(artifact, Data("d"), {"parts": 2, "of": 4})  # as a run leaves it that was cut off after the third part
     store.filesystem.rm_file(f"{artifact.path}/{parts[3]}")
     ensure([of[2]], workshop)
@@ -127,7 +127,7 @@ def test_an_artifact_that_is_complete_for_its_first_parts_serves_who_asks_for_no
 
 def test_a_lost_part_is_made_again(store: Store) -> None:
     ensure([result("a")], Notes(store).workshop)
-    store.filesystem.rm_file(f"{task_of(result('a'), store).artifact.path}/part-00000.parquet")
+    store.filesystem.rm_file(f"{item_of(result('a'), store).artifact.path}/part-00000.parquet")
     notes = Notes(store)
     ensure([result("a")], notes.workshop)
     assert notes.made == [["a"]]
@@ -135,12 +135,12 @@ def test_a_lost_part_is_made_again(store: Store) -> None:
 
 def test_who_waits_for_a_need_holds_nothing_and_what_another_driver_made_is_taken(store: Store) -> None:
     """The other driver is another lease in this process; it makes both the need and the result."""
-    need, wanted = task_of(data("d"), store), task_of(result("a"), store)
+    need, wanted = item_of(data("d"), store), item_of(result("a"), store)
     waits = threading.Event()
     held: list[str] = []
     notes = Notes(store)
 
-    def waiting(task: Task, holder: str) -> None:
+    def waiting(task: WorkItem, holder: str) -> None:
         held.extend(path.name for path in Path(store.root, "leases").iterdir())
         waits.set()
 
@@ -186,7 +186,7 @@ def test_a_step_out_of_its_level_is_a_mistake_of_the_program(store: Store) -> No
         ensure([early], Notes(store).workshop)
     ensure([result("a")], Notes(store).workshop)
     ensure([early], Notes(store).workshop)
-    assert lacking([task_of(early, store)], store) == []
+    assert lacking([item_of(early, store)], store) == []
 
 
 def test_a_kind_of_spec_without_a_runner_is_named(store: Store) -> None:

@@ -15,7 +15,7 @@ from rllava.attacks.noise import QueryResult, random_noise
 from rllava.attacks.pgd import pgd
 from rllava.attacks.square import square
 from rllava.attacks.universal import UniversalResult, read_corpus, universal
-from rllava.check_list import CHECKS
+from rllava.check_names import CHECKS
 
 __all__ = [
     "CHECKS",

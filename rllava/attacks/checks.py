@@ -29,7 +29,7 @@ from rllava.attacks.common import (
     loss_only,
     project,
 )
-from rllava.check_list import (
+from rllava.check_names import (
     CHECKS,
     FALLS_DEPTH_LIMIT,
     FALLS_LIMIT,

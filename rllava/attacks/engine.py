@@ -1,4 +1,4 @@
-"""The engine: runs a protocol over many samples, as many at a time as fit; whose attack ends makes place for the next.
+"""The engine: runs a protocol over many samples, as many at a time as fit; whoever is done makes room for the next.
 
 The samples in flight may be in different rounds and at different steps. Each look at their points is one batch. What
 the engine holds between two looks is plain data: :meth:`Engine.state_dict` at any moment, loaded into a new engine,
@@ -24,15 +24,15 @@ from rllava.attacks.rounds import Round, Start
 from rllava.attacks.stepper import ATTACKS, Entering, Lanes
 
 
-class Task(NamedTuple):
+class Aim(NamedTuple):
     """Whose loss is wanted: that of ``text`` as the answer of sample ``sample``; None: of its visual tokens."""
 
     sample: int
     text: str | None
 
 
-AnswerLoss = Callable[[Tensor, Sequence[Task], str], Tensor]
-"""``loss(pixels_NCHW, tasks, precision) -> loss_N``: cross-entropy of each task's text for its pixels; or, of tasks
+AnswerLoss = Callable[[Tensor, Sequence[Aim], str], Tensor]
+"""``loss(pixels_NCHW, aims, precision) -> loss_N``: cross-entropy of each aim's text for its pixels; or, of aims
 without text, which come among themselves, how far the visual tokens are from the clean image's. Rounds maximise it,
 targeted ones minimise it."""
 
@@ -44,7 +44,7 @@ Decoys = Callable[[int, Tensor], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Samples:
+class Attacked:
     """What is attacked.
 
     Attributes:
@@ -66,8 +66,8 @@ class Samples:
 
 
 @dataclass
-class _Place:
-    """A place in flight: which sample, in which round, whose text, how many looks are done, the worst answer so far."""
+class _Run:
+    """A sample in flight: which one, in which round, whose text, how many looks are done, the worst answer so far."""
 
     sample: int
     round: int
@@ -86,7 +86,7 @@ class Engine:
 
     A round may only lower a sample's score. A sample whose score in a round (or on the clean image) is dropped takes
     no part in later rounds; neither does one that lacks the round's label. Samples start in order. Between two rounds
-    of one kind (:attr:`rllava.attacks.rounds.Round.kind`) a sample keeps its place; kinds follow one another as in the
+    of one kind (:attr:`rllava.attacks.rounds.Round.kind`) a sample stays in flight; kinds follow one another as in the
     protocol.
 
     Args:
@@ -94,7 +94,7 @@ class Engine:
         answer_loss: see :data:`AnswerLoss`.
         judge: see :data:`Judge`.
         dropped: whether nothing is left to attack at a score.
-        batches: splits looks that do not fit into memory; by default one that starts at ``places``.
+        batches: splits looks that do not fit into memory; by default one that starts at that.
 
     Raises:
         ValueError: if an attack of a round does not keep budgets of that norm.
@@ -103,36 +103,38 @@ class Engine:
     def __init__(
         self,
         rounds: Sequence[Round],
-        samples: Samples,
+        attacked: Attacked,
         *,
         epsilon: float,
         answer_loss: AnswerLoss,
         judge: Judge,
         dropped: Callable[[float], bool],
-        places: int,
+        in_flight: int,
         batches: Batches | None = None,
         norm: Norm = "linf",
     ) -> None:
-        assert places >= 1
+        assert in_flight >= 1
         for entry in rounds:
             if norm not in ATTACKS.get(entry.attack).norms:
                 raise ValueError(f"round {entry.name}: attack {entry.attack} keeps no {norm} budget")
-        self.rounds, self.samples, self.epsilon = tuple(rounds), samples, epsilon
-        self.answer_loss, self.judge, self.dropped, self.most = answer_loss, judge, dropped, places
-        self.batches, self.norm = batches or Batches(places), norm
+        self.rounds, self.attacked, self.epsilon = tuple(rounds), attacked, epsilon
+        self.answer_loss, self.judge, self.dropped, self.most = answer_loss, judge, dropped, in_flight
+        self.batches, self.norm = batches or Batches(in_flight), norm
         self.columns = max((entry.steps for entry in self.rounds), default=0)
         self.outcomes = [
             Outcome(answer, score, image_CHW)
-            for answer, score, image_CHW in zip(samples.predictions, samples.scores, samples.images_BCHW, strict=True)
+            for answer, score, image_CHW in zip(
+                attacked.predictions, attacked.scores, attacked.images_BCHW, strict=True
+            )
         ]
         self.decoys: dict[int, tuple[str, list[str]]] = {}  # per sample: from which round's image, and which texts
         self.kinds = tuple(dict.fromkeys(entry.kind for entry in self.rounds))
         self.kind = self.kinds[0] if self.kinds else ("float32", "apgd", False)
         self.waiting: dict[tuple[str, str, bool], list[tuple[int, int]]] = {kind: [] for kind in self.kinds}
-        for sample, score in enumerate(samples.scores):
+        for sample, score in enumerate(attacked.scores):
             if not dropped(score):
                 self._enqueue(sample, 0)
-        self.places: list[_Place] = []
+        self.running: list[_Run] = []
         self.lanes: Lanes | None = None
 
     def run(self, save: Callable[[dict[str, Any]], None] | None = None, every_s: float = 60.0) -> list[Outcome]:
@@ -161,7 +163,7 @@ class Engine:
             "decoys": {sample: [origin, list(texts)] for sample, (origin, texts) in self.decoys.items()},
             "kind": list(self.kind),
             "waiting": [[list(kind), [list(pair) for pair in queue]] for kind, queue in self.waiting.items()],
-            "places": [list(vars(place).values()) for place in self.places],
+            "running": [list(vars(run).values()) for run in self.running],
             "lanes": None if self.lanes is None else {k: v.clone() for k, v in self.lanes.tensors().items()},
             "limit": self.batches.limit,
         }
@@ -172,13 +174,13 @@ class Engine:
         Args:
             state: from its :meth:`state_dict`.
         """
-        images_BCHW = self.samples.images_BCHW
+        images_BCHW = self.attacked.images_BCHW
         for outcome, image_CHW, saved in zip(self.outcomes, images_BCHW, state["outcomes"], strict=True):
             outcome.load_state_dict(saved, image_CHW)
         self.decoys = {sample: (origin, list(texts)) for sample, (origin, texts) in state["decoys"].items()}
         self.kind = tuple(state["kind"])
         self.waiting = {tuple(kind): [(s, r) for s, r in queue] for kind, queue in state["waiting"]}
-        self.places = [_place(fields, images_BCHW.device) for fields in state["places"]]
+        self.running = [_run_of(fields, images_BCHW.device) for fields in state["running"]]
         self.lanes = None
         if state["lanes"] is not None:
             tensors = {name: value.to(images_BCHW.device).clone() for name, value in state["lanes"].items()}
@@ -196,26 +198,26 @@ class Engine:
         return ATTACKS.get(self.kind[1])
 
     def _fill(self) -> bool:
-        """Gives free places to those who wait; False when nobody is left."""
-        if not self.places and not self.waiting.get(self.kind):
+        """Starts those who wait, as far as there is room; False when nobody is left."""
+        if not self.running and not self.waiting.get(self.kind):
             self.kind = next((kind for kind in self.kinds if self.waiting[kind]), self.kind)
         queue = self.waiting.get(self.kind, [])
-        starting: list[_Place] = []
-        while queue and len(self.places) + len(starting) < self.most:
+        starting: list[_Run] = []
+        while queue and len(self.running) + len(starting) < self.most:
             sample, index = queue.pop(0)
             text = self._text(sample, index)
             assert text is not None
-            starting.append(_Place(sample, index, text))
+            starting.append(_Run(sample, index, text))
         self._start(starting)
-        return bool(self.places)
+        return bool(self.running)
 
-    def _start(self, starting: list[_Place]) -> None:
+    def _start(self, starting: list[_Run]) -> None:
         if not starting:
             return
-        samples = [place.sample for place in starting]
-        rounds = [self.rounds[place.round] for place in starting]
-        clean_NCHW = self.samples.images_BCHW[samples]
-        points = [self._start_point(place) for place in starting]
+        samples = [run.sample for run in starting]
+        rounds = [self.rounds[run.round] for run in starting]
+        clean_NCHW = self.attacked.images_BCHW[samples]
+        points = [self._start_point(run) for run in starting]
         budgets = [self.epsilon * entry.width for entry in rounds]
         lanes = self.attack.enter(
             Entering(
@@ -224,36 +226,36 @@ class Engine:
                 budgets,
                 [entry.steps for entry in rounds],
                 [entry.step_size / (e if entry.absolute else 1) for entry, e in zip(rounds, budgets, strict=True)],
-                seeds=[self._seed(place) for place in starting],
+                seeds=[self._seed(run) for run in starting],
                 columns=self.columns,
                 norm=self.norm,
             )
         )
-        self.lanes = lanes if self.lanes is None or not self.places else self.lanes.join(lanes)
-        self.places += starting
+        self.lanes = lanes if self.lanes is None or not self.running else self.lanes.join(lanes)
+        self.running += starting
 
-    def _start_point(self, place: _Place) -> Tensor:
-        entry, sample = self.rounds[place.round], place.sample
-        clean_1CHW, outcome = self.samples.images_BCHW[sample][None], self.outcomes[sample]
+    def _start_point(self, run: _Run) -> Tensor:
+        entry, sample = self.rounds[run.round], run.sample
+        clean_1CHW, outcome = self.attacked.images_BCHW[sample][None], self.outcomes[sample]
         budget = self.epsilon * entry.width
         if entry.start.at == "random":
-            return start_point("random", clean_1CHW, budget, [self._seed(place)], self.norm)[0]
+            return start_point("random", clean_1CHW, budget, [self._seed(run)], self.norm)[0]
         image_CHW = clean_1CHW[0]
         if entry.start.at == "best":
             image_CHW = outcome.image_CHW
         elif entry.start.at == "previous" and outcome.previous_CHW is not None:
             image_CHW = outcome.previous_CHW
-        elif entry.start.found and self.samples.others is not None:
-            image_CHW = self.samples.others[entry.start][sample].to(clean_1CHW)
+        elif entry.start.found and self.attacked.others is not None:
+            image_CHW = self.attacked.others[entry.start][sample].to(clean_1CHW)
         return project(image_CHW[None], clean_1CHW, budget, self.norm)[0]
 
-    def _seed(self, place: _Place) -> int:
-        return self.samples.seeds[place.sample] * 1_000_003 + place.round
+    def _seed(self, run: _Run) -> int:
+        return self.attacked.seeds[run.sample] * 1_000_003 + run.round
 
     def _look(self) -> None:
         """One look of every sample in flight, one step of those that are not done, a verdict on those that are."""
         assert self.lanes is not None
-        last = [place.looks == self.rounds[place.round].steps for place in self.places]
+        last = [run.looks == self.rounds[run.round].steps for run in self.running]
         looks: list[Look] = []
         order: list[int] = []
         # The last point of a round needs no gradient: no step follows.
@@ -262,24 +264,24 @@ class Engine:
             order += rows
         back = torch.tensor(order, device=self.lanes.clean_LCHW.device).argsort()
         self.lanes.absorb(Look(*(torch.cat(parts)[back] for parts in zip(*looks, strict=True))))
-        for place in self.places:
-            place.looks += 1
+        for run in self.running:
+            run.looks += 1
         leaving = self._answer()
         going_on = self._finish(leaving) if leaving else []
-        if self.places:
+        if self.running:
             self.lanes.move()
         self._start(going_on)
 
     def _look_at(self, rows: Sequence[int], gradient: bool) -> Look:
         assert self.lanes is not None
         _, _, at_tokens = self.kind
-        tasks = [Task(self.places[row].sample, None if at_tokens else self.places[row].text) for row in rows]
-        signs = [-1.0 if self.rounds[self.places[row].round].targeted else 1.0 for row in rows]
+        aims = [Aim(self.running[row].sample, None if at_tokens else self.running[row].text) for row in rows]
+        signs = [-1.0 if self.rounds[self.running[row].round].targeted else 1.0 for row in rows]
         points_NCHW = self.lanes.point_LCHW[torch.tensor(rows, device=self.lanes.point_LCHW.device)]
         sign_N = torch.tensor(signs, device=points_NCHW.device)
 
         def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
-            return sign_N * self.answer_loss(pixels_NCHW, tasks, self.precision)
+            return sign_N * self.answer_loss(pixels_NCHW, aims, self.precision)
 
         return (loss_and_gradient if gradient else loss_only)(loss, points_NCHW, torch.arange(len(rows)))
 
@@ -287,60 +289,60 @@ class Engine:
         """Answers the points and images that are due; which rows are done, or hold a sample that is dropped."""
         assert self.lanes is not None
         done, due, images = [], [], []
-        for row, place in enumerate(self.places):
-            entry = self.rounds[place.round]
-            if place.steps == entry.steps:
+        for row, run in enumerate(self.running):
+            entry = self.rounds[run.round]
+            if run.steps == entry.steps:
                 done.append(row)
-            if place.steps == entry.steps and entry.judged:
+            if run.steps == entry.steps and entry.judged:
                 due.append(row)
                 images.append(self.lanes.best_LCHW[row])
-            elif place.steps in entry.answers:
+            elif run.steps in entry.answers:
                 due.append(row)
                 images.append(self.lanes.point_LCHW[row])
         if not due:
             return done
-        clean_NCHW = self.samples.images_BCHW[[self.places[row].sample for row in due]]
+        clean_NCHW = self.attacked.images_BCHW[[self.running[row].sample for row in due]]
         images_NCHW = snap(torch.stack(images), clean_NCHW, self.epsilon, self.norm)
         assert within(images_NCHW, clean_NCHW, self.epsilon, self.norm), "an attack left its budget"
         for verdicts in self.batches.run(lambda part: self._judge(images_NCHW, due, part), range(len(due))):
             for n, answer, score in verdicts:
-                place = self.places[due[n]]
-                if place.worst is None or score < place.worst[1]:
-                    place.worst = (answer, score, images_NCHW[n].clone())  # a view would keep the whole batch alive
-        dropped = [row for row in due if self.dropped(self.places[row].worst[1])]  # type: ignore[index]
+                run = self.running[due[n]]
+                if run.worst is None or score < run.worst[1]:
+                    run.worst = (answer, score, images_NCHW[n].clone())  # a view would keep the whole batch alive
+        dropped = [row for row in due if self.dropped(self.running[row].worst[1])]  # type: ignore[index]
         return sorted({*done, *dropped})
 
     def _judge(self, images_NCHW: Tensor, rows: Sequence[int], part: Sequence[int]) -> list[tuple[int, str, float]]:
-        samples = [self.places[rows[n]].sample for n in part]
+        samples = [self.running[rows[n]].sample for n in part]
         answers, scores = self.judge(images_NCHW[list(part)], samples, self.precision)
         return list(zip(part, answers, scores, strict=True))
 
-    def _finish(self, rows: list[int]) -> list[_Place]:
+    def _finish(self, rows: list[int]) -> list[_Run]:
         """Notes what the attacks in some rows found and frees them; which rounds of this kind follow at once."""
         assert self.lanes is not None
-        going_on: list[_Place] = []
+        going_on: list[_Run] = []
         for row in rows:
-            place = self.places[row]
-            entry, outcome = self.rounds[place.round], self.outcomes[place.sample]
-            evidence = Evidence.of(self.lanes, row, entry, place.text, place.steps)
-            if place.worst is None:
+            run = self.running[row]
+            entry, outcome = self.rounds[run.round], self.outcomes[run.sample]
+            evidence = Evidence.of(self.lanes, row, entry, run.text, run.steps)
+            if run.worst is None:
                 outcome.note(entry, evidence, evidence.best_CHW, None)
             else:
-                answer, score, image_CHW = place.worst
+                answer, score, image_CHW = run.worst
                 outcome.note(entry, evidence, image_CHW, (answer, score))
                 if self.dropped(score):
                     continue
             if entry.gives_up is not None and bool((evidence.loss_S < entry.gives_up).all()):
                 continue
-            following = self._enqueue(place.sample, place.round + 1, keep=True)
+            following = self._enqueue(run.sample, run.round + 1, keep=True)
             if following is not None:
                 going_on.append(following)
-        staying = [row for row in range(len(self.places)) if row not in set(rows)]
+        staying = [row for row in range(len(self.running)) if row not in set(rows)]
         self.lanes = self.lanes.rows(staying)
-        self.places = [self.places[row] for row in staying]
+        self.running = [self.running[row] for row in staying]
         return going_on
 
-    def _enqueue(self, sample: int, index: int, keep: bool = False) -> _Place | None:
+    def _enqueue(self, sample: int, index: int, keep: bool = False) -> _Run | None:
         """Sends a sample to its next round from ``index`` on, if there is one.
 
         With ``keep``, a round of the running kind is handed back at once instead of waiting in the queue.
@@ -350,16 +352,16 @@ class Engine:
             if text is None:
                 continue
             if keep and self.rounds[following].kind == self.kind:
-                return _Place(sample, following, text)
+                return _Run(sample, following, text)
             self.waiting[self.rounds[following].kind].append((sample, following))
             return None
         return None
 
     def _text(self, sample: int, index: int) -> str | None:
         """The text a round attacks of a sample; None where the sample has none and skips the round."""
-        entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.samples.labels[sample]
+        entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.attacked.labels[sample]
         label = entry.label
-        if entry.start.found and entry.start not in (self.samples.others or {}):
+        if entry.start.found and entry.start not in (self.attacked.others or {}):
             return None
         match label.of:
             case "reference":
@@ -372,17 +374,17 @@ class Engine:
                 return labels[outcome.label or 0] if labels else None
             case "answer":
                 return outcome.prediction or next(iter(labels), None)
-        assert self.samples.decoys is not None
+        assert self.attacked.decoys is not None
         if sample not in self.decoys or self.decoys[sample][0] != outcome.best_round:
-            texts = self.samples.decoys(sample, outcome.image_CHW)
+            texts = self.attacked.decoys(sample, outcome.image_CHW)
             self.decoys[sample] = (outcome.best_round, [text for text in texts if text != outcome.prediction])
         _, texts = self.decoys[sample]
         return texts[label.number or 0] if (label.number or 0) < len(texts) else None
 
 
-def _place(fields: Sequence[Any], device: torch.device) -> _Place:
+def _run_of(fields: Sequence[Any], device: torch.device) -> _Run:
     sample, index, text, looks, worst = fields
-    return _Place(sample, index, text, looks, None if worst is None else (worst[0], worst[1], worst[2].to(device)))
+    return _Run(sample, index, text, looks, None if worst is None else (worst[0], worst[1], worst[2].to(device)))
 
 
 def _where(flags: Sequence[bool], value: bool) -> list[int]:

@@ -83,7 +83,7 @@ def square_side(step: int, queries: int, p_init: float, height: int, width: int)
 
 
 def _signs(generators: Sequence[Generator], shape: tuple[int, ...]) -> Tensor:
-    """-1 or 1 per sample and place, [A, *shape], on the CPU."""
+    """-1 or 1 per sample and entry, [A, *shape], on the CPU."""
     return torch.stack([torch.randint(0, 2, shape, generator=g) for g in generators]) * 2 - 1
 
 

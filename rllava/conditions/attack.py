@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rllava.attacks.engine import AnswerLoss, Engine, Samples, Task
+from rllava.attacks.engine import Aim, AnswerLoss, Attacked, Engine
 from rllava.attacks.outcome import GRID_VERSION, Outcome, round_to_8_bits
 from rllava.attacks.protocols import Protocol
 from rllava.attacks.rounds import Round
@@ -18,11 +18,11 @@ from rllava.conditions.clean import Clean
 from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
-from rllava.evaluation.checking import findings
-from rllava.evaluation.in_flight import Flight
+from rllava.evaluation.in_flight import ResumableAttack
 from rllava.evaluation.rows import attack_fields, image_fields
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.shard import ShardWork
+from rllava.evaluation.shard_checks import check_shard
 from rllava.evaluation.victim import Victim
 from rllava.tasks.decoys import DECOYS_VERSION
 
@@ -102,8 +102,8 @@ class Attack(Condition):
         """Attacks, checks some of the attacks, and answers the found images again in 8 bits."""
         shard, victim, epsilon = work.shard, work.victim, self.epsilon
         rows, clean_BCHW = work.clean_rows(), shard.pixels_BCHW
-        flight = Flight(self._engine(work), work.spec, work.keeping)
-        outcomes = flight.run()
+        resumable = ResumableAttack(self._engine(work), work.spec, work.saving)
+        outcomes = resumable.run()
         attacked = [b for b, outcome in enumerate(outcomes) if outcome.rounds]
         for b in attacked:
             rows[b] |= attack_fields(outcomes[b], clean_BCHW[b])
@@ -118,7 +118,7 @@ class Attack(Condition):
         for part, (answers, scores) in work.batches.run(in_8_bits, attacked):
             for b, answer, score in zip(part, answers, scores, strict=True):
                 rows[b] |= {"prediction_8bit": answer, "score_8bit": score}
-        for b, names in self._findings(work, outcomes, flight).items():
+        for b, names in self._findings(work, outcomes, resumable).items():
             rows[b] |= {"checked": True, "findings": names}
         return rows
 
@@ -128,7 +128,7 @@ class Attack(Condition):
         def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
             return victim.answer(images_NCHW, [samples[b] for b in who], work.scoring, precision)
 
-        attacked = Samples(
+        attacked = Attacked(
             images_BCHW=shard.pixels_BCHW,
             labels=[work.spec.benchmark.task.labels(sample.references) for sample in samples],
             predictions=shard.predictions,
@@ -144,17 +144,19 @@ class Attack(Condition):
             answer_loss=answer_loss(victim, samples, shard.pixels_BCHW),
             judge=judge,
             dropped=dropped_by(self.protocol, work.spec.benchmark),
-            places=work.spec.batch_size or work.batches.limit,
+            in_flight=work.spec.batch_size or work.batches.limit,
             batches=work.batches,
         )
 
-    def _findings(self, work: ShardWork, outcomes: Sequence[Outcome], flight: Flight) -> dict[int, list[str]]:
+    def _findings(
+        self, work: ShardWork, outcomes: Sequence[Outcome], resumable: ResumableAttack
+    ) -> dict[int, list[str]]:
         victim, shard = work.victim, work.shard
 
         def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
             return victim.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
 
-        return findings(
+        return check_shard(
             outcomes,
             shard.pixels_BCHW,
             shard.predictions,
@@ -166,8 +168,8 @@ class Attack(Condition):
             answer=answer,
             most=work.batches.limit,
             count=work.scoring.checked,
-            known=flight.known,
-            save=flight.found,
+            known=resumable.known,
+            save=resumable.found,
         )
 
     def _rounds(self, work: ShardWork) -> tuple[Round, ...]:
@@ -208,11 +210,11 @@ def answer_loss(victim: Victim, samples: Sequence[Sample], clean_BCHW: Tensor) -
                 known[precision] = victim.features(clean_BCHW, precision)
         return victim.token_loss(pixels_NCHW, [tokens_BPD[who] for tokens_BPD in known[precision]], precision)
 
-    def loss(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        texts = [task.text for task in tasks]
+    def loss(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
+        texts = [aim.text for aim in aims]
         if texts[0] is None:
-            return tokens_loss(pixels_NCHW, [task.sample for task in tasks], precision)
-        tokens = [victim.tokens(samples[task.sample].prompt, task.text) for task in tasks]
+            return tokens_loss(pixels_NCHW, [aim.sample for aim in aims], precision)
+        tokens = [victim.tokens(samples[aim.sample].prompt, aim.text) for aim in aims]
         return victim.loss(pixels_NCHW, tokens, precision)
 
     return loss

@@ -34,7 +34,7 @@ class Conversation:
     """One row.
 
     Attributes:
-        sample_id: place in the file and the row's id, as ids occur more than once in the 665k mix.
+        sample_id: row in the file and the row's id, as ids occur more than once in the 665k mix.
         image: path of its file; None for text alone.
         turns: (human, gpt) texts; of a row with image, one human turn holds the image marker, once.
     """
@@ -67,7 +67,7 @@ def read_conversations(path: Path, images: Path) -> list[Conversation]:
     if not isinstance(rows, list):
         raise UserError(f"{path} is no list of conversations; it is another file than its name says")
     odd: Counter[str] = Counter()
-    conversations = [_conversation(row, place, path, images, odd) for place, row in enumerate(rows)]
+    conversations = [_conversation(row, number, path, images, odd) for number, row in enumerate(rows)]
     check_layout((conversation.image for conversation in conversations if conversation.image is not None), path)
     if odd:
         counts = ", ".join(f"{odd[kind]} {kind}" for kind in _ODDITIES if odd[kind])
@@ -75,20 +75,20 @@ def read_conversations(path: Path, images: Path) -> list[Conversation]:
     return conversations
 
 
-def _conversation(row: Any, place: int, path: Path, images: Path, odd: Counter[str]) -> Conversation:
+def _conversation(row: Any, number: int, path: Path, images: Path, odd: Counter[str]) -> Conversation:
     try:
         turns = [(str(turn["from"]), str(turn["value"])) for turn in row["conversations"]]
-        name = _image_name(row, f"{path}: row {place} (id {row.get('id', '')})")
+        name = _image_name(row, f"{path}: row {number} (id {row.get('id', '')})")
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: row {place} is not in LLaVA's format ({reason}); fetch it again") from error
+        raise UserError(f"{path}: row {number} is not in LLaVA's format ({reason}); fetch it again") from error
     turns = turns[1:] if turns and turns[0][0] == "gpt" else turns
     if any(role != ("human", "gpt")[index % 2] for index, (role, _) in enumerate(turns)):
-        raise UserError(f"{path}: turns of row {place} do not alternate between human and gpt; mend or remove it")
+        raise UserError(f"{path}: turns of row {number} do not alternate between human and gpt; mend or remove it")
     texts = [text for _, text in turns[: len(turns) // 2 * 2]]
     texts = _one_marker(texts, odd) if name is not None else _no_marker(texts, odd)
     image = None if name is None else f"{images}/{name}"
-    return Conversation(f"{place}/{row.get('id', '')}", image, tuple(zip(texts[::2], texts[1::2], strict=True)))
+    return Conversation(f"{number}/{row.get('id', '')}", image, tuple(zip(texts[::2], texts[1::2], strict=True)))
 
 
 def _image_name(row: Any, what: str) -> str | None:
@@ -117,7 +117,7 @@ def _one_marker(texts: Sequence[str], odd: Counter[str]) -> list[str]:
         odd[_UNANSWERED] += 1
         return []
     count = sum(text.count(MARKER) for text in texts)
-    first = next((place for place, text in enumerate(texts) if place % 2 == 0 and MARKER in text), None)
+    first = next((number for number, text in enumerate(texts) if number % 2 == 0 and MARKER in text), None)
     rest = [text.replace(MARKER, "").strip() if MARKER in text else text for text in texts]
     if first is None:
         odd[_UNMARKED] += 1

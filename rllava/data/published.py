@@ -140,13 +140,13 @@ def _captions(
     if split != "test":
         raise UserError(f"{name} has no split '{split}' here; use test")
     entries = []
-    for place, image in enumerate(_list(read_json(path), "images", path)):
+    for row, image in enumerate(_list(read_json(path), "images", path)):
         try:
             if image["split"] == split:
                 captions = tuple(str(sentence["raw"]) for sentence in image["sentences"])
                 entries.append(Entry(sample_id(image), f"{images}/{image['filename']}", captions))
         except (KeyError, TypeError) as error:
-            raise _unlike(path, "images", place, error, "Karpathy's split") from error
+            raise _unlike(path, "images", row, error, "Karpathy's split") from error
     return _laid_out(entries, path)
 
 
@@ -156,19 +156,19 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
     path, images = _place(name)
     answers_path = data_path(FILES[name][1].path)
     answers: dict[Any, tuple[str, ...]] = {}
-    for place, annotation in enumerate(_list(read_json(answers_path), "annotations", answers_path)):
+    for row, annotation in enumerate(_list(read_json(answers_path), "annotations", answers_path)):
         try:
             answers[annotation["question_id"]] = tuple(str(answer["answer"]) for answer in annotation["answers"])
         except (KeyError, TypeError) as error:
-            raise _unlike(answers_path, "annotations", place, error, "VQA") from error
+            raise _unlike(answers_path, "annotations", row, error, "VQA") from error
     entries = []
-    for place, question in enumerate(_list(read_json(path), "questions", path)):
+    for row, question in enumerate(_list(read_json(path), "questions", path)):
         try:
             number = question["question_id"]
             image = f"{images}/{image_name(question['image_id'])}"
             text = str(question["question"])
         except (KeyError, TypeError, ValueError) as error:
-            raise _unlike(path, "questions", place, error, "VQA") from error
+            raise _unlike(path, "questions", row, error, "VQA") from error
         if number not in answers:
             raise UserError(f"{answers_path} has no answers to question {number} of {path}; fetch both again")
         entries.append(Entry(str(number), image, answers[number], text))
@@ -182,9 +182,9 @@ def _list(content: Any, key: str, path: Path) -> Sequence[Any]:
     return found
 
 
-def _unlike(path: Path, key: str, place: int, error: Exception, expected: str) -> UserError:
+def _unlike(path: Path, key: str, row: int, error: Exception, expected: str) -> UserError:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return UserError(f"{path}: entry {place} of '{key}' is not in the format of {expected} ({reason}); fetch it again")
+    return UserError(f"{path}: entry {row} of '{key}' is not in the format of {expected} ({reason}); fetch it again")
 
 
 def _laid_out(entries: list[Entry], path: Path) -> list[Entry]:

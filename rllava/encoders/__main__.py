@@ -12,8 +12,8 @@ def main() -> None:
         size = "" if spec.parameters is None else f"{spec.parameters:.1f}M"
         path = weights_of(spec)
         here = path is None or weights_path(path).exists()
-        place = "here" if here else f"{path}, from {spec.origin}"
-        print(f"{name:20s} {spec.image_size:6d} {spec.tokens:6d} {spec.width:6d} {size:>8s}  {place}")
+        source = "here" if here else f"{path}, from {spec.origin}"
+        print(f"{name:20s} {spec.image_size:6d} {spec.tokens:6d} {spec.width:6d} {size:>8s}  {source}")
     print(f"weights folder: {weights_folder()} ($RLLAVA_WEIGHTS); files of the hub may also be in its own cache")
 
 

@@ -12,8 +12,8 @@ import torch
 
 from rllava.attacks.engine import Engine
 from rllava.attacks.outcome import Outcome
-from rllava.evaluation.checking import Findings
 from rllava.evaluation.samples import Sample
+from rllava.evaluation.shard_checks import Raised
 from rllava.specs import EvalSpec
 from rllava.store import Store
 
@@ -31,7 +31,7 @@ class StateStore(Protocol):
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Saving:
     """How attacks in flight are kept.
 
     Attributes:
@@ -42,41 +42,41 @@ class Keeping:
     every_s: float = 60.0
 
 
-class Flight:
+class ResumableAttack:
     """An attack and the checks that follow it, kept on one clock.
 
     Args:
         engine: at its start; goes on from what was kept, if anything was.
-        keeping: None: nothing is kept.
+        saving: None: nothing is kept.
     """
 
-    def __init__(self, engine: Engine, spec: EvalSpec, keeping: Keeping | None) -> None:
-        self.engine, self.spec, self.keeping = engine, spec, keeping
-        self.known: Findings = {}
+    def __init__(self, engine: Engine, spec: EvalSpec, saving: Saving | None) -> None:
+        self.engine, self.spec, self.saving = engine, spec, saving
+        self.known: Raised = {}
         self._saved = time.monotonic()
-        saved = None if keeping is None else keeping.store.load(spec)
+        saved = None if saving is None else saving.store.load(spec)
         if saved is not None:
             engine.load_state_dict(saved)
             self.known = saved.get("findings", {})
 
     def run(self) -> list[Outcome]:
         """Attacks, from where it was left."""
-        if self.keeping is None:
+        if self.saving is None:
             return self.engine.run()
-        return self.engine.run(self._save, self.keeping.every_s)
+        return self.engine.run(self._save, self.saving.every_s)
 
-    def found(self, findings: Findings) -> None:
+    def found(self, findings: Raised) -> None:
         """Keeps what the checks have found so far, if it is time to.
 
         Args:
             findings: of the samples that were checked.
         """
-        if self.keeping is not None and time.monotonic() - self._saved >= self.keeping.every_s:
+        if self.saving is not None and time.monotonic() - self._saved >= self.saving.every_s:
             self._save({**self.engine.state_dict(), "findings": dict(findings)})
 
     def _save(self, state: Mapping[str, Any]) -> None:
-        assert self.keeping is not None
-        self.keeping.store.save(self.spec, state)
+        assert self.saving is not None
+        self.saving.store.save(self.spec, state)
         self._saved = time.monotonic()
 
 
@@ -85,7 +85,7 @@ def state_path(folder: str, shard: int) -> str:
     return f"{folder}/state-{shard:05d}.pt"
 
 
-class InFlight:
+class ShardStates:
     """States of one shard's attacks, one file per budget; removed when the part is there.
 
     Args:

@@ -46,10 +46,10 @@ class PartJudged:
     """One part was written.
 
     Attributes:
-        place: of its spec in the job.
+        index: of its spec in the job.
     """
 
-    place: int
+    index: int
     rows: int
     flagged: int
     seconds: float
@@ -59,15 +59,15 @@ def units_to_judge(job: JudgingJob) -> list[dict[str, Any]]:
     """The parts of records that have no judgements yet.
 
     Returns:
-        Per part: place of its spec, path, number.
+        Per part: index of its spec, path, number.
     """
     filesystem = Store(job.storage).filesystem
     work = []
-    for place, (records, parts, path) in enumerate(zip(job.records, job.parts, job.paths, strict=True)):
+    for index, (records, parts, path) in enumerate(zip(job.records, job.parts, job.paths, strict=True)):
         judged = set(list_shards(filesystem, path))
         for number in range(parts):
             if shard_path(path, number) not in judged:
-                work.append({"place": place, "path": shard_path(records, number), "number": number})
+                work.append({"index": index, "path": shard_path(records, number), "number": number})
     return work
 
 
@@ -95,7 +95,7 @@ def judge_parts(job: JudgingJob, workers: Mapping[str, Any], readers: Mapping[st
         **{"compute": ray.data.ActorPoolStrategy(size=1), **workers},
     )
     for row in dataset.iter_rows():
-        yield PartJudged(int(row["place"]), int(row["rows"]), int(row["flagged"]), float(row["seconds"]))
+        yield PartJudged(int(row["index"]), int(row["rows"]), int(row["flagged"]), float(row["seconds"]))
 
 
 def load_part(unit: dict[str, Any], storage: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def load_part(unit: dict[str, Any], storage: str) -> dict[str, Any]:
         The unit with them.
     """
     table = read_shard(Store(storage).filesystem, unit["path"], READ)
-    return {"place": unit["place"], "number": unit["number"], "records": parquet_bytes(table)}
+    return {"index": unit["index"], "number": unit["number"], "records": parquet_bytes(table)}
 
 
 class PartJudge:
@@ -128,16 +128,16 @@ class PartJudge:
         Yields:
             A row that tells of it.
         """
-        place, started = int(batch["place"][0]), time.monotonic()
-        path = shard_path(self.job.paths[place], int(batch["number"][0]))
+        index, started = int(batch["index"][0]), time.monotonic()
+        path = shard_path(self.job.paths[index], int(batch["number"][0]))
         if self.store.exists(path):
             return
         records = pq.read_table(pa.BufferReader(bytes(batch["records"][0])))
-        table = judgements_of(records, self.job.specs[place], self.judge)
+        table = judgements_of(records, self.job.specs[index], self.judge)
         self.store.write(path, parquet_bytes(table))
         flagged = sum(map(bool, table.column("flagged").to_pylist()))
         seconds = time.monotonic() - started
-        yield {"place": [place], "rows": [table.num_rows], "flagged": [flagged], "seconds": [seconds]}
+        yield {"index": [index], "rows": [table.num_rows], "flagged": [flagged], "seconds": [seconds]}
 
 
 def judged_facts(

@@ -25,7 +25,7 @@ from rllava.data.benchmarks import read_metric
 from rllava.data.shards import list_shards, parquet_bytes, read_shard, shard_path
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
-from rllava.evaluation.in_flight import InFlight, Keeping, state_path
+from rllava.evaluation.in_flight import Saving, ShardStates, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.shard import evaluate_shard, run_as
 from rllava.evaluation.transfer import images_of_others
@@ -61,9 +61,9 @@ class EvalJob:
     first: Mapping[str, int] = field(default_factory=dict)
     save_every_s: float = 60.0
 
-    def part(self, place: int, shard: int) -> str:
+    def part(self, index: int, shard: int) -> str:
         """Path of a part."""
-        return shard_path(self.paths[place], shard)
+        return shard_path(self.paths[index], shard)
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class PartDone:
     """One part was written.
 
     Attributes:
-        place: of its evaluation in the job.
+        index: of its evaluation in the job.
         mean: of their scores; NaN if none has one.
         seconds: it took (the first part of a shard includes the clean answers).
     """
 
-    place: int
+    index: int
     shard: int
     rows: int
     mean: float
@@ -100,21 +100,21 @@ def units(job: EvalJob) -> list[dict[str, Any]]:
     """What some evaluation still lacks.
 
     Returns:
-        Per unit: benchmark, path and number of its shard, and the places of its evaluations. Those whose images have
+        Per unit: benchmark, path and number of its shard, and the indices of its evaluations. Those whose images have
         to be made first come last: the clean answers are there by then.
     """
     store = Store(job.storage)
     written = {path for folder in job.paths for path in list_shards(store.filesystem, folder)}
     found, later = [], []
     for name, folder in job.data.items():
-        of = [place for place, spec in enumerate(job.specs) if spec.benchmark.name == name]
-        plain = [place for place in of if job.specs[place].condition.views is None]
+        of = [index for index, spec in enumerate(job.specs) if spec.benchmark.name == name]
+        plain = [index for index in of if job.specs[index].condition.views is None]
         for number, path in enumerate(list_shards(store.filesystem, folder)[: job.first.get(name)]):
             unit = {"benchmark": name, "path": path, "shard": number}
-            lacking = [place for place in of if job.part(place, number) not in written]
-            if together := [place for place in lacking if place in plain]:
-                found.append({**unit, "places": together})
-            later += [{**unit, "places": [place]} for place in lacking if place not in plain]
+            lacking = [index for index in of if job.part(index, number) not in written]
+            if together := [index for index in lacking if index in plain]:
+                found.append({**unit, "indices": together})
+            later += [{**unit, "indices": [index]} for index in lacking if index not in plain]
     return found + later
 
 
@@ -133,7 +133,7 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     image_size = input_size(job.specs[0].encoders)
-    views = {place: spec.condition.views for place, spec in enumerate(job.specs)}
+    views = {index: spec.condition.views for index, spec in enumerate(job.specs)}
     needs = {spec.benchmark.name: spec.benchmark.task.needs for spec in job.specs}
     loading = {"storage": job.storage, "image_size": image_size, "views": views, "needs": needs}
     dataset = dataset.map(load_unit, fn_kwargs=loading, **pool.data)
@@ -145,7 +145,7 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
     )
     for row in dataset.iter_rows():
         yield PartDone(
-            place=int(row["place"]),
+            index=int(row["index"]),
             shard=int(row["shard"]),
             rows=int(row["rows"]),
             mean=float(row["mean"]),
@@ -235,23 +235,26 @@ class ShardAttacker:
             One row per part.
         """
         shard = int(batch["shard"][0])
-        asked = [int(place) for place in batch["places"][0]]
-        places = [place for place in asked if not self.store.exists(self.job.part(place, shard))]
-        if not places:
+        asked = [int(index) for index in batch["indices"][0]]
+        indices = [index for index in asked if not self.store.exists(self.job.part(index, shard))]
+        if not indices:
             return
         # One clean pass for all whose clean images are answered in the same precision.
         passes: dict[str, list[int]] = {}
-        for place in places:
-            passes.setdefault(self.job.specs[place].precisions[0], []).append(place)
+        for index in indices:
+            passes.setdefault(self.job.specs[index].precisions[0], []).append(index)
         samples = unpack(bytes(batch["samples"][0]))
         for together in passes.values():
             yield from self._make(together, shard, samples)
 
-    def _make(self, places: Sequence[int], shard: int, samples: list[Sample]) -> Iterator[dict[str, Any]]:
-        specs = [self.job.specs[place] for place in places]
+    def _make(self, indices: Sequence[int], shard: int, samples: list[Sample]) -> Iterator[dict[str, Any]]:
+        specs = [self.job.specs[index] for index in indices]
         metric, state = read_metric(self.store.filesystem, self.job.data[specs[0].benchmark.name])
-        states = InFlight(
-            self.store, {spec: self.job.paths[place] for spec, place in zip(specs, places, strict=True)}, shard, samples
+        states = ShardStates(
+            self.store,
+            {spec: self.job.paths[index] for spec, index in zip(specs, indices, strict=True)},
+            shard,
+            samples,
         )
         started = time.monotonic()
         tables = evaluate_shard(
@@ -261,17 +264,17 @@ class ShardAttacker:
             metric,
             state,
             bank=self.bank(specs),
-            keeping=Keeping(states, self.job.save_every_s),
+            saving=Saving(states, self.job.save_every_s),
             others=lambda spec, wanted: images_of_others(self.store, spec, shard, wanted),
             known=self._known(specs[0], shard),
         )
-        for place, (spec, table) in zip(places, tables, strict=True):
-            self.store.write(self.job.part(place, shard), parquet_bytes(table))
+        for index, (spec, table) in zip(indices, tables, strict=True):
+            self.store.write(self.job.part(index, shard), parquet_bytes(table))
             states.remove(spec)
             self._note(spec, shard, table)
             scores = [score for score in table.column("score").to_pylist() if score is not None]
             yield {
-                "place": [place],
+                "index": [index],
                 "shard": [shard],
                 "rows": [table.num_rows],
                 "mean": [float(np.mean(scores)) if scores else float("nan")],
@@ -282,8 +285,8 @@ class ShardAttacker:
     def _known(self, spec: EvalSpec, shard: int) -> dict[str, tuple[str, float]]:
         """Clean answers to a shard's samples: from a unit before, or from the records of clean answers in the job."""
         key = (spec.benchmark.name, shard, spec.precisions[0])
-        for place, other in enumerate(self.job.specs):
-            part = self.job.part(place, shard)
+        for index, other in enumerate(self.job.specs):
+            part = self.job.part(index, shard)
             same = (other.benchmark.name, shard, other.precisions[0]) == key
             if key not in self.answered and same and other.condition.kind == CLEAN and self.store.exists(part):
                 self._note(other, shard, read_shard(self.store.filesystem, part, list(_CLEAN_COLUMNS)))

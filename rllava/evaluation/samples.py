@@ -77,17 +77,17 @@ def load_unit(
     """Reads and decodes a shard (in a CPU task).
 
     Args:
-        item: a unit of work: benchmark, path, shard number, places of evaluations.
+        item: a unit of work: benchmark, path, shard number, indices of evaluations.
         image_size: of the encoder, in pixels.
-        views: what each evaluation makes of the images, by its place.
+        views: what each evaluation makes of the images, by its index.
         needs: what the tasks of benchmarks need of a row, by the benchmark's name.
 
     Returns:
         The unit with its samples as one serialised table.
     """
     table = read_shard(Store(storage).filesystem, item["path"])
-    samples = decode_shard(table, image_size, views[int(item["places"][0])], needs=needs[item["benchmark"]])
-    kept = {name: item[name] for name in ("benchmark", "shard", "places")}
+    samples = decode_shard(table, image_size, views[int(item["indices"][0])], needs=needs[item["benchmark"]])
+    kept = {name: item[name] for name in ("benchmark", "shard", "indices")}
     return {**kept, "samples": pack(samples)}
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rllava.attacks.memory import Batches
 from rllava.attacks.rounds import Start
-from rllava.evaluation.checking import CHECKED_PER_SHARD
-from rllava.evaluation.in_flight import Keeping
+from rllava.evaluation.in_flight import Saving
 from rllava.evaluation.rows import attacked_as_clean, record_head
 from rllava.evaluation.samples import Sample
+from rllava.evaluation.shard_checks import CHECKED_PER_SHARD
 from rllava.evaluation.victim import Scoring, Victim
 from rllava.metrics.metric import Metric, MetricState
 from rllava.records import RECORD_SCHEMA
@@ -82,7 +82,7 @@ class ShardWork:
 
     Attributes:
         shard: clean images and answers of the samples without errors.
-        keeping: where an attack is kept while it is in flight; None: nowhere.
+        saving: where an attack is kept while it is in flight; None: nowhere.
         others: images that other evaluations found, by the start that they are, [B, 3, H, W]; None: there are none.
     """
 
@@ -91,7 +91,7 @@ class ShardWork:
     shard: Answered
     scoring: Scoring
     batches: Batches
-    keeping: Keeping | None = None
+    saving: Saving | None = None
     others: Mapping[Start, Tensor] | None = None
 
     def clean_rows(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class ShardWork:
 
 def evaluate_shard(
     victim: Victim, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState,
-    *, bank: Sequence[str] = (), keeping: Keeping | None = None, checked: int = CHECKED_PER_SHARD,
+    *, bank: Sequence[str] = (), saving: Saving | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[Start, Tensor]] | None = None,
     known: Mapping[str, tuple[str, float]] | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
@@ -135,7 +135,7 @@ def evaluate_shard(
     Args:
         specs: evaluations of this benchmark that still lack this shard; their clean answers have one precision.
         bank: answers to other samples of the benchmark, for protocols that aim at wrong ones.
-        keeping: where attacks are kept while they are in flight; None: nowhere.
+        saving: where attacks are kept while they are in flight; None: nowhere.
         checked: samples that the attack checks look at.
         others: gives the images that attacks on other models found, for protocols that start from them.
         known: clean answers and their scores by sample, from an earlier pass; if one is missing, all are made.
@@ -163,7 +163,7 @@ def evaluate_shard(
         parts = spec.condition.parts
         if shard is not None:
             found = None if others is None else others(spec, shard.samples)
-            for row in spec.condition.run(ShardWork(spec, victim, shard, scoring, batches, keeping, found)):
+            for row in spec.condition.run(ShardWork(spec, victim, shard, scoring, batches, saving, found)):
                 made.setdefault(row["sample_id"], []).append(row)
         table = [
             row

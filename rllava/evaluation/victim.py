@@ -16,8 +16,8 @@ from rllava.attacks.losses import token_distance
 from rllava.attacks.memory import Batches, cuda_free_bytes, cuda_peak, samples_that_fit
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.encoders.base import encode
-from rllava.evaluation.checking import CHECKED_PER_SHARD
 from rllava.evaluation.samples import Sample
+from rllava.evaluation.shard_checks import CHECKED_PER_SHARD
 from rllava.metrics.metric import Metric, MetricState
 from rllava.model.causal_lm import copy_in_precision, layers
 from rllava.model.conversation import Tokens

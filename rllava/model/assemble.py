@@ -42,7 +42,7 @@ def build_connector(
     """Projectors and language model, as a stage finds them.
 
     Args:
-        spec: of the model; its seed and each encoder's place decide the projectors' initial weights.
+        spec: of the model; its seed and each encoder's index decide the projectors' initial weights.
         dtype: of the language model; projectors are float32.
         device: where to; the language model's weights go straight there.
         after: what the stage before has left; None: before any training.
@@ -53,9 +53,9 @@ def build_connector(
     language_model, tokenizer = load_language_model(start, dtype, device)
     width = embedding_width(language_model)
     projectors = []
-    for place, encoder in enumerate(spec.encoders):
+    for index, encoder in enumerate(spec.encoders):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed * 1000 + place)
+            torch.manual_seed(spec.seed * 1000 + index)
             projectors.append(build_projector(spec.projector, encoder.width, width).to(device))
     connector = Connector(projectors, language_model)
     if after is not None:
@@ -103,11 +103,11 @@ def save_stage(
         folder: made if need be.
     """
     save_projectors(state, folder)
-    for place in range(len(spec.encoders)):
-        encoder = _below(state, f"encoders.{place}.")
+    for index in range(len(spec.encoders)):
+        encoder = _below(state, f"encoders.{index}.")
         if encoder:
             (folder / ENCODERS).mkdir(exist_ok=True)
-            save_file(encoder, folder / ENCODERS / f"{place}.safetensors")
+            save_file(encoder, folder / ENCODERS / f"{index}.safetensors")
     trained = any(stage.rates.language_model is not None for stage in spec.stages[:number])
     if not trained and number < len(spec.stages):
         return
@@ -128,8 +128,8 @@ def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 def load_trained_encoders(encoders: Sequence[Encoder], folder: Path) -> None:
     """Reads encoders that a stage has trained; those that it has not stay as they are."""
-    for place, encoder in enumerate(encoders):
-        file = folder / ENCODERS / f"{place}.safetensors"
+    for index, encoder in enumerate(encoders):
+        file = folder / ENCODERS / f"{index}.safetensors"
         if file.exists():
             encoder.load_state_dict(load_file(file))
 

@@ -103,7 +103,7 @@ def rendered(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[Stretc
 
 def _blank_before_answers(tokenizer: Any, marked: Sequence[tuple[str, str]], mark: str) -> str:
     """What the template puts between its generation prompt and an answer: the model writes it, and it must be blank."""
-    last = max((place for place, (role, _) in enumerate(marked) if role == "assistant"), default=None)
+    last = max((row for row, (role, _) in enumerate(marked) if role == "assistant"), default=None)
     if last is None:
         return ""
     opening = _render(tokenizer, marked[:last])

@@ -135,9 +135,9 @@ def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[
         return laid_out
     if template.style == "inst":
         laid_out = []
-        for place, (user, answer) in enumerate(turns):
-            system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if template.system and place == 0 else ""
-            laid_out.append(Piece(f"[INST] {system}{image_first(user)} [/INST]", begin=place > 0))
+        for position, (user, answer) in enumerate(turns):
+            system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if template.system and position == 0 else ""
+            laid_out.append(Piece(f"[INST] {system}{image_first(user)} [/INST]", begin=position > 0))
             if answer:  # an empty one has no end token either, as in LLaVA: it teaches nothing
                 laid_out.append(Piece(f" {answer.strip()} ", labelled=True, end=True))
         return laid_out
@@ -178,8 +178,8 @@ def tokenize(tokenizer: Any, laid_out: Sequence[Piece]) -> Tokens:
         first, *others = stretch.text.split(IMAGE_MARKER)
         runs[-1].append(Stretch(first, stretch.labelled, stretch.token))
         runs += [[Stretch(other, stretch.labelled)] for other in others]
-    for place, run in enumerate(runs):
-        if place > 0:
+    for position, run in enumerate(runs):
+        if position > 0:
             ids.append(IMAGE_TOKEN)
             labels.append(IGNORE)
         _encode(tokenizer, run, ids, labels)
@@ -238,11 +238,11 @@ def _encode(tokenizer: Any, run: Sequence[Stretch], ids: list[int], labels: list
         # A token belongs where its last character does: " red" to the answer, however the blank before it is laid out;
         # but blanks that a special token swallows are not its own. Blanks alone may come with empty offsets.
         written = len(text[first:last].rstrip())
-        place = max(first + (written or last - first) - 1, 0)
+        position = max(first + (written or last - first) - 1, 0)
         ids.append(token)
-        labels.append(token if labelled[place] else IGNORE)
-        if place in special and special[place].token == token:
-            del special[place]
+        labels.append(token if labelled[position] else IGNORE)
+        if position in special and special[position].token == token:
+            del special[position]
     if special:
         missed = next(iter(special.values())).text
         raise UserError(

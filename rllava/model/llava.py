@@ -119,9 +119,9 @@ class Connector(nn.Module):
             position += count
             # Text without image takes none of its visual tokens, which still ties the projectors to the loss: their
             # gradients are zero then, not absent, and workers that exchange gradients stay in step.
-            place = row.index(IMAGE_TOKEN) if IMAGE_TOKEN in row else 0
+            marker = row.index(IMAGE_TOKEN) if IMAGE_TOKEN in row else 0
             visual_PD = visual_BPD[sample] if IMAGE_TOKEN in row else visual_BPD[sample, :0]
-            text_TD = torch.cat([text_TD[:place], visual_PD.to(words.dtype), text_TD[place:]])
+            text_TD = torch.cat([text_TD[:marker], visual_PD.to(words.dtype), text_TD[marker:]])
             embedded.append(text_TD)
         return embedded
 
@@ -280,7 +280,7 @@ class Llava(nn.Module):
         Raises:
             UserError: if the prompts differ.
         """
-        length = next(place for place, label in enumerate(targets[0].labels) if label != IGNORE)
+        length = next(position for position, label in enumerate(targets[0].labels) if label != IGNORE)
         prompt = targets[0].ids[:length]
         if any(target.ids[:length] != prompt for target in targets):
             raise UserError("targets of different prompts; a prompt that is encoded once has to be the same for all")

@@ -47,7 +47,7 @@ def llava_stages() -> tuple[Stage, Stage]:
         warmup_from_zero=True,  # Hugging Face's schedule
         clip=0.0,  # LLaVA's DeepSpeed configurations set no gradient clipping
         fit="crop",  # its pre-training script leaves image_aspect_ratio at square, CLIP's own pre-processing
-        precision="bf16",
+        precision="bfloat16",
         gradient_checkpointing=True,  # in both stages
     )
     instruct = replace(

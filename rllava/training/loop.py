@@ -32,8 +32,6 @@ from rllava.specs import Stage
 from rllava.training.extensions import extensions_at_hand
 from rllava.training.objectives import OBJECTIVES, Portion
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -92,8 +90,8 @@ def deepspeed_config(stage: Stage, workers: int) -> dict[str, Any]:
         "gradient_clipping": stage.clip,
         "zero_optimization": {"stage": stage.zero_stage, "overlap_comm": False, "contiguous_gradients": True},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": stage.precision == "bf16"},
-        "fp16": {"enabled": stage.precision == "fp16"},
+        "bf16": {"enabled": stage.precision == "bfloat16"},
+        "fp16": {"enabled": stage.precision == "float16"},
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
@@ -146,10 +144,10 @@ def train_stage(
     """
     trainee = Trainee(connector, encoders, stage.rates.encoders is not None)
     engine, peaks = start_engine(stage, trainee)
-    done = load_checkpoint(engine, resume) if resume is not None else 0
+    done = load_training_state(engine, resume) if resume is not None else 0
     if not trainee.trained_encoders:  # else the engine has placed them
         for encoder in encoders:
-            encoder.to(engine.device, DTYPES[stage.precision])
+            encoder.to(engine.device, getattr(torch, stage.precision))
     accumulation = engine.gradient_accumulation_steps()
     portions = batches(done)
     damaged = 0
@@ -165,7 +163,7 @@ def train_stage(
         progress = Progress(step + 1, mean_over_workers(loss), rates[0], damaged)
         report(progress)
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
-            save(functools.partial(save_checkpoint, engine, step=progress.step), progress)
+            save(functools.partial(save_training_state, engine, step=progress.step), progress)
     return gather_weights(engine, trainee)
 
 
@@ -298,7 +296,7 @@ def mean_over_workers(value: Tensor) -> float:
 _STATE = "progress.json"
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
+def save_training_state(engine: Any, folder: Path, step: int) -> None:
     """Writes this worker's part of a checkpoint; every worker must call it."""
     engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
     (folder / _STATE).write_text(json.dumps({"step": step, "workers": dist.get_world_size()}))
@@ -309,7 +307,7 @@ def checkpoint_workers(folder: Path) -> int:
     return int(json.loads((folder / _STATE).read_text())["workers"])
 
 
-def load_checkpoint(engine: Any, folder: Path) -> int:
+def load_training_state(engine: Any, folder: Path) -> int:
     """Restores weights, optimiser and step count.
 
     Args:

@@ -31,8 +31,8 @@ from rllava.model.assemble import build_connector, carry_encoders, load_trained_
 from rllava.model.llava import Connector
 from rllava.specs import ModelSpec, Stage
 from rllava.store import Artifact, Store
+from rllava.training.data_folders import DataFolder
 from rllava.training.loop import Progress, checkpoint_workers, train_stage
-from rllava.training.places import DataPlace
 
 RUN_NAME = "ray-train"
 """Folder of Ray Train's own state inside an unfinished model artifact."""
@@ -63,7 +63,7 @@ class TrainJob:
     storage: str
     path: str
     spec: ModelSpec
-    data: tuple[DataPlace, ...]
+    data: tuple[DataFolder, ...]
     checkpoint_every: int
     report_every: int
 
@@ -250,9 +250,6 @@ class Trained:
     damaged: int
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def run_stage(job: TrainJob, number: int, before: Path | None) -> Trained:
     """Runs one stage in this worker.
 
@@ -264,7 +261,9 @@ def run_stage(job: TrainJob, number: int, before: Path | None) -> Trained:
     encoders = [build_at_hand(spec, store) for spec in job.spec.encoders]
     check_together(job.spec.encoders, f"model {job.spec.name}")
     # In the stage's precision and onto the device at once: every worker of a machine would hold 7B in its memory.
-    connector, tokenizer = build_connector(job.spec, DTYPES[stage.precision], ray.train.torch.get_device(), before)
+    connector, tokenizer = build_connector(
+        job.spec, getattr(torch, stage.precision), ray.train.torch.get_device(), before
+    )
     if before is not None:
         load_trained_encoders(encoders, before)
     parameters = sum(p.numel() for module in (connector, *encoders) for p in module.parameters())
@@ -316,11 +315,11 @@ def stage_batches(job: TrainJob, number: int, stage: Stage, first_step: int) -> 
         number: of the stage, from 1.
         first_step: optimiser step to start at.
     """
-    place = job.data[number - 1]
+    folder = job.data[number - 1]
     stream = Stream(
         storage=job.storage,
-        folder=place.folder,
-        rows=place.rows,
+        folder=folder.path,
+        rows=folder.rows,
         rows_per_shard=stage.data.rows_per_shard,
         image_size=input_size(job.spec.encoders),
         global_batch=stage.global_batch,

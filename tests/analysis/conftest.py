@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from analysis.bootstrap import Resampling
-from analysis.findings import Findings, analyse
 from analysis.loading import load_sweep
-from analysis.report import ReportPaths, write_findings
+from analysis.report import ReportPaths, write_statistics
+from analysis.statistics import Statistics, analyse
 from tests.analysis.synthetic import SyntheticSweep, write_sweep
 
 SWEEP = SyntheticSweep(
@@ -28,13 +28,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def findings(storage: str) -> Findings:
+def statistics(storage: str) -> Statistics:
     return analyse(load_sweep(storage), resampling=QUICK)
 
 
 @pytest.fixture(scope="session")
-def report(findings: Findings) -> ReportPaths:
-    return write_findings(findings)
+def report(statistics: Statistics) -> ReportPaths:
+    return write_statistics(statistics)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from analysis.evidence import attack_evidence
-from analysis.findings import analyse
 from analysis.loading import fetch_images, load_records, load_sweep, record_keys
 from analysis.scores import arrange_scores
+from analysis.statistics import analyse
 from analysis.targeted import targeted_success
 from rllava.errors import UserError
 from tests.analysis.synthetic import (

@@ -74,39 +74,39 @@ def cell(table: pd.DataFrame, **wanted: object) -> pd.Series:  # type: ignore[ty
 
 
 def test_what_is_lost_is_a_share_of_the_candidates_own_clean_score(results: SweepResults) -> None:
-    findings = analyse_conditions(results)
+    statistics = analyse_conditions(results)
     assert len(columns_of(results)) == 11
-    fog = [cell(findings.table, candidate="a", benchmark=AVERAGE, condition=FOG, severity=s) for s in SEVERITIES]
+    fog = [cell(statistics.table, candidate="a", benchmark=AVERAGE, condition=FOG, severity=s) for s in SEVERITIES]
     assert [row["mean"] for row in fog] == pytest.approx([100 * (SAMPLES - 2 * s) / SAMPLES for s in SEVERITIES])
     assert [row["drop"] for row in fog] == pytest.approx([2 * s / SAMPLES for s in SEVERITIES])
     assert all(row["drop_low"] < row["drop"] < row["drop_high"] for row in fog)
-    clean = cell(findings.table, candidate="a", benchmark="easy_vqa", condition="clean", severity=0)
+    clean = cell(statistics.table, candidate="a", benchmark="easy_vqa", condition="clean", severity=0)
     assert (clean["mean"], clean["drop"], clean["n"]) == (100.0, 0.0, SAMPLES)
-    nothing = cell(findings.table, candidate="b", benchmark="easy_vqa", condition=SNOW, severity=5)
+    nothing = cell(statistics.table, candidate="b", benchmark="easy_vqa", condition=SNOW, severity=5)
     assert (nothing["mean"], nothing["drop"]) == (0.0, 1.0)
 
 
 def test_means_over_severities_stand_beside_them_with_intervals(results: SweepResults) -> None:
-    findings = analyse_conditions(results)
-    fog = cell(findings.means, candidate="a", benchmark=AVERAGE, condition=FOG)
+    statistics = analyse_conditions(results)
+    fog = cell(statistics.means, candidate="a", benchmark=AVERAGE, condition=FOG)
     assert fog["drop"] == pytest.approx(np.mean([2 * s / SAMPLES for s in SEVERITIES]))
     assert fog["drop_low"] < fog["drop"] < fog["drop_high"]
-    snow = cell(findings.means, candidate="b", benchmark=AVERAGE, condition=SNOW)
-    everything = cell(findings.means, candidate="b", benchmark=AVERAGE, condition=ALL)
+    snow = cell(statistics.means, candidate="b", benchmark=AVERAGE, condition=SNOW)
+    everything = cell(statistics.means, candidate="b", benchmark=AVERAGE, condition=ALL)
     assert (snow["drop"], everything["drop"]) == (pytest.approx(0.2), pytest.approx(0.1))
-    assert conditions_answer(findings) == (
+    assert conditions_answer(statistics) == (
         "b keeps most of its own clean score, 90%; fog-v1 takes most (25% on average over candidates)."
     )
 
 
 def test_candidates_are_compared_on_the_same_samples(results: SweepResults) -> None:
-    findings = analyse_conditions(results)
-    assert findings.baseline == "b", "the best over everything"
-    findings = analyse_conditions(results, baseline="b")
-    row = cell(findings.comparisons, candidate="a", benchmark=AVERAGE, condition=FOG, severity=5)
+    statistics = analyse_conditions(results)
+    assert statistics.baseline == "b", "the best over everything"
+    statistics = analyse_conditions(results, baseline="b")
+    row = cell(statistics.comparisons, candidate="a", benchmark=AVERAGE, condition=FOG, severity=5)
     assert row["difference"] == pytest.approx(-100 * 10 / SAMPLES)
     assert row["p_holm"] < 0.01
-    same = cell(findings.comparisons, candidate="a", benchmark=AVERAGE, condition=SNOW, severity=1)
+    same = cell(statistics.comparisons, candidate="a", benchmark=AVERAGE, condition=SNOW, severity=1)
     assert (same["difference"], same["p"]) == (0.0, 1.0)
     with pytest.raises(UserError, match="candidate 'c' is not in the results"):
         analyse_conditions(results, baseline="c")
@@ -140,13 +140,13 @@ def test_the_report_has_its_files_and_shows_every_severity(results: SweepResults
 
 
 def test_the_gallery_shows_what_was_shown(results: SweepResults) -> None:
-    findings = analyse_conditions(results)
-    samples = shown_samples(findings)
+    statistics = analyse_conditions(results)
+    samples = shown_samples(statistics)
     assert [sample.benchmark for sample in samples] == ["easy_vqa", "easy_captions"]
     picture = next(p for p in samples[0].pictures if (p.condition, p.severity) == (FOG, 5))
     assert {name: score for name, _, score in picture.answers} == {"a": 0.0, "b": 100.0}
     assert picture.image.startswith("data:image/png;base64,")
-    assert len(heat_map(findings).to_dict()["concat"]) == 2
+    assert len(heat_map(statistics).to_dict()["concat"]) == 2
 
 
 def test_the_terminal_shows_corruptions_by_candidate(storage: str, capsys: pytest.CaptureFixture[str]) -> None:

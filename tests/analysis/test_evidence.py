@@ -5,7 +5,7 @@ import pytest
 
 from analysis.evidence import attack_evidence, attack_flags
 from analysis.scores import arrange_scores
-from rllava.check_list import CHECKS
+from rllava.check_names import CHECKS
 from tests.analysis.synthetic import make_record
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.findings import Findings
 from analysis.gallery import BEATEN, FAILED, KEPT, WRONG, build_gallery, choose_samples, magnification, perturbation_png
 from analysis.scores import arrange_scores
+from analysis.statistics import Statistics
 from tests.analysis.test_summary import grid
 
 
@@ -50,11 +50,11 @@ def test_a_single_candidates_beaten_samples_come_first() -> None:
     assert choose_samples(scores, 8.0, 1) == [("vqa", "s1")]
 
 
-def test_exhibits_show_every_candidate_with_its_images(findings: Findings) -> None:
-    exhibits = build_gallery(findings.results, findings.scores, 8.0, per_benchmark=2)
+def test_exhibits_show_every_candidate_with_its_images(statistics: Statistics) -> None:
+    exhibits = build_gallery(statistics.results, statistics.scores, 8.0, per_benchmark=2)
     assert [exhibit.benchmark for exhibit in exhibits] == ["easy_vqa"] * 2 + ["easy_captions"] * 2
     for exhibit in exhibits:
-        assert [card.candidate for card in exhibit.cards] == list(findings.scores.candidates)
+        assert [card.candidate for card in exhibit.cards] == list(statistics.scores.candidates)
         for card in exhibit.cards:
             assert card.clean_image
             assert (card.adversarial_image is None) == (card.verdict == WRONG)

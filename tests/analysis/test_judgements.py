@@ -146,13 +146,13 @@ def test_rates_have_wilsons_interval(results: SweepResults) -> None:
 
 
 def test_the_report_shows_them_side_by_side(storage: str, results: SweepResults) -> None:
-    findings = analyse_judgements(results, RESAMPLING)
-    assert findings is not None
-    assert findings.judges == ((FRUIT, f"what {FRUIT} looks for"), (LONG, f"what {LONG} looks for"))
-    assert {(row["benchmark"], row["kind"]) for row in findings.agreement.to_dict("records")} == {
+    statistics = analyse_judgements(results, RESAMPLING)
+    assert statistics is not None
+    assert statistics.judges == ((FRUIT, f"what {FRUIT} looks for"), (LONG, f"what {LONG} looks for"))
+    assert {(row["benchmark"], row["kind"]) for row in statistics.agreement.to_dict("records")} == {
         (benchmark, kind) for benchmark in SWEEP.benchmarks for kind in ("clean", "attack")
     }
-    text = format_judgements(findings)
+    text = format_judgements(statistics)
     assert f"{FRUIT} (what {FRUIT} looks for) flags: clean 0.0% of 48, attack " in text
     page, table = refresh_report(storage, SWEEP.sweep)
     assert text.splitlines()[0] in table

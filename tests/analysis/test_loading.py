@@ -163,7 +163,7 @@ def test_columns_of_a_later_version_are_passed_over(small: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (1, "holds results of format 1, and this version of rllava reads format 3; analyse them with the version that "
+        (1, "holds results of format 1, and this version of rllava reads format 4; analyse them with the version that "
             "wrote them, or run the sweep again with another --storage$"),
         (99, "holds results of format 99, which a later version of rllava wrote; update rllava$"),
     ],

@@ -14,12 +14,12 @@ import fsspec
 import pytest
 
 from analysis.bootstrap import Resampling
-from analysis.findings import Findings, analyse, answer, confidence
 from analysis.loading import SweepResults, load_sweep
 from analysis.manifest import ConditionEntry
 from analysis.page import render_page
 from analysis.plots import curves_chart, pareto_chart
-from analysis.report import ReportPaths, main, write_findings, write_report
+from analysis.report import ReportPaths, main, write_report, write_statistics
+from analysis.statistics import Statistics, analyse, answer, confidence
 from rllava.errors import UserError
 from tests.analysis.conftest import QUICK, SWEEP
 from tests.analysis.synthetic import SyntheticSweep, write_sweep
@@ -71,11 +71,11 @@ def test_summary_has_the_agreed_columns_and_benchmark_rows_only(report: ReportPa
     assert all(float(row[4]) <= float(row[3]) <= float(row[5]) for row in rows[1:])
 
 
-def test_comparisons_cover_every_other_candidate(report: ReportPaths, findings: Findings) -> None:
+def test_comparisons_cover_every_other_candidate(report: ReportPaths, statistics: Statistics) -> None:
     with open(report.comparisons, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 3 * 3  # candidates x (benchmarks and average) x budgets
-    assert {row["baseline"] for row in rows} == {findings.baseline}
+    assert {row["baseline"] for row in rows} == {statistics.baseline}
 
 
 def test_page_loads_nothing(page: str) -> None:
@@ -122,7 +122,7 @@ def test_a_candidate_name_cannot_end_the_chart_data(tmp_path: Path) -> None:
         clean={name: 0.9, "b": 0.5}, decay={name: 0.9, "b": 0.9}, budgets=(0.0, 8.0), samples=4, side=0
     )
     results = _renamed(tmp_path, sweep, name)
-    page = Path(write_findings(analyse(results, resampling=FEW)).index).read_text(encoding="utf-8")
+    page = Path(write_statistics(analyse(results, resampling=FEW)).index).read_text(encoding="utf-8")
     assert "</script><b>" not in page
     assert not any("<" in text for text in re.findall(r'-spec">(.*?)</script>', page, re.DOTALL))
     assert name in json.dumps(dict(specs(page))["pareto"], ensure_ascii=False)
@@ -147,14 +147,14 @@ def test_writing_again_gives_the_same_bytes(storage: str, report: ReportPaths) -
     assert changed == []
 
 
-def test_answer_names_the_front_and_its_price(findings: Findings) -> None:
-    front = findings.front[findings.front["on_front"]]
-    text = answer(findings)
+def test_answer_names_the_front_and_its_price(statistics: Statistics) -> None:
+    front = statistics.front[statistics.front["on_front"]]
+    text = answer(statistics)
     assert text.startswith(f"At ε = 8/255, {len(front)} of 4 candidates are on the Pareto front: ")
     assert all(name in text for name in front["candidate"])
     gain = front["robust"].max() - front.loc[front["clean"].idxmax(), "robust"]
     assert f"buys {gain:.1f} robust points" in text
-    assert findings.baseline in confidence(findings)
+    assert statistics.baseline in confidence(statistics)
 
 
 def test_budget_and_baseline_can_be_chosen(storage: str) -> None:
@@ -224,16 +224,16 @@ def test_nothing_here_imports_the_gpu_stack() -> None:
     assert done.stdout.strip() == "[] True"
 
 
-def test_doubts_stand_beside_the_numbers_and_targets_have_their_table(findings: Findings) -> None:
-    records = findings.results.records.copy()
+def test_doubts_stand_beside_the_numbers_and_targets_have_their_table(statistics: Statistics) -> None:
+    records = statistics.results.records.copy()
     concerned = (records["candidate"] == "tiny-clip") & (records["epsilon"] == 8.0) & (records["steps"] > 0)
     records.loc[concerned, "findings"] = records.loc[concerned, "findings"].map(lambda _: ["black_box_wins"])
     records["rounds"] = records["rounds"].map(lambda names: ["target-Say this"] * len(names))
     records["round_predictions"] = records["round_predictions"].map(lambda answers: ["so: say THIS."] * len(answers))
     manifest = dataclasses.replace(
-        findings.results.manifest, conditions=(ConditionEntry("paper_targeted-v1", "attack", 8.0, targeted=True),)
+        statistics.results.manifest, conditions=(ConditionEntry("paper_targeted-v1", "attack", 8.0, targeted=True),)
     )
-    results = dataclasses.replace(findings.results, records=records, manifest=manifest)
+    results = dataclasses.replace(statistics.results, records=records, manifest=manifest)
     doubted = analyse(results, resampling=FEW)
     page = render_page(doubted, {"pareto": pareto_chart(doubted), "curves": curves_chart(doubted)}, [])
     marks = re.findall(r'<a class="doubt" href="#evidence" title="black_box_wins: 100% of \d+ checked', page)
@@ -241,6 +241,6 @@ def test_doubts_stand_beside_the_numbers_and_targets_have_their_table(findings: 
     assert "The model hides its gradient" in page
     assert "Give the black-box attack more queries" in page
     assert "<td>Say this</td>" in page
-    plain = render_page(findings, {"pareto": pareto_chart(findings), "curves": curves_chart(findings)}, [])
+    plain = render_page(statistics, {"pareto": pareto_chart(statistics), "curves": curves_chart(statistics)}, [])
     assert 'class="doubt"' not in plain
     assert 'id="targeted"' not in plain

@@ -10,11 +10,11 @@ import pytest
 
 from analysis.bootstrap import Resampling
 from analysis.comparisons import compare
-from analysis.findings import analyse
 from analysis.loading import load_sweep
 from analysis.manifest import RecordsEntry
-from analysis.report import write_findings
+from analysis.report import write_statistics
 from analysis.scores import AVERAGE, Scores, arrange_scores
+from analysis.statistics import analyse
 from analysis.summary import bootstrap_scores, draw_trainings, summarise, training_spread
 from analysis.tables import covers, format_table
 from rllava.errors import UserError
@@ -147,9 +147,9 @@ def test_the_report_of_several_trainings(tmp_path: Path) -> None:
     write_manifest(str(tmp_path), json.loads(manifest_of(sweep, entries).to_json()))
     results = load_sweep(str(tmp_path))
     assert "2 trainings per candidate: intervals cover training and samples" in format_table(results)
-    findings = analyse(results, resampling=RESAMPLING)
-    assert len(findings.evidence) == 2
-    page = Path(write_findings(findings).index).read_text()
+    statistics = analyse(results, resampling=RESAMPLING)
+    assert len(statistics.evidence) == 2
+    page = Path(write_statistics(statistics).index).read_text()
     assert "2 trainings per candidate: intervals cover training and samples" in page
     summary = pd.read_csv(tmp_path / "reports/encoder_ablation/summary.csv")
     assert set(summary["seeds"]) == {2}

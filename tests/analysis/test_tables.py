@@ -6,31 +6,31 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.findings import Findings
 from analysis.loading import load_sweep
+from analysis.statistics import Statistics
 from analysis.tables import format_table
 from tests.analysis.conftest import QUICK, SWEEP
 from tests.analysis.synthetic import SyntheticSweep, write_sweep
 
 
-def test_table_holds_every_mean_with_its_half_width(findings: Findings) -> None:
-    text = format_table(findings.results, resampling=QUICK)
-    for row in findings.summary.to_dict("records"):
+def test_table_holds_every_mean_with_its_half_width(statistics: Statistics) -> None:
+    text = format_table(statistics.results, resampling=QUICK)
+    for row in statistics.summary.to_dict("records"):
         half = (row["high"] - row["low"]) / 2
         assert f"{row['mean']:.1f} ±{half:.1f}" in text
     assert "22 to 24 scores per cell; 8 records with an error" in text
 
 
-def test_table_fits_the_width(findings: Findings) -> None:
+def test_table_fits_the_width(statistics: Statistics) -> None:
     for width in (80, 100, 140):
-        lines = format_table(findings.results, width, QUICK).splitlines()
+        lines = format_table(statistics.results, width, QUICK).splitlines()
         assert max(map(len, lines[:-2])) <= width
-    wide = format_table(findings.results, 140, QUICK)
-    assert wide.count("candidate ") < format_table(findings.results, 80, QUICK).count("candidate ")
+    wide = format_table(statistics.results, 140, QUICK)
+    assert wide.count("candidate ") < format_table(statistics.results, 80, QUICK).count("candidate ")
 
 
-def test_rows_and_columns_line_up(findings: Findings) -> None:
-    lines = format_table(findings.results, 80, QUICK).splitlines()
+def test_rows_and_columns_line_up(statistics: Statistics) -> None:
+    lines = format_table(statistics.results, 80, QUICK).splitlines()
     block = lines[: lines.index("")]
     assert [line.split()[0] for line in block[3:]] == list(SWEEP.clean)
     bars = {tuple(match.start() for match in re.finditer(r"[|+](?!tiny)", line[21:])) for line in block if "|" in line}

@@ -24,17 +24,17 @@ def main(folder: Path, hold: bool) -> None:
     folder.mkdir(exist_ok=True)
     rounds = (Round("target", 10_000, "float32", CLEAN, target("3")),)
     engine = Engine(
-        rounds, victims(1), epsilon=64.0, answer_loss=cross_entropy, judge=judge, dropped=lambda _: False, places=1
+        rounds, victims(1), epsilon=64.0, answer_loss=cross_entropy, judge=judge, dropped=lambda _: False, in_flight=1
     )
     state = folder / "state.pt"
     known = [0]
     if state.exists():
         fields = torch.load(state, weights_only=True)
         engine.load_state_dict(fields)
-        known = [fields["places"][0][3]]
+        known = [fields["in_flight"][0][3]]
 
     def save(fields: dict[str, Any]) -> None:
-        looks = sum(place[3] for place in fields["places"])  # of the one sample; none when it is done
+        looks = sum(place[3] for place in fields["in_flight"])  # of the one sample; none when it is done
         if looks < known[-1] + STEPS_PER_STATE:
             return
         torch.save(fields, folder / "state.new")

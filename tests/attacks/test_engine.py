@@ -1,4 +1,4 @@
-"""The engine: rules between rounds, places that are refilled, saved states, memory that runs out."""
+"""The engine: rules between rounds, in_flight that are refilled, saved states, memory that runs out."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rllava.attacks import apgd
 from rllava.attacks.common import PIXEL
-from rllava.attacks.engine import Engine, Samples, Task
+from rllava.attacks.engine import Aim, Attacked, Engine
 from rllava.attacks.memory import Batches, samples_that_fit
 from rllava.attacks.outcome import Outcome, attack_result, pack_images, round_to_8_bits, snap, unpack_images
 from rllava.attacks.rounds import (
@@ -49,12 +49,12 @@ ROUNDS = (
 
 
 def engine(
-    rounds: Sequence[Round] = ROUNDS, places: int = COUNT, floor: float = 5.0, epsilon: float = 8.0, **changes: Any
+    rounds: Sequence[Round] = ROUNDS, in_flight: int = COUNT, floor: float = 5.0, epsilon: float = 8.0, **changes: Any
 ) -> Engine:
     arguments: dict[str, Any] = {
         "victims": victims(), "answer_loss": cross_entropy, "judge": judge, "dropped": lambda score: score <= floor,
     } | changes  # fmt: skip
-    return Engine(rounds, arguments.pop("victims"), epsilon=epsilon, places=places, **arguments)
+    return Engine(rounds, arguments.pop("victims"), epsilon=epsilon, in_flight=in_flight, **arguments)
 
 
 def assert_equal(mine: Sequence[Outcome], theirs: Sequence[Outcome], atol: float = 0.0) -> None:
@@ -75,14 +75,14 @@ class Bench:
     def __init__(self, scores: dict[str, list[float]]) -> None:
         self.scores = scores
         self.judged: list[list[int]] = []
-        self.tasks: list[list[Task]] = []
+        self.aims: list[list[Aim]] = []
         self.starts: dict[tuple[int, str], Tensor] = {}
 
-    def loss(self, pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        self.tasks.append(list(tasks))
-        for pixels_CHW, task in zip(pixels_NCHW.detach(), tasks, strict=True):
-            self.starts.setdefault((len(self.judged), f"{task.sample}:{task.text}"), pixels_CHW.clone())
-        sign_N = torch.tensor([-1.0 if task.text.endswith("1") else 1.0 for task in tasks])
+    def loss(self, pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
+        self.aims.append(list(aims))
+        for pixels_CHW, aim in zip(pixels_NCHW.detach(), aims, strict=True):
+            self.starts.setdefault((len(self.judged), f"{aim.sample}:{aim.text}"), pixels_CHW.clone())
+        sign_N = torch.tensor([-1.0 if aim.text.endswith("1") else 1.0 for aim in aims])
         return sign_N * pixels_NCHW.flatten(1).sum(1)
 
     def judge(self, images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
@@ -97,7 +97,7 @@ STEPS4 = tuple(dataclasses.replace(entry, steps=4) for entry in (*ROUNDS[:3], MA
 
 
 def run(bench: Bench, scores: list[float], labels: list[list[str]]) -> list[Outcome]:
-    attacked = Samples(CLEAN_BCHW, labels, [f"clean{b}" for b in range(3)], scores, seeds=[0, 1, 2])
+    attacked = Attacked(CLEAN_BCHW, labels, [f"clean{b}" for b in range(3)], scores, seeds=[0, 1, 2])
     return engine(
         STEPS4, 3, 0.0, victims=attacked, answer_loss=bench.loss, judge=bench.judge
     ).run()  # fmt: skip
@@ -106,7 +106,7 @@ def run(bench: Bench, scores: list[float], labels: list[list[str]]) -> list[Outc
 def test_a_sample_without_labels_takes_only_the_rounds_that_bring_their_text() -> None:
     bench = Bench({f"round{n}": [60, 60, 60] for n in range(1, 6)})
     rounds = (*STEPS4, dataclasses.replace(ROUNDS[0], name="answer", label=ANSWER))
-    attacked = Samples(CLEAN_BCHW, [[], ["b"], []], ["said", "said", ""], [100.0] * 3, seeds=[0, 1, 2])
+    attacked = Attacked(CLEAN_BCHW, [[], ["b"], []], ["said", "said", ""], [100.0] * 3, seeds=[0, 1, 2])
     # The answers it gives are not empty: after one, sample 2 has a text to be driven from.
     outcomes = engine(rounds, 3, 0.0, victims=attacked, answer_loss=bench.loss, judge=bench.judge).run()
     assert [outcome.rounds for outcome in outcomes] == [
@@ -114,7 +114,7 @@ def test_a_sample_without_labels_takes_only_the_rounds_that_bring_their_text() -
         ["label0", "from-best", "target", "answer"],
         ["target", "answer"],
     ]
-    silent = Samples(CLEAN_BCHW[:1], [[]], [""], [100.0], seeds=[0])
+    silent = Attacked(CLEAN_BCHW[:1], [[]], [""], [100.0], seeds=[0])
     (outcome,) = engine(rounds[-1:], 1, 0.0, victims=silent, answer_loss=bench.loss, judge=bench.judge).run()
     assert outcome.rounds == []
 
@@ -135,7 +135,7 @@ def test_rounds_lower_scores_only_and_drop_what_reached_the_floor() -> None:
     assert [outcome.forwards for outcome in outcomes] == [20, 5, 20]
     # Round 3 attacks the label that gave the worst score: label 0 of sample 0, label 1 of sample 2.
     assert bench.judged == [[0, 1, 2], [0, 2], [0, 2], [0, 2]]
-    assert set(bench.tasks[10]) == {Task(0, "a0"), Task(2, "c1")}
+    assert set(bench.aims[10]) == {Aim(0, "a0"), Aim(2, "c1")}
     assert not torch.equal(bench.starts[2, "0:a0"], CLEAN_BCHW[0]), "the round from the best image started clean"
     assert torch.equal(bench.starts[3, "0:maybe"], CLEAN_BCHW[0])
     assert outcomes[1].prediction == "round1!1"
@@ -154,7 +154,7 @@ def test_clean_failures_are_not_attacked_and_missing_labels_skip_a_round() -> No
 def test_one_round_is_apgd() -> None:
     (outcome_of, expected) = (
         engine(ROUNDS[1:2], victims=victims(labels=[["0", str(int(k))] for k in CLASS_B])).run(),
-        apgd(lambda x, i: cross_entropy(x, [Task(b, str(int(CLASS_B[b]))) for b in i.tolist()], ""), IMAGES_BCHW,
+        apgd(lambda x, i: cross_entropy(x, [Aim(b, str(int(CLASS_B[b]))) for b in i.tolist()], ""), IMAGES_BCHW,
              epsilon=8.0, steps=7),
     )  # fmt: skip
     result = attack_result([outcome.evidence for outcome in outcome_of if outcome.evidence is not None])
@@ -166,38 +166,38 @@ def test_one_round_is_apgd() -> None:
     torch.testing.assert_close(result.loss_B, expected.loss_B, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("places", [1, 2, 4])
-def test_places_are_refilled_at_once_and_change_no_result(places: int) -> None:
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+def test_who_is_done_is_replaced_at_once_and_change_no_result(in_flight: int) -> None:
     seen: list[list[int]] = []
 
-    def noting(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        seen.append([task.sample for task in tasks])
-        return cross_entropy(pixels_NCHW, tasks, precision)
+    def noting(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
+        seen.append([aim.sample for aim in aims])
+        return cross_entropy(pixels_NCHW, aims, precision)
 
-    few = engine(places=places, answer_loss=noting).run()
+    few = engine(in_flight=in_flight, answer_loss=noting).run()
     assert_equal(few, engine().run(), atol=1e-4)
     attacked = [outcome for outcome in few if outcome.steps]
     assert sum(map(len, seen)) == sum(outcome.forwards for outcome in attacked)
     assert len({outcome.steps for outcome in few}) > 1, "all samples took the same rounds: nothing was refilled early"
-    in_flight = [set(samples) for samples in seen]
-    assert max(map(len, in_flight)) <= places
-    # As long as somebody had not begun, no place was empty: looks with and without gradient make one full house.
-    begun = [min(k for k, samples in enumerate(in_flight) if b in samples) for b in range(COUNT)]
+    together = [set(samples) for samples in seen]
+    assert max(map(len, together)) <= in_flight
+    # As long as somebody had not begun, nothing was idle: looks with and without gradient are as many as may be.
+    begun = [min(k for k, samples in enumerate(together) if b in samples) for b in range(COUNT)]
     assert begun == sorted(begun)
-    full = [len(samples) for k, samples in enumerate(in_flight) if k < max(begun) - 1]
+    full = [len(samples) for k, samples in enumerate(together) if k < max(begun) - 1]
     pairs = [a + b for a, b in itertools.pairwise(full)]
-    assert all(pair >= places for pair in pairs)
+    assert all(pair >= in_flight for pair in pairs)
 
 
 def test_rounds_of_one_precision_come_before_those_of_the_next() -> None:
     half = tuple(dataclasses.replace(entry, precision="bfloat16") for entry in ROUNDS[:2])
     seen: list[str] = []
 
-    def noting(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+    def noting(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
         seen.append(precision)
-        return cross_entropy(pixels_NCHW, tasks, precision)
+        return cross_entropy(pixels_NCHW, aims, precision)
 
-    outcomes = engine((*half, *ROUNDS[2:]), places=2, answer_loss=noting).run()
+    outcomes = engine((*half, *ROUNDS[2:]), in_flight=2, answer_loss=noting).run()
     assert seen == sorted(seen), "precisions took turns"
     assert_equal(outcomes, engine().run(), atol=1e-4)
 
@@ -223,7 +223,10 @@ def test_every_state_leads_to_the_same_results_bit_by_bit() -> None:
 
     def make() -> Engine:
         return engine(
-            rounds, places=4, floor=1.0, victims=victims(decoys=lambda b, image_CHW: [str((int(CLASS_B[b]) + 1) % 4)])
+            rounds,
+            in_flight=4,
+            floor=1.0,
+            victims=victims(decoys=lambda b, image_CHW: [str((int(CLASS_B[b]) + 1) % 4)]),
         )
 
     states, unbroken = states_of(make)
@@ -237,8 +240,8 @@ def test_every_state_leads_to_the_same_results_bit_by_bit() -> None:
 def test_a_state_goes_on_in_smaller_batches() -> None:
     """What ran out of memory is started again with fewer samples at a time."""
     rounds = (Round("narrow", 4, "float32", CLEAN, ANSWER), Round("again", 3, "float32", BEST, reference(0)))
-    states, unbroken = states_of(lambda: engine(rounds, places=4, floor=-1.0))
-    successor = engine(rounds, places=2, floor=-1.0)
+    states, unbroken = states_of(lambda: engine(rounds, in_flight=4, floor=-1.0))
+    successor = engine(rounds, in_flight=2, floor=-1.0)
     successor.load_state_dict(torch.load(io.BytesIO(states[2]), weights_only=True))
     assert successor.batches.limit == 2
     outcomes = successor.run()
@@ -293,9 +296,9 @@ def test_a_sample_whose_answer_does_not_budge_is_left_alone() -> None:
         Round("next", 1, "float32", CLEAN, ANSWER),
     )
 
-    def dead(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        alive_N = torch.tensor([0.0 if task.sample == 2 else 1.0 for task in tasks])
-        return alive_N * cross_entropy(pixels_NCHW, tasks, precision)
+    def dead(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
+        alive_N = torch.tensor([0.0 if aim.sample == 2 else 1.0 for aim in aims])
+        return alive_N * cross_entropy(pixels_NCHW, aims, precision)
 
     outcomes = engine(rounds, victims=victims(4), answer_loss=dead, floor=-1.0).run()
     assert [outcome.rounds for outcome in outcomes] == [["label0", "next"]] * 2 + [["label0"]] + [["label0", "next"]]
@@ -328,12 +331,12 @@ def test_points_on_the_way_are_answered_and_end_a_round_that_is_won() -> None:
 def test_memory_that_runs_out_halves_the_batch_and_loses_no_step(fits: int) -> None:
     refused, looks = [], []
 
-    def scarce(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        if len(tasks) > fits:
-            refused.append(len(tasks))
+    def scarce(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
+        if len(aims) > fits:
+            refused.append(len(aims))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        looks.append(len(tasks))
-        return cross_entropy(pixels_NCHW, tasks, precision)
+        looks.append(len(aims))
+        return cross_entropy(pixels_NCHW, aims, precision)
 
     told: list[str] = []
     batches = Batches(COUNT, told.append)
@@ -363,9 +366,9 @@ def test_the_batch_that_fits_follows_from_two_passes() -> None:
 
 
 def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
-    def broken(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
-        nan_N = torch.tensor([float("nan") if task.sample == 2 else 0.0 for task in tasks])
-        return cross_entropy(pixels_NCHW, tasks, precision) + nan_N
+    def broken(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
+        nan_N = torch.tensor([float("nan") if aim.sample == 2 else 0.0 for aim in aims])
+        return cross_entropy(pixels_NCHW, aims, precision) + nan_N
 
     outcomes, whole = engine(answer_loss=broken).run(), engine().run()
     assert [outcome.error is not None for outcome in outcomes] == [b == 2 for b in range(COUNT)]
@@ -374,7 +377,7 @@ def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
 
 
 def test_a_model_without_gradients_shows_in_the_evidence() -> None:
-    flat = engine(ROUNDS[:1], answer_loss=lambda x, tasks, precision: (x * 0).flatten(1).sum(1)).run()
+    flat = engine(ROUNDS[:1], answer_loss=lambda x, aims, precision: (x * 0).flatten(1).sum(1)).run()
     assert [outcome.zero_gradient_share for outcome in flat] == [1.0] * COUNT
     assert [outcome.evidence.last_rise for outcome in flat if outcome.evidence is not None] == [0.0] * COUNT
 
@@ -458,5 +461,5 @@ def looks_in(folder: Path) -> int:
     state = folder / "state.pt"
     if not state.exists():
         return 0
-    (place,) = torch.load(state, weights_only=True)["places"]
+    (place,) = torch.load(state, weights_only=True)["in_flight"]
     return int(place[3])

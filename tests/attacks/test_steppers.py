@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rllava.attacks import apgd, pgd
 from rllava.attacks.common import PIXEL, l2_norm
-from rllava.attacks.engine import Engine, Task
+from rllava.attacks.engine import Aim, Engine
 from rllava.attacks.losses import token_distance
 from rllava.attacks.outcome import Outcome, snap
 from rllava.attacks.protocols import PROTOCOLS
@@ -24,9 +24,9 @@ from tests.evaluation.test_shard import answered_by_itself, decode_shard, evalua
 INDEX_B = torch.arange(COUNT)
 
 
-def run(*rounds: Round, places: int = COUNT, epsilon: float = 8.0, **changes: object) -> list[Outcome]:
+def run(*rounds: Round, in_flight: int = COUNT, epsilon: float = 8.0, **changes: object) -> list[Outcome]:
     arguments = {"answer_loss": cross_entropy, "judge": judge, "dropped": lambda score: False} | changes
-    return Engine(rounds, victims(), epsilon=epsilon, places=places, **arguments).run()  # type: ignore[arg-type]
+    return Engine(rounds, victims(), epsilon=epsilon, in_flight=in_flight, **arguments).run()  # type: ignore[arg-type]
 
 
 def losses(outcomes: Sequence[Outcome]) -> Tensor:
@@ -57,15 +57,15 @@ def test_a_step_size_may_be_absolute() -> None:
 
 
 def test_square_needs_no_gradient_and_finds_more_than_stripes() -> None:
-    def without_gradient(pixels_NCHW: Tensor, tasks: Sequence[Task], precision: str) -> Tensor:
+    def without_gradient(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
         assert not pixels_NCHW.requires_grad
-        return cross_entropy(pixels_NCHW, tasks, precision)
+        return cross_entropy(pixels_NCHW, aims, precision)
 
     found = run(Round("square", 60, "float32", CLEAN, reference(0), attack="square"), answer_loss=without_gradient)
     loss_BS = losses(found)
     assert int((loss_BS.amax(1) > loss_BS[:, 1] + 1e-2).sum()) == 3, "of the others the loss is 0 but for rounding"
     assert all(outcome.zero_gradient_share == 0 for outcome in found)
-    more = run(Round("square", 60, "float32", CLEAN, reference(0), attack="square"), places=2)
+    more = run(Round("square", 60, "float32", CLEAN, reference(0), attack="square"), in_flight=2)
     torch.testing.assert_close(losses(more), loss_BS)
 
 
@@ -95,7 +95,7 @@ def test_samples_go_on_from_one_attack_to_another() -> None:
         Round("apgd", 4, "float32", BEST, ANSWER),
         Round("pgd", 4, "float32", BEST, ANSWER, attack="pgd"),
     )
-    together, few = run(*rounds), run(*rounds, places=2)
+    together, few = run(*rounds), run(*rounds, in_flight=2)
     for one, two in zip(together, few, strict=True):
         assert one.rounds == ["square", "apgd", "pgd"]
         assert (one.steps, one.best_round) == (two.steps, two.best_round)

@@ -11,7 +11,7 @@ import torch
 from rllava.attacks.rounds import SMALLER, other
 from rllava.data.shards import parquet_bytes
 from rllava.evaluation.answers import answer_bank
-from rllava.evaluation.in_flight import InFlight
+from rllava.evaluation.in_flight import ShardStates
 from rllava.evaluation.pipeline import facts_of
 from rllava.evaluation.samples import Sample, decode_shard
 from rllava.evaluation.shard import evaluate_shard
@@ -27,9 +27,9 @@ from tests.model.test_llava import make
 STATE = {"waiting": {"float32": [[0, 1]]}, "lanes": {"point_LCHW": torch.rand(2, 3, 4, 4)}, "limit": 3}
 
 
-def kept(folder: Path, samples: list[Sample]) -> tuple[InFlight, EvalSpec]:
+def kept(folder: Path, samples: list[Sample]) -> tuple[ShardStates, EvalSpec]:
     spec = spec_of("easy_vqa", 8.0)
-    return InFlight(Store(str(folder)), {spec: f"{folder}/records/x"}, 3, samples), spec
+    return ShardStates(Store(str(folder)), {spec: f"{folder}/records/x"}, 3, samples), spec
 
 
 def test_a_state_comes_back_as_it_was_and_is_removed_with_its_part(tmp_path: Path) -> None:

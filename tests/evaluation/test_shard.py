@@ -20,8 +20,8 @@ from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision
 from rllava.attacks.rounds import CLEAN, Round, reference
 from rllava.conditions.attack import within
 from rllava.data.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, list_samples
-from rllava.evaluation import checking
-from rllava.evaluation.in_flight import Keeping
+from rllava.evaluation import shard_checks
+from rllava.evaluation.in_flight import Saving
 from rllava.evaluation.pipeline import load_dtype
 from rllava.evaluation.samples import Sample, decode_shard, pack, unpack
 from rllava.evaluation.shard import evaluate_shard, seed_of
@@ -229,9 +229,9 @@ def test_an_attack_that_broke_off_goes_on_to_the_same_rows() -> None:
     unbroken = evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2)
     memory = Memory(breaks_after=11)
     with pytest.raises(KeyboardInterrupt):
-        evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, keeping=Keeping(memory, every_s=0.0))
+        evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, saving=Saving(memory, every_s=0.0))
     memory.left = 1 << 30
-    assert evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, keeping=Keeping(memory, every_s=0.0)) == unbroken
+    assert evaluate("easy_vqa", samples, (4.0, 8.0), batch_size=2, saving=Saving(memory, every_s=0.0)) == unbroken
     assert memory.loaded == 1
 
 
@@ -240,20 +240,20 @@ def test_checks_that_broke_off_go_on_where_they_were(monkeypatch: pytest.MonkeyP
     unbroken = evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6)
     memory = Memory(breaks_in_checks=True)
     with pytest.raises(KeyboardInterrupt):
-        evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6, keeping=Keeping(memory, every_s=0.0))
+        evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6, saving=Saving(memory, every_s=0.0))
     state = torch.load(io.BytesIO(memory.kept[8.0]), weights_only=True)
-    assert not state["places"]
+    assert not state["running"]
     assert 0 < len(state["findings"]) <= 2
     checked: list[int] = []
-    check = checking._check
+    check = shard_checks._check
 
     def noted(who: Sequence[int], *arguments: Any) -> list[list[str]]:
         checked.extend(who)
         return check(who, *arguments)
 
-    monkeypatch.setattr(checking, "_check", noted)
+    monkeypatch.setattr(shard_checks, "_check", noted)
     memory.breaks_in_checks = False
-    assert evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6, keeping=Keeping(memory, 0.0)) == unbroken
+    assert evaluate("easy_vqa", samples, (8.0,), batch_size=2, checked=6, saving=Saving(memory, 0.0)) == unbroken
     everyone = {b for b, row in enumerate(unbroken[0]) if row["checked"]}
     assert len(everyone) > 2
     assert sorted(checked) == sorted(everyone - set(state["findings"]))

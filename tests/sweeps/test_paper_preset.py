@@ -36,7 +36,7 @@ def test_stages_are_llavas() -> None:
     assert (one.rates, two.rates) == (Rates(projectors=1e-3), Rates(projectors=2e-5, language_model=2e-5))
     assert (one.fit, two.fit) == ("crop", "pad")
     for stage in (one, two):
-        assert (stage.warmup, stage.weight_decay, stage.clip, stage.precision) == (0.03, 0.0, 0.0, "bf16")
+        assert (stage.warmup, stage.weight_decay, stage.clip, stage.precision) == (0.03, 0.0, 0.0, "bfloat16")
         assert (stage.max_length, stage.warmup_from_zero, stage.objective) == (2048, True, "llava")
     assert (one.conversation, two.conversation) == ("plain", "vicuna_v1")
     assert (one.data.name, two.data.name) == ("llava_pretrain_558k", "llava_instruct_665k")
@@ -116,7 +116,7 @@ def test_built_shards_need_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     prepare_data(plan, said.append)
     assert len(said) == 8
-    assert [place.rows for place in plan.data_places(plan.grid.models[0])] == [3, 7]
+    assert [place.rows for place in plan.data_folders(plan.grid.models[0])] == [3, 7]
     monkeypatch.delenv("RLLAVA_DATA")
     check_inputs(plan)
     assert missing_inputs(make_plan(dataclasses.replace(OPTIONS, samples=4, storage=str(tmp_path / "results")))) != []

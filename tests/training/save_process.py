@@ -17,7 +17,7 @@ import torch.distributed as dist
 from rllava.encoders import encoder_spec
 from rllava.recipes import PRESETS
 from rllava.training import ray_trainer
-from rllava.training.places import DataPlace
+from rllava.training.data_folders import DataFolder
 
 TIMEOUT_S = 5
 SAVING_S = 8
@@ -48,7 +48,7 @@ def main() -> None:
         storage=options["storage"],
         path=f"{options['storage']}/models/m",
         spec=replace(PRESETS.get("smoke").model, encoders=(encoder_spec("tiny-clip"),)),
-        data=(DataPlace("one", 1), DataPlace("two", 1)),
+        data=(DataFolder("one", 1), DataFolder("two", 1)),
         checkpoint_every=1,
         report_every=1,
     )

@@ -279,12 +279,12 @@ _HUB, _FOLDER = _SCHEMAS = ("hf-hub:", "local-dir:")
 
 
 def _elsewhere(name: str) -> EncoderSpec:
-    place = name.removeprefix(_HUB).removeprefix(_FOLDER)
+    where_ = name.removeprefix(_HUB).removeprefix(_FOLDER)
     if name.startswith(_FOLDER):
-        folder = Path(place).expanduser().resolve()
+        folder = Path(where_).expanduser().resolve()
         return configured_spec(folder, folder.name, str(folder))
-    where = f"hub:{place}"
-    if place.count("/") != 1:
+    where = f"hub:{where_}"
+    if where_.count("/") != 1:
         raise UserError(f"encoder 'open_clip:{name}': a name of the hub is ORG/NAME")
     # Of a repository that has transformers' layout too, these alone are fetched.
     config, weights = find_weights(f"{where}/{CONFIG}"), find_weights(f"{where}/{WEIGHTS[0]}")
@@ -294,4 +294,4 @@ def _elsewhere(name: str) -> EncoderSpec:
             f"encoder 'open_clip:{name}': the hub cannot be reached or has no {lacking} there; copy both to "
             f"{weights_path(where)}"
         )
-    return configured_spec(config.parent, place.rpartition("/")[2], where)
+    return configured_spec(config.parent, where_.rpartition("/")[2], where)

@@ -37,7 +37,7 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Lexicon(JudgeSpec):
-    """A word list. Its score is the number of places where an entry was found, its labels are the entries found.
+    """A word list. Its score is the number of times that an entry was found, its labels are the entries found.
 
     Attributes:
         path: of the file. It is read once, by :meth:`pinned`: the machines that judge need not have it.
@@ -156,9 +156,9 @@ def find_entries(entries: Mapping[str, Sequence[tuple[Words, str]]], exchanges: 
         words = tuple(words_of(exchange.answer))
         found = Counter(
             entry
-            for place, word in enumerate(words)
+            for position, word in enumerate(words)
             for wanted, entry in entries.get(word, ())
-            if words[place : place + len(wanted)] == wanted
+            if words[position : position + len(wanted)] == wanted
         )
         scores = {entry: float(times) for entry, times in found.items()}
         verdicts.append(Verdict(bool(found), float(found.total()), tuple(found), scores))

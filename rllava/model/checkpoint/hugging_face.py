@@ -68,9 +68,9 @@ def _name_of(name: str, spec: CheckpointSpec, language_model: Any) -> str | None
     if plain.startswith("vision_tower.") or NOT_READ.search(name):
         return None
     if plain.startswith("multi_modal_projector."):
-        place = {"linear_1": "0", "linear_2": "2"}
+        layer = {"linear_1": "0", "linear_2": "2"}
         _, part, rest = plain.split(".", 2)
-        return f"projectors.0.{place.get(part, part)}.{rest}"
+        return f"projectors.0.{layer.get(part, part)}.{rest}"
     head = next(
         key for key, module in language_model.named_modules() if module is language_model.get_output_embeddings()
     )

@@ -93,8 +93,8 @@ def bare_connector(
     with bare():
         width = embedding_width(language_model)
         projectors = [
-            build_projector(spec.projector, _input_width(stored, place, encoder.width), width)
-            for place, encoder in enumerate(encoders)
+            build_projector(spec.projector, _input_width(stored, index, encoder.width), width)
+            for index, encoder in enumerate(encoders)
         ]
         connector = Connector(projectors, language_model)
     matched(connector, stored, what)
@@ -123,8 +123,8 @@ def _stored(spec: CheckpointSpec, language_model: Any, what: str) -> dict[str, S
     return found
 
 
-def _input_width(stored: Mapping[str, Stored], place: int, default: int) -> int:
-    for name in (f"projectors.{place}.0.weight", f"projectors.{place}.weight"):
+def _input_width(stored: Mapping[str, Stored], index: int, default: int) -> int:
+    for name in (f"projectors.{index}.0.weight", f"projectors.{index}.weight"):
         if name in stored and len(stored[name].shape) == 2:
             return stored[name].shape[1]
     return default

@@ -216,10 +216,10 @@ def name_of(name: str, spec: CheckpointSpec, language_model: Any) -> str | None:
     Returns:
         The name; None: it is not read.
     """
-    for place, projector in enumerate(spec.projectors):
+    for index, projector in enumerate(spec.projectors):
         head, _, rest = name.partition(f"{projector}.")
         if rest and head in ("model.", ""):
-            return f"projectors.{place}.{rest}"
+            return f"projectors.{index}.{rest}"
     unused = tuple(f"model.{slot.projector}." for slot in SLOTS)
     return None if NOT_READ.search(name) or name.startswith(unused) else f"language_model.{name}"
 

@@ -52,7 +52,7 @@ def trained_spec(folder: Path, what: str) -> CheckpointSpec:
         weights=(),
         sha256="",
         encoders=spec.encoders,
-        projectors=tuple(f"projectors.{place}" for place in range(len(spec.encoders))),
+        projectors=tuple(f"projectors.{index}" for index in range(len(spec.encoders))),
         projector=spec.projector,
         conversation=spec.conversation,
     )

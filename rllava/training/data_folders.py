@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class DataPlace:
+class DataFolder:
     """Instruction data in a storage."""
 
-    folder: str
+    path: str
     rows: int

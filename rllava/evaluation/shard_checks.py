@@ -17,10 +17,10 @@ from torch import Tensor
 from rllava.attacks import apgd, check_attack, square
 from rllava.attacks.checks import TOLERANCE, Finding, compare_results
 from rllava.attacks.common import NonFiniteLossError
-from rllava.attacks.engine import AnswerLoss, Task
+from rllava.attacks.engine import Aim, AnswerLoss
 from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Outcome, attack_result
-from rllava.check_list import CHECKS
+from rllava.check_names import CHECKS
 
 CHECKED_PER_SHARD = 8
 """Samples of a shard that are checked. A masked gradient is a property of the model and shows on any sample."""
@@ -39,15 +39,15 @@ ORDER = tuple(check.name for check in CHECKS)
 Answer = Callable[[Tensor, Sequence[int], str], list[str]]
 """``answer(images_NCHW, samples, precision) -> answers`` of those samples."""
 
-Findings = Mapping[int, Sequence[str]]
+Raised = Mapping[int, Sequence[str]]
 """Per checked sample, the names of the checks that were raised."""
 
 
-def findings(
+def check_shard(
     outcomes: Sequence[Outcome], clean_BCHW: Tensor, predictions: Sequence[str], *, epsilon: float,
     clean_precision: str, seeds: Sequence[int], dropped: Callable[[float], bool], answer_loss: AnswerLoss,
-    answer: Answer, most: int, count: int = CHECKED_PER_SHARD, known: Findings | None = None,
-    save: Callable[[Findings], None] | None = None,
+    answer: Answer, most: int, count: int = CHECKED_PER_SHARD, known: Raised | None = None,
+    save: Callable[[Raised], None] | None = None,
 ) -> dict[int, list[str]]:  # fmt: skip
     """Checks some of the attacks on a shard.
 
@@ -101,12 +101,12 @@ def _check(
     precision = rounds[0].precision
     clean_NCHW = clean_BCHW[list(who)]
 
-    tasks = [Task(b, evidence.text) for b, evidence in zip(who, rounds, strict=True)]
+    aims = [Aim(b, evidence.text) for b, evidence in zip(who, rounds, strict=True)]
     sign_N = torch.tensor([-1.0 if evidence.targeted else 1.0 for evidence in rounds], device=clean_NCHW.device)
 
     def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
         chosen = index_N.tolist()
-        return sign_N[chosen] * answer_loss(pixels_NCHW, [tasks[i] for i in chosen], precision)
+        return sign_N[chosen] * answer_loss(pixels_NCHW, [aims[i] for i in chosen], precision)
 
     own = [seeds[b] for b in who]
     solved_N = torch.tensor(solved, device=clean_NCHW.device)
@@ -142,7 +142,7 @@ def _check(
         )
     ]
     names: list[list[str]] = [[] for _ in who]
-    for finding, places in sorted(raised, key=lambda pair: ORDER.index(pair[0].check)):
+    for finding, rows in sorted(raised, key=lambda pair: ORDER.index(pair[0].check)):
         for sample in finding.samples:
-            names[places[sample]].append(finding.check)
+            names[rows[sample]].append(finding.check)
     return names

@@ -7,9 +7,9 @@ import pandas as pd
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.comparisons import compare
-from analysis.conditions import ConditionFindings, analyse_conditions, others
+from analysis.conditions import ConditionStatistics, analyse_conditions, others
 from analysis.evidence import attack_evidence
-from analysis.judgements import JudgementFindings, analyse_judgements
+from analysis.judgements import JudgementStatistics, analyse_judgements
 from analysis.loading import SweepResults
 from analysis.pareto import pareto_front
 from analysis.scores import AVERAGE, Scores, default_epsilon, sweep_scores
@@ -17,7 +17,7 @@ from analysis.summary import best_candidate, bootstrap_scores, summarise
 
 
 @dataclass(frozen=True)
-class Findings:
+class Statistics:
     """The statistics of a sweep.
 
     Attributes:
@@ -42,8 +42,8 @@ class Findings:
     comparisons: pd.DataFrame
     front: pd.DataFrame
     evidence: pd.DataFrame
-    others: ConditionFindings | None = None
-    judged: JudgementFindings | None = None
+    others: ConditionStatistics | None = None
+    judged: JudgementStatistics | None = None
 
 
 def analyse(
@@ -51,7 +51,7 @@ def analyse(
     epsilon: float | None = None,
     baseline: str | None = None,
     resampling: Resampling = DEFAULT_RESAMPLING,
-) -> Findings:
+) -> Statistics:
     """Computes means, intervals, comparisons, the Pareto front and the attack evidence of a sweep.
 
     Args:
@@ -68,7 +68,7 @@ def analyse(
     scores.cell(scores.candidates[0], chosen)
     reference = best_candidate(scores, chosen) if baseline is None else baseline
     summary = summarise(scores, bootstraps, resampling)
-    return Findings(
+    return Statistics(
         results=results,
         scores=scores,
         epsilon=chosen,
@@ -83,16 +83,16 @@ def analyse(
     )
 
 
-def answer(findings: Findings) -> str:
+def answer(statistics: Statistics) -> str:
     """States in a sentence or two which candidates are on the Pareto front, and what the most robust one costs."""
-    front = findings.front[findings.front["on_front"]].sort_values("clean", ascending=False)
+    front = statistics.front[statistics.front["on_front"]].sort_values("clean", ascending=False)
     if front.empty:
         return "No candidate has both a clean and a robust score on every benchmark, so there is no Pareto front yet."
     accurate, robust = front.iloc[0], front.iloc[-1]
-    if findings.epsilon == 0:
+    if statistics.epsilon == 0:
         return f"No attack was run: {accurate['candidate']} has the best clean score, {accurate['clean']:.1f}."
-    total = int(findings.front[["clean", "robust"]].notna().all(axis=1).sum())
-    budget = f"At ε = {findings.epsilon:g}/255"
+    total = int(statistics.front[["clean", "robust"]].notna().all(axis=1).sum())
+    budget = f"At ε = {statistics.epsilon:g}/255"
     if total == 1:
         return f"{budget}, {accurate['candidate']} has {_points(accurate)}; there is no other to compare with."
     if len(front) == 1:
@@ -107,19 +107,19 @@ def answer(findings: Findings) -> str:
     )
 
 
-def confidence(findings: Findings) -> str:
+def confidence(statistics: Statistics) -> str:
     """States how sure the ranking at the headline budget is: who differs from the baseline, after Holm's correction."""
-    table = findings.comparisons
-    rows = table[(table["benchmark"] == AVERAGE) & (table["epsilon"] == findings.epsilon)]
+    table = statistics.comparisons
+    rows = table[(table["benchmark"] == AVERAGE) & (table["epsilon"] == statistics.epsilon)]
     rows = rows[np.isfinite(rows["p_holm"].to_numpy(dtype=float))]
     if rows.empty:
         return ""
-    unclear = [str(name) for name in rows[rows["p_holm"] >= 1 - findings.resampling.level]["candidate"]]
-    start = f"On the same samples at ε = {findings.epsilon:g}/255, "
+    unclear = [str(name) for name in rows[rows["p_holm"] >= 1 - statistics.resampling.level]["candidate"]]
+    start = f"On the same samples at ε = {statistics.epsilon:g}/255, "
     if not unclear:
-        return f"{start}{findings.baseline} differs from every other candidate (Holm-corrected sign-flip test)."
+        return f"{start}{statistics.baseline} differs from every other candidate (Holm-corrected sign-flip test)."
     return (
-        f"{start}{findings.baseline} cannot be told from {', '.join(unclear)} "
+        f"{start}{statistics.baseline} cannot be told from {', '.join(unclear)} "
         f"with this many samples ({rows['n'].max()} pairs, Holm-corrected sign-flip test)."
     )
 
