@@ -19,7 +19,8 @@ from benchmarks.common import write_sheet
 from benchmarks.start_of_sweep import s3_storage
 from benchmarks.storage_requests import counted_on_s3
 from rllava.data import instructions
-from rllava.data.instructions import Instruction, InstructionSpec, build_instructions
+from rllava.data.entries import Instruction
+from rllava.data.instructions import InstructionSpec, build_instructions
 from rllava.data.ray_dataset import read_and_decode
 from rllava.data.shards import list_shards
 from rllava.data.stream import Stream

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
-from rllava.data.files import read_file, seen_image
+from rllava.data.entries import Entry
+from rllava.data.files import seen_image
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.published import (
-    Entry,
     coco_captions,
     flickr30k_captions,
     okvqa_questions,
@@ -54,23 +54,6 @@ BENCHMARK_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One sample of a source.
-
-    Attributes:
-        load_image: reads the encoded image; called once, when the sample's shard is written. None: there is no image.
-        references: reference captions, or the annotators' answers; may be empty (the row then gets no score, unless
-            its task needs none).
-        question: what replaces ``{question}`` in the prompt; empty for captioning.
-    """
-
-    sample_id: str
-    load_image: Callable[[], bytes] | None
-    references: tuple[str, ...]
-    question: str = ""
-
-
-@dataclass(frozen=True)
 class BenchmarkSpec:
     """Describes a benchmark.
 
@@ -101,7 +84,7 @@ class BenchmarkSpec:
         return math.ceil(min(samples, self.samples) / self.rows_per_shard)
 
 
-Source = Callable[[str], Sequence[Sample]]
+Source = Callable[[str], Sequence[Entry]]
 """From a split to its samples, always in the same order; images are read later, one shard at a time."""
 
 SOURCES: Registry[Source] = Registry("benchmark source", "rllava.sources")
@@ -154,7 +137,7 @@ def list_benchmark(spec: BenchmarkSpec) -> Listing:
     )
 
 
-def list_samples(spec: BenchmarkSpec) -> list[Sample]:
+def list_samples(spec: BenchmarkSpec) -> list[Entry]:
     """Draws a benchmark's fixed sample list.
 
     Returns:
@@ -189,18 +172,18 @@ def read_metric(filesystem: Any, folder: str) -> tuple[Metric, MetricState]:
         raise UserError(f"'{path}' is damaged ({error}); build the benchmark again") from error
 
 
-def _row(task: Task, row: int, sample: Sample) -> dict[str, Any]:
+def _row(task: Task, row: int, entry: Entry) -> dict[str, Any]:
     return {
         "row": row,
-        "sample_id": sample.sample_id,
-        "image": None if sample.load_image is None else read_image(sample.load_image),
-        "prompt": task.ask(sample.question),
-        "references": list(sample.references),
+        "sample_id": entry.sample_id,
+        "image": None if entry.load_image is None else read_image(entry.load_image),
+        "prompt": task.ask(entry.question),
+        "references": list(entry.references),
     }
 
 
-def _identity(sample: Sample) -> str:
-    return json.dumps([sample.sample_id, sample.question, sample.references])
+def _identity(entry: Entry) -> str:
+    return json.dumps([entry.sample_id, entry.question, entry.references])
 
 
 def read_image(load_image: Callable[[], bytes]) -> bytes:
@@ -215,22 +198,7 @@ def read_image(load_image: Callable[[], bytes]) -> bytes:
         return b""
 
 
-def published_samples(read: Callable[[str], Sequence[Entry]], split: str) -> list[Sample]:
-    """Yields the samples of a data set that lies below ``$RLLAVA_DATA`` (see :mod:`rllava.data.files`).
-
-    Args:
-        read: from a split to its entries.
-
-    Returns:
-        One sample per entry, in the same order; images are read when shards are written.
-    """
-    return [
-        Sample(entry.sample_id, functools.partial(read_file, entry.image), entry.references, entry.question)
-        for entry in read(split)
-    ]
-
-
-def easy_vqa_samples(split: str) -> list[Sample]:
+def easy_vqa_samples(split: str) -> list[Entry]:
     """Yields one question per image of easy-VQA, so that samples are independent.
 
     74 % of the data set's questions are yes/no. So an image's question is drawn in two steps, each uniform: first the
@@ -247,10 +215,10 @@ def easy_vqa_samples(split: str) -> list[Sample]:
     return [_question_sample(image) for image in easy_images(split)]
 
 
-def _question_sample(image: EasyImage) -> Sample:
+def _question_sample(image: EasyImage) -> Entry:
     question = draw_question(image, "benchmark")
     loader = functools.partial(bytes, image.png)
-    return Sample(image.sample_id, loader, (question.answer,) * ANNOTATORS, question.text)
+    return Entry(image.sample_id, loader, (question.answer,) * ANNOTATORS, question.text)
 
 
 def draw_question(image: EasyImage, purpose: str) -> Question:
@@ -265,7 +233,7 @@ def draw_question(image: EasyImage, purpose: str) -> Question:
     return candidates[draw(f"{purpose}: question, {image.sample_id}", len(candidates))]
 
 
-def easy_caption_samples(split: str) -> list[Sample]:
+def easy_caption_samples(split: str) -> list[Entry]:
     """Yields one sample per image of easy-VQA whose colour and shape are known, with three reference captions.
 
     Args:
@@ -275,7 +243,7 @@ def easy_caption_samples(split: str) -> list[Sample]:
         One sample per image, by number: 3578 or 888.
     """
     return [
-        Sample(
+        Entry(
             image.sample_id, functools.partial(bytes, image.png), tuple(captions_of(image.sample_id, colour, shape, 3))
         )
         for image, colour, shape in labelled_images(split)
@@ -316,7 +284,7 @@ for _name, _read in {
     "textvqa": textvqa_questions,
     "vizwiz": vizwiz_questions,
 }.items():
-    SOURCES.register(_name, functools.partial(published_samples, _read))
+    SOURCES.register(_name, _read)
 
 
 def _paper(name: str, split: str, task: Task) -> BenchmarkSpec:

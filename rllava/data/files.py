@@ -26,7 +26,6 @@ Names ending in "/" are folders of images. Files are named as their publishers n
 RobustVLM's ``bash/llava_eval.sh``, the training data's as in LLaVA's ``playground/data``. ``docs/data.md`` says more.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -236,13 +235,14 @@ def check_layout(images: Iterable[str], named_by: Path) -> None:
             )
 
 
-def read_file(path: str) -> bytes:
-    """Reads an image file; what :func:`functools.partial` of it does when a shard is written.
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file, which is read when it is called."""
 
-    Returns:
-        Its bytes.
-    """
-    return Path(path).read_bytes()
+    path: str
+
+    def __call__(self) -> bytes:
+        return Path(self.path).read_bytes()
 
 
 def seen_image(loaders: Iterable[Callable[[], bytes] | None]) -> str | None:
@@ -254,5 +254,5 @@ def seen_image(loaders: Iterable[Callable[[], bytes] | None]) -> str | None:
     Returns:
         Path of the first of the first hundred that is there; None if none is, or images are no files.
     """
-    files = (loader.args[0] for loader in loaders if isinstance(loader, functools.partial) and loader.func is read_file)
+    files = (loader.path for loader in loaders if isinstance(loader, ImageFile))
     return next((path for path in itertools.islice(files, _PROBED) if os.path.isfile(path)), None)

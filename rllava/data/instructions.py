@@ -4,15 +4,15 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from rllava.data.benchmarks import read_image
 from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
-from rllava.data.files import data_path, read_file, seen_image
-from rllava.data.llava_json import MARKER, read_conversations
+from rllava.data.entries import Instruction
+from rllava.data.files import data_path, seen_image
+from rllava.data.llava_json import MARKER, read_instructions
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.sampling import check_unique, sample_list
 from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
@@ -46,20 +46,6 @@ _DESCRIBE = (
     "<image>\nSummarize the visual content of the image.",
 )
 """Human turns of stage 1; the training's plain format keeps only the image of them."""
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One conversation, about one image or none.
-
-    Attributes:
-        load_image: reads the encoded image; called once, when the row's shard is written. None: there is no image.
-        turns: (human, gpt) texts; one human turn holds the image marker, once, if there is an image.
-    """
-
-    sample_id: str
-    load_image: Callable[[], bytes] | None
-    turns: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -223,33 +209,15 @@ def _instruction(image: EasyImage, name: str, human: str, gpt: str) -> Instructi
     return Instruction(f"{image.sample_id}/{name}", functools.partial(bytes, image.png), ((human, gpt),))
 
 
-def llava_json(path: Path, images: Path) -> list[Instruction]:
-    """Yields the conversations of a JSON file in LLaVA's format; a source for data of one's own.
-
-    Args:
-        path: the JSON file, read once.
-        images: folder to which its image paths are relative; images are read when shards are written.
-
-    Returns:
-        One conversation per row; those without image hold no marker.
-    """
-    return [
-        Instruction(
-            conversation.sample_id,
-            None if conversation.image is None else functools.partial(read_file, conversation.image),
-            conversation.turns,
-        )
-        for conversation in read_conversations(path, images)
-    ]
-
-
 def llava_pretrain_558k() -> list[Instruction]:
     """Yields LLaVA 1.5's stage 1: image-caption pairs of LAION, CC and SBU with captions by BLIP.
 
     Returns:
         558 128 conversations.
     """
-    return llava_json(data_path("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"), data_path("LLaVA-Pretrain/images"))
+    return read_instructions(
+        data_path("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"), data_path("LLaVA-Pretrain/images")
+    )
 
 
 def llava_instruct_665k() -> list[Instruction]:
@@ -258,7 +226,7 @@ def llava_instruct_665k() -> list[Instruction]:
     Returns:
         665 298 conversations.
     """
-    return llava_json(data_path("llava_v1_5_mix665k.json"), data_path(""))
+    return read_instructions(data_path("llava_v1_5_mix665k.json"), data_path(""))
 
 
 INSTRUCTION_SOURCES.register("easy_align", easy_align_instructions)

@@ -1,17 +1,17 @@
 """LLaVA's training data: a JSON list of conversations, most of them about an image in a folder beside it.
 
 Each row is ``{"id", "image": path in the folder (absent for text alone), "conversations": [{"from", "value"}, ...]}``
-(LLaVA ``llava/train/train.py``, whose rules are kept, see :func:`read_conversations`).
+(LLaVA ``llava/train/train.py``, whose rules are kept, see :func:`read_instructions`).
 """
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllava.data.files import check_layout, read_json
+from rllava.data.entries import Instruction
+from rllava.data.files import ImageFile, check_layout, read_json
 from rllava.errors import UserError
 
 MARKER = "<image>"
@@ -29,22 +29,7 @@ _UNANSWERED = "have no answered question (they teach nothing)"
 _ODDITIES = (_UNMARKED, _SEVERAL, _QUOTED, _UNANSWERED)
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """One row.
-
-    Attributes:
-        sample_id: row in the file and the row's id, as ids occur more than once in the 665k mix.
-        image: path of its file; None for text alone.
-        turns: (human, gpt) texts; of a row with image, one human turn holds the image marker, once.
-    """
-
-    sample_id: str
-    image: str | None
-    turns: tuple[tuple[str, str], ...]
-
-
-def read_conversations(path: Path, images: Path) -> list[Conversation]:
+def read_instructions(path: Path, images: Path) -> list[Instruction]:
     """Reads a file of conversations.
 
     As in LLaVA, a leading turn of gpt is dropped, and an unanswered last turn, which carries no loss. A model takes one
@@ -68,14 +53,15 @@ def read_conversations(path: Path, images: Path) -> list[Conversation]:
         raise UserError(f"{path} is no list of conversations; it is another file than its name says")
     odd: Counter[str] = Counter()
     conversations = [_conversation(row, number, path, images, odd) for number, row in enumerate(rows)]
-    check_layout((conversation.image for conversation in conversations if conversation.image is not None), path)
+    files = (conversation.load_image for conversation in conversations)
+    check_layout((file.path for file in files if isinstance(file, ImageFile)), path)
     if odd:
         counts = ", ".join(f"{odd[kind]} {kind}" for kind in _ODDITIES if odd[kind])
         logging.getLogger(__name__).warning("%s: of %d rows, %s", path, len(rows), counts)
     return conversations
 
 
-def _conversation(row: Any, number: int, path: Path, images: Path, odd: Counter[str]) -> Conversation:
+def _conversation(row: Any, number: int, path: Path, images: Path, odd: Counter[str]) -> Instruction:
     try:
         turns = [(str(turn["from"]), str(turn["value"])) for turn in row["conversations"]]
         name = _image_name(row, f"{path}: row {number} (id {row.get('id', '')})")
@@ -87,8 +73,8 @@ def _conversation(row: Any, number: int, path: Path, images: Path, odd: Counter[
         raise UserError(f"{path}: turns of row {number} do not alternate between human and gpt; mend or remove it")
     texts = [text for _, text in turns[: len(turns) // 2 * 2]]
     texts = _one_marker(texts, odd) if name is not None else _no_marker(texts, odd)
-    image = None if name is None else f"{images}/{name}"
-    return Conversation(f"{number}/{row.get('id', '')}", image, tuple(zip(texts[::2], texts[1::2], strict=True)))
+    image = None if name is None else ImageFile(f"{images}/{name}")
+    return Instruction(f"{number}/{row.get('id', '')}", image, tuple(zip(texts[::2], texts[1::2], strict=True)))
 
 
 def _image_name(row: Any, what: str) -> str | None:

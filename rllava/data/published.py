@@ -5,27 +5,12 @@ that the indices of a sample list mean the samples of the published results.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllava.data.files import FILES, check_layout, data_path, read_json
+from rllava.data.entries import Entry
+from rllava.data.files import FILES, ImageFile, check_layout, data_path, read_json
 from rllava.errors import UserError
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image with what is asked about it and what people answered.
-
-    Attributes:
-        sample_id: unique within the data set.
-        references: captions, or annotators' answers, in the file's order.
-    """
-
-    sample_id: str
-    image: str
-    references: tuple[str, ...]
-    question: str = ""
 
 
 def coco_captions(split: str) -> list[Entry]:
@@ -144,7 +129,7 @@ def _captions(
         try:
             if image["split"] == split:
                 captions = tuple(str(sentence["raw"]) for sentence in image["sentences"])
-                entries.append(Entry(sample_id(image), f"{images}/{image['filename']}", captions))
+                entries.append(Entry(sample_id(image), ImageFile(f"{images}/{image['filename']}"), captions))
         except (KeyError, TypeError) as error:
             raise _unlike(path, "images", row, error, "Karpathy's split") from error
     return _laid_out(entries, path)
@@ -165,7 +150,7 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
     for row, question in enumerate(_list(read_json(path), "questions", path)):
         try:
             number = question["question_id"]
-            image = f"{images}/{image_name(question['image_id'])}"
+            image = ImageFile(f"{images}/{image_name(question['image_id'])}")
             text = str(question["question"])
         except (KeyError, TypeError, ValueError) as error:
             raise _unlike(path, "questions", row, error, "VQA") from error
@@ -188,5 +173,6 @@ def _unlike(path: Path, key: str, row: int, error: Exception, expected: str) -> 
 
 
 def _laid_out(entries: list[Entry], path: Path) -> list[Entry]:
-    check_layout((entry.image for entry in entries), path)
+    files = (entry.load_image for entry in entries)
+    check_layout((file.path for file in files if isinstance(file, ImageFile)), path)
     return entries

@@ -7,7 +7,8 @@ import sys
 import time
 
 from cluster.connect import connect
-from rllava.data.instructions import INSTRUCTION_SOURCES, Instruction, InstructionSpec, build_instructions
+from rllava.data.entries import Instruction
+from rllava.data.instructions import INSTRUCTION_SOURCES, InstructionSpec, build_instructions
 from rllava.data.ray_dataset import in_ray_tasks
 from rllava.store import Store
 

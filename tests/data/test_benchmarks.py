@@ -18,12 +18,12 @@ from rllava.data.benchmarks import (
     BENCHMARKS,
     SOURCES,
     BenchmarkSpec,
-    Sample,
     build_benchmark,
     list_samples,
     read_metric,
 )
 from rllava.data.easy_vqa_source import easy_images
+from rllava.data.entries import Entry
 from rllava.data.images import DamagedImage, preprocess
 from rllava.data.sampling import sample_list
 from rllava.data.shards import LISTING, list_shards, read_shard
@@ -39,10 +39,10 @@ def rows_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def source() -> Iterator[Callable[[list[Sample]], BenchmarkSpec]]:
+def source() -> Iterator[Callable[[list[Entry]], BenchmarkSpec]]:
     """Registers samples as a source and gives a spec of all of them."""
 
-    def register(samples: list[Sample]) -> BenchmarkSpec:
+    def register(samples: list[Entry]) -> BenchmarkSpec:
         SOURCES.register("toy", lambda split: samples)
         return dataclasses.replace(BENCHMARKS.get("easy_vqa"), source="toy", samples=max(1, len(samples)))
 
@@ -50,8 +50,8 @@ def source() -> Iterator[Callable[[list[Sample]], BenchmarkSpec]]:
     SOURCES._entries.pop("toy", None)
 
 
-def sample(name: str, image: bytes = b"", references: tuple[str, ...] = ("yes",) * 10) -> Sample:
-    return Sample(name, lambda: image, references, "is it?")
+def sample(name: str, image: bytes = b"", references: tuple[str, ...] = ("yes",) * 10) -> Entry:
+    return Entry(name, lambda: image, references, "is it?")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,7 +172,7 @@ def test_captions_of_one_sample_are_refused(local: Any, folder: str) -> None:
         build_benchmark(spec, local, folder)
 
 
-def test_damaged_rows_are_kept(source: Callable[[list[Sample]], BenchmarkSpec], local: Any, folder: str) -> None:
+def test_damaged_rows_are_kept(source: Callable[[list[Entry]], BenchmarkSpec], local: Any, folder: str) -> None:
     def missing() -> bytes:
         raise FileNotFoundError("gone.jpg")
 
@@ -180,7 +180,7 @@ def test_damaged_rows_are_kept(source: Callable[[list[Sample]], BenchmarkSpec], 
         sample("good", easy_images("test")[0].png),
         sample("no answers", easy_images("test")[1].png, ()),
         sample("damaged", b"not an image"),
-        Sample("missing", missing, ("yes",), "?"),
+        Entry("missing", missing, ("yes",), "?"),
     ]
     for metric in ("vqa_accuracy", "cider"):
         spec = _spec(source, samples)
@@ -195,13 +195,13 @@ def test_damaged_rows_are_kept(source: Callable[[list[Sample]], BenchmarkSpec], 
                 preprocess(rows[name]["image"], 64)
 
 
-def _spec(source: Callable[[list[Sample]], BenchmarkSpec], samples: list[Sample]) -> BenchmarkSpec:
+def _spec(source: Callable[[list[Entry]], BenchmarkSpec], samples: list[Entry]) -> BenchmarkSpec:
     SOURCES._entries.pop("toy", None)
     return source(samples)
 
 
 def test_doubled_sample_ids_are_refused(
-    source: Callable[[list[Sample]], BenchmarkSpec], local: Any, folder: str
+    source: Callable[[list[Entry]], BenchmarkSpec], local: Any, folder: str
 ) -> None:
     spec = source([sample("a"), sample("b"), sample("a")])
     with pytest.raises(UserError, match=r"source 'toy' has 1 sample ids more than once \(a\)"):
@@ -210,9 +210,9 @@ def test_doubled_sample_ids_are_refused(
 
 
 def test_braces_in_questions_are_left_alone(
-    source: Callable[[list[Sample]], BenchmarkSpec], local: Any, folder: str
+    source: Callable[[list[Entry]], BenchmarkSpec], local: Any, folder: str
 ) -> None:
-    spec = source([Sample("a", lambda: b"", ("x",), "what is {0} {question}?")])
+    spec = source([Entry("a", lambda: b"", ("x",), "what is {0} {question}?")])
     build_benchmark(spec, local, folder)
     assert "\nwhat is {0} {question}?\n" in rows_of(local, folder)[0]["prompt"]
 

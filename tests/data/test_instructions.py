@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from rllava.data.easy_vqa_source import easy_images
+from rllava.data.entries import Instruction
 from rllava.data.instructions import (
     INSTRUCTION_SCHEMA,
     INSTRUCTION_SOURCES,
     INSTRUCTIONS,
-    Instruction,
     InstructionSpec,
     build_instructions,
     list_instructions,

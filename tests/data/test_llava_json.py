@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rllava.data.entries import Instruction
+from rllava.data.files import ImageFile
 from rllava.data.instructions import INSTRUCTION_SCHEMA, INSTRUCTIONS, build_instructions, list_instructions
-from rllava.data.llava_json import Conversation, read_conversations
+from rllava.data.llava_json import read_instructions
 from rllava.data.shards import read_shard
 from rllava.data.stream import Stream, keep_and_decode
 from rllava.errors import UserError
@@ -24,11 +26,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "root"
 
 
-def read(folder: Path, *rows: Any) -> list[Conversation]:
+def read(folder: Path, *rows: Any) -> list[Instruction]:
     write(folder, "rows.json", list(rows))
     for name in ("a", "b"):
         write(folder, f"images/{name}.jpg", jpeg(1))
-    return read_conversations(folder / "rows.json", folder / "images")
+    return read_instructions(folder / "rows.json", folder / "images")
 
 
 def built(name: str, local: Any, folder: str) -> dict[str, dict[str, Any]]:
@@ -141,7 +143,12 @@ def test_a_list_of_one_image_is_taken(tmp_path: Path) -> None:
     rows = [{**row("one", None, "<image>", "a"), "image": ["a.jpg"]}, *(
         {**row("none", None, "hi", "ho"), "image": image} for image in ([], None, "")
     )]  # fmt: skip
-    assert [entry.image for entry in read(tmp_path, *rows)] == [f"{tmp_path}/images/a.jpg", None, None, None]
+    assert [entry.load_image for entry in read(tmp_path, *rows)] == [
+        ImageFile(f"{tmp_path}/images/a.jpg"),
+        None,
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,7 @@ def test_one_marker_stays_with_an_image_and_none_without(tmp_path: Path) -> None
     with_image, without = read(tmp_path, several, quoting)
     assert with_image.turns == (("so? ", "it is"), ("<image>\nwhat?", "a cat"), ("and ?", " no "))
     assert without.turns == (("what does < image > mean?", "< image > stands for one"),)
-    assert without.image is None
+    assert without.load_image is None
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_one_marker_stays_with_an_image_and_none_without(tmp_path: Path) -> None
 def test_a_wrong_file_is_named_in_one_line(content: Any, message: str, tmp_path: Path) -> None:
     write(tmp_path, "rows.json", content)
     with pytest.raises(UserError, match=message) as caught:
-        read_conversations(tmp_path / "rows.json", tmp_path / "images")
+        read_instructions(tmp_path / "rows.json", tmp_path / "images")
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.storage_requests import counted_on_s3
-from rllava.data.instructions import INSTRUCTION_SOURCES, Instruction, InstructionSpec, build_instructions
+from rllava.data.entries import Instruction
+from rllava.data.instructions import INSTRUCTION_SOURCES, InstructionSpec, build_instructions
 from rllava.data.ray_dataset import read_and_decode
 from rllava.data.shards import list_shards, read_shard
 from rllava.data.stream import Stream, keep_and_decode

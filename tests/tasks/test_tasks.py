@@ -19,11 +19,11 @@ from rllava.data.benchmarks import (
     BENCHMARKS,
     SOURCES,
     BenchmarkSpec,
-    Sample,
     build_benchmark,
     read_metric,
 )
 from rllava.data.easy_vqa_source import easy_images
+from rllava.data.entries import Entry
 from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.answers import answer_bank
@@ -116,11 +116,11 @@ def benchmark(registered: None) -> Iterator[BenchmarkSpec]:
     """Samples that lack something, of a source that is there for a test."""
     png = easy_images("test")[0].png
     samples = [
-        Sample("whole", lambda: png, ("yes", "the"), "Is it red?"),
-        Sample("no references", lambda: png, ("", " "), "Is it blue?"),
-        Sample("no image", None, ("no",), "Is it?"),
-        Sample("damaged", lambda: png[:50], ("no",), "Is it?"),
-        Sample("unreadable", gone, ("no",), "Is it?"),
+        Entry("whole", lambda: png, ("yes", "the"), "Is it red?"),
+        Entry("no references", lambda: png, ("", " "), "Is it blue?"),
+        Entry("no image", None, ("no",), "Is it?"),
+        Entry("damaged", lambda: png[:50], ("no",), "Is it?"),
+        Entry("unreadable", gone, ("no",), "Is it?"),
     ]
     SOURCES.register("asked", lambda split: samples)
     yield BenchmarkSpec("asked", "asked", "test", len(samples), 0, YesNo(PROMPT, Decoding(3)))

@@ -3,18 +3,19 @@
 import functools
 from collections.abc import Callable
 
-from rllava.data.benchmarks import BenchmarkSpec, Sample, Source
+from rllava.data.benchmarks import BenchmarkSpec, Source
 from rllava.data.easy_vqa_source import easy_images
+from rllava.data.entries import Entry
 from rllava.tasks.task import Decoding
 from rllava_example.task import YesNo
 
 PROMPT = "<image>\n{question}\nAnswer the question using a single word or phrase."
 
 
-def samples(split: str) -> list[Sample]:
+def samples(split: str) -> list[Entry]:
     asked = [(image, [q for q in image.questions if q.kind == "yes/no"]) for image in easy_images(split)]
     return [
-        Sample(image.sample_id, functools.partial(bytes, image.png), (questions[0].answer,), questions[0].text)
+        Entry(image.sample_id, functools.partial(bytes, image.png), (questions[0].answer,), questions[0].text)
         for image, questions in asked
         if questions
     ]
