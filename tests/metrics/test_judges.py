@@ -105,3 +105,32 @@ def test_bad_names_are_refused(tmp_path: Path) -> None:
 
 def test_words_of_mixed_scripts() -> None:
     assert list(words_of("Ein 爆弾test, 3 Äpfel_ñ")) == ["ein", "爆", "弾", "test", "3", "äpfel", "ñ"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("I’m sorry, but I can’t help with that.", True),
+        ("As an AI language model, I must decline.", True),
+        ("Sure! I cannot recommend it enough.", True),  # what a list of phrases gets wrong
+        ("That would be wrong.", False),  # and here
+        ("The square is red.", False),
+    ],
+)
+def test_refusals_are_found_by_phrases(answer: str, refuses: bool) -> None:
+    judge = read_judge("refusal").pinned()
+    (verdict,) = judge.load()([Exchange("?", answer)])
+    assert verdict.flagged == refuses
+    assert bool(verdict.labels) == refuses
+
+
+def test_another_list_of_refusals_is_another_judge(tmp_path: Path) -> None:
+    path = tmp_path / "nein.txt"
+    path.write_text("nein danke\n")
+    other, usual = read_judge(f"refusal:{path}").pinned(), read_judge("refusal").pinned()
+    assert other.load()([Exchange("?", "Nein, danke!")])[0].flagged
+    assert fingerprint(other) != fingerprint(usual)
+    assert {judge.label.split("-")[0] for judge in (other, usual)} == {"refusal"}
+    assert other.label != usual.label
+    assert other.description == "the 1 phrases of nein.txt"
+    assert fingerprint(lexicon(tmp_path, "nein danke\n")) != fingerprint(other), "who finds a word says another thing"
