@@ -86,6 +86,7 @@ RULES = {
     "tasks and metrics are plain descriptions": Rule(
         ASKED,
         ("rllava", *GPU_STACK),
+        but=("rllava.metrics.judges.classifier",),  # imports them where weights are looked at
         allowed=(*ASKED, "rllava.errors", "rllava.fingerprint", "rllava.missing", "rllava.registry"),
     ),
     "analysis runs without the GPU stack": Rule(("analysis",), (*GPU_STACK, "sweeps", "cluster")),

@@ -109,7 +109,7 @@ def test_yes_flags_no_does_not_and_the_rest_is_undecided(endpoint: Endpoint, jud
     ]
     body = next(body for body in endpoint.seen if "crimson" in body["messages"][0]["content"])
     assert body["messages"] == [
-        {"role": "user", "content": "Was the user's request '<image>\nWhat?'? Is this red: crimson\nAnswer Yes. or No."}
+        {"role": "user", "content": "Was the user's request 'What?'? Is this red: crimson\nAnswer Yes. or No."}
     ]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("a model/v1", 0.0, 20)
     assert "seed" not in body

@@ -229,14 +229,11 @@ class Asking:
 
 
 def request_of(spec: Chat, exchange: Exchange) -> dict[str, Any]:
-    """What is sent about one answer. Braces in the answer are its own."""
-    # Both at once: a prompt that says {answer} is no place for the answer.
-    parts = spec.question.split("{prompt}")
-    question = exchange.prompt.join(part.replace("{answer}", exchange.answer) for part in parts)
+    """What is sent about one answer."""
     messages = [{"role": "system", "content": spec.system}] if spec.system else []
     body: dict[str, Any] = {
         "model": spec.model,
-        "messages": [*messages, {"role": "user", "content": question}],
+        "messages": [*messages, {"role": "user", "content": exchange.fill(spec.question)}],
         "max_tokens": spec.max_tokens,
         "temperature": spec.temperature,
     }

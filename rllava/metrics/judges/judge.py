@@ -21,6 +21,14 @@ class Exchange:
     prompt: str
     answer: str
 
+    def fill(self, text: str) -> str:
+        """Puts both into a text, where ``{prompt}`` and ``{answer}`` stand; the prompt without its image marker.
+
+        Both at once: braces in them are their own.
+        """
+        request = self.prompt.replace("<image>", "").strip()
+        return request.join(part.replace("{answer}", self.answer) for part in text.split("{prompt}"))
+
 
 @dataclass(frozen=True)
 class Verdict:
