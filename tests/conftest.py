@@ -24,6 +24,7 @@ def pytest_collection_finish() -> None:
 pytest_plugins = [
     "pytester",
     "tests.fixtures.distribution",
+    "tests.fixtures.endpoint",
     "tests.fixtures.packages",
     "tests.fixtures.processes",
     "tests.fixtures.s3_server",

@@ -1,13 +1,9 @@
 """A judge behind an endpoint: a server on loopback that answers by a script."""
 
-import json
 import socket
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +13,11 @@ from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.metrics.judges.chat import Chat, pace, request_of, yes_or_no
 from rllava.metrics.judges.judge import Exchange, Verdict, read_judge
+from tests.fixtures.endpoint import Endpoint, reply
 
 KEY = "sk-a-secret-that-must-not-be-seen"
 
 QUESTION = "Was the user's request '{prompt}'? Is this red: {answer}\nAnswer Yes. or No."
-
-
-@dataclass
-class Endpoint:
-    """A server; what it says about an answer is scripted by a word in the question."""
-
-    url: str
-    seen: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    asked: Counter[str] = field(default_factory=Counter)
-    script: dict[str, Callable[[int], tuple[int, Any]]] = field(default_factory=dict)
-
-
-def reply(text: str) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.seen.append(body)
-            found.keys.append(self.headers["Authorization"])
-            text = body["messages"][-1]["content"]
-            word = next((word for word in found.script if word in text), "")
-            found.asked[word] += 1
-            status, content = found.script[word](found.asked[word]) if word else (200, reply("No."))
-            payload = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status if self.path == "/v1/chat/completions" else 404)
-            if status == 429:
-                self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, *arguments: Any) -> None:
-            """Says nothing."""
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that waits no longer has gone."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    found = Endpoint(f"http://127.0.0.1:{server.server_port}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -223,6 +169,10 @@ def test_braces_are_not_read_twice(judge: Chat) -> None:
         ('url = "ftp://x"\nmodel = "m"\nquestion = "{answer}"', "is no http:// or https:// address"),
         ('url = "http://x"\nmodel = "m"\nquestion = "{answer}"\nmodl = 1', "unknown modl; known: question, model"),
         ('url = "http://x"\nmodel = "m"\nquestion = "{answer}"\nretries = "3"', "retries = '3' is of another kind"),
+        (
+            'url = "http://x"\nmodel = "m"\nquestion = "{answer}"\ntimeout_s = 0',
+            "timeout_s = 0; expected at least 0.001",
+        ),
         ('url = "http://x"\nmodel = "m"\nquestion = "{answer}"\nkey = "sk-abc"', "a key does not belong in a file"),
         (
             'url = "http://x"\nmodel = "m"\nquestion = "{answer}"\nkey = "NO_SUCH"',

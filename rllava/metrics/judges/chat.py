@@ -154,6 +154,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"judge {path}: {name} = {value!r} is of another kind than expected")
         found[name] = float(value) if name in floats else value
+    for name, least in (("timeout_s", 0.001), ("at_a_time", 1), ("max_tokens", 1), ("retries", 0), ("per_minute", 0)):
+        if found.get(name, least) < least:
+            raise UserError(f"judge {path}: {name} = {found[name]:g}; expected at least {least:g}")
     if "{answer}" not in found["question"]:
         raise UserError(f"judge {path}: the question does not show the answer; write {{answer}} where it stands")
     if urlsplit(found["url"]).scheme not in ("http", "https"):
