@@ -171,7 +171,7 @@ def test_braces_are_not_read_twice(judge: Chat) -> None:
         ('url = "http://x"\nmodel = "m"\nquestion = "{answer}"\nretries = "3"', "retries = '3' is of another kind"),
         (
             'url = "http://x"\nmodel = "m"\nquestion = "{answer}"\ntimeout_s = 0',
-            "timeout_s = 0; expected at least 0.001",
+            "timeout_s = 0; expected",
         ),
         ('url = "http://x"\nmodel = "m"\nquestion = "{answer}"\nkey = "sk-abc"', "a key does not belong in a file"),
         (
