@@ -31,10 +31,10 @@ def main(folder: Path, hold: bool) -> None:
     if state.exists():
         fields = torch.load(state, weights_only=True)
         engine.load_state_dict(fields)
-        known = [fields["in_flight"][0][3]]
+        known = [fields["running"][0][3]]
 
     def save(fields: dict[str, Any]) -> None:
-        looks = sum(place[3] for place in fields["in_flight"])  # of the one sample; none when it is done
+        looks = sum(run[3] for run in fields["running"])  # of the one sample; none when it is done
         if looks < known[-1] + STEPS_PER_STATE:
             return
         torch.save(fields, folder / "state.new")

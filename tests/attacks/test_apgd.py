@@ -90,7 +90,7 @@ def test_random_start_depends_on_the_seed_of_the_sample_alone() -> None:
     torch.testing.assert_close(images_BCHW[0], images_BCHW[1][:2], rtol=0, atol=0)
 
 
-def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
+def test_one_failed_sample_is_flagged_and_leaves_the_others_alone() -> None:
     def broken(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
         loss_B = cross_entropy(pixels_BCHW, index_B)
         return loss_B + torch.where(index_B == 2, float("nan"), 0.0)

@@ -167,7 +167,7 @@ def test_one_round_is_apgd() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 4])
-def test_who_is_done_is_replaced_at_once_and_change_no_result(in_flight: int) -> None:
+def test_who_is_done_is_replaced_at_once_and_changes_no_result(in_flight: int) -> None:
     seen: list[list[int]] = []
 
     def noting(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
@@ -365,7 +365,7 @@ def test_the_batch_that_fits_follows_from_two_passes() -> None:
     assert samples_that_fit(lambda n: pytest.fail("measured for nothing"), 0, most=1) == 1
 
 
-def test_one_broken_sample_is_flagged_and_leaves_the_others_alone() -> None:
+def test_one_failed_sample_is_flagged_and_leaves_the_others_alone() -> None:
     def broken(pixels_NCHW: Tensor, aims: Sequence[Aim], precision: str) -> Tensor:
         nan_N = torch.tensor([float("nan") if aim.sample == 2 else 0.0 for aim in aims])
         return cross_entropy(pixels_NCHW, aims, precision) + nan_N
@@ -461,5 +461,5 @@ def looks_in(folder: Path) -> int:
     state = folder / "state.pt"
     if not state.exists():
         return 0
-    (place,) = torch.load(state, weights_only=True)["in_flight"]
+    (place,) = torch.load(state, weights_only=True)["running"]
     return int(place[3])

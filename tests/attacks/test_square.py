@@ -193,7 +193,7 @@ def test_square_breaks_a_model_whose_gradients_are_masked() -> None:
 @pytest.mark.parametrize("kind", ["square", "noise"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("since", [1, 4])
-def test_one_broken_sample_is_flagged_and_leaves_the_others_alone(kind: str, since: int, value: float) -> None:
+def test_one_failed_sample_is_flagged_and_leaves_the_others_alone(kind: str, since: int, value: float) -> None:
     calls: list[int] = []
 
     def broken(pixels_BCHW: Tensor, index_B: Tensor) -> Tensor:
