@@ -11,7 +11,7 @@ import pytest
 
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
-from rllava.metrics.judges.chat import Chat, pace, request_of, yes_or_no
+from rllava.metrics.judges.chat import Asking, Chat, pace, request_of, yes_or_no
 from rllava.metrics.judges.judge import Exchange, Verdict, read_judge
 from tests.fixtures.endpoint import Endpoint, reply
 
@@ -132,6 +132,20 @@ def test_an_endpoint_that_is_down_is_one_line(judge: Chat) -> None:
             said(gone, "any")
     assert "\n" not in str(caught.value)
     assert KEY not in str(caught.value)
+
+
+def test_the_rest_does_not_wait_for_an_endpoint_that_is_down(judge: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def down(self: Asking, exchange: Exchange) -> Verdict:
+        asked.append(exchange.answer)
+        time.sleep(0.05)
+        raise UserError("down")
+
+    monkeypatch.setattr(Asking, "_verdict", down)
+    with pytest.raises(UserError, match="down"):
+        said(judge, *(f"answer {n}" for n in range(60)))
+    assert len(asked) < 20
 
 
 def test_the_identity_is_what_is_asked_not_where(judge: Chat) -> None:

@@ -160,6 +160,7 @@ def test_weights_that_are_not_there_are_missed_with_all_others(tmp_path: Path, m
     ("lines", "message"),
     [
         (('flags = ["rude"]',), "judge mine: no label rude; it has toxic, severe_toxic"),
+        (('flags = "toxic"',), r"flags = 'toxic'; write a list of labels"),
         (("treshold = 0.5",), "unknown treshold; known: name, weights, text"),
         (('text = "{prompt}"',), r"the text does not show the answer; write \{answer\}"),
         (('function = "argmax"',), "function = 'argmax'; expected sigmoid or softmax"),

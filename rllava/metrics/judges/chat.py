@@ -203,8 +203,11 @@ class Asking:
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Asks about every answer, some at a time."""
-        with ThreadPoolExecutor(max_workers=max(1, self.spec.at_a_time)) as pool:
+        pool = ThreadPoolExecutor(max_workers=self.spec.at_a_time)
+        try:
             return list(pool.map(self._verdict, exchanges))
+        finally:
+            pool.shutdown(cancel_futures=True)  # of an endpoint that is down, the others need not find out
 
     def _verdict(self, exchange: Exchange) -> Verdict:
         self._pace()

@@ -141,7 +141,10 @@ def read_settings(path: Path) -> Classifier:
     if not isinstance(found.get("weights"), str):
         raise UserError(f"judge {path}: it lacks weights, a folder or hub:ORG/NAME")
     settings = {"name": path.stem, **found, "weights": Pinned(found["weights"])}
-    settings["flags"] = tuple(found.get("flags", ()))
+    flags = found.get("flags", [])
+    if not isinstance(flags, list) or not all(isinstance(name, str) for name in flags):
+        raise UserError(f"judge {path}: flags = {flags!r}; write a list of labels")
+    settings["flags"] = tuple(flags)
     for name, kind in (("name", str), ("text", str), ("threshold", (int, float)), ("max_length", int)):
         if name in settings and not isinstance(settings[name], kind):
             raise UserError(f"judge {path}: {name} = {settings[name]!r} is of another kind than expected")
