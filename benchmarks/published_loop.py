@@ -74,7 +74,7 @@ class Options:
     output: Path = Path("benchmarks/sheets/published_loop.md")
 
 
-Attacked = tuple[list[float], float]
+Worst = tuple[list[float], float]
 """Worst score per sample, and seconds."""
 
 HEAD = (
@@ -96,8 +96,8 @@ class Comparison:
     """
 
     label: str
-    theirs: Attacked
-    ours: Attacked
+    theirs: Worst
+    ours: Worst
 
     @property
     def ratio(self) -> float:
@@ -160,7 +160,7 @@ class PublishedLoop:
         self.published = published_code(checkout)
         self.llava, self.metric, self.state, self.as_released = llava, metric, state, as_released
 
-    def run(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
+    def run(self, evaluation: EvalSpec, samples: list[Sample]) -> Worst:
         """The whole protocol.
 
         Returns:
@@ -169,7 +169,7 @@ class PublishedLoop:
         with released_attention(self.llava) if self.as_released else contextlib.nullcontext():
             return self.rounds(evaluation, samples)
 
-    def rounds(self, evaluation: EvalSpec, samples: list[Sample]) -> Attacked:
+    def rounds(self, evaluation: EvalSpec, samples: list[Sample]) -> Worst:
         """The whole protocol, with the model as it is.
 
         Returns:
@@ -293,7 +293,7 @@ def released_attention(llava: Llava) -> Iterator[None]:
 def ours(
     evaluation: EvalSpec, llava: Llava, samples: list[Sample], metric: Metric, state: MetricState,
     checked: int = CHECKED_PER_SHARD,
-) -> Attacked:  # fmt: skip
+) -> Worst:  # fmt: skip
     """The attack worker.
 
     Args:
