@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.console import run_script
 from sweeps.options import CandidateOptions, SweepOptions, check_numbers
+from sweeps.question import main_of
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -50,13 +51,7 @@ def make_plan(options: Options) -> "Plan":
     return plan_of(options, SWEEP, grid)
 
 
-def main(options: Options) -> None:
-    """Runs the sweep."""
-    plan = make_plan(options)
-    from sweeps.grid import run_plan  # imports torch and transformers
-
-    run_plan(options, plan, options.workers)
-
+main = main_of(make_plan)
 
 if __name__ == "__main__":
     run_script(main, Options, __doc__, log=True)

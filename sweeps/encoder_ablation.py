@@ -8,11 +8,12 @@ Candidates: a (LLaVA trained end-to-end on encoder a), a+b (token-interleaved en
 LLaVA trained with a).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, CandidateOptions, check_numbers
+from sweeps.options import QuestionOptions, check_numbers
+from sweeps.question import main_of
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -21,7 +22,7 @@ SWEEP = "encoder_ablation"
 
 
 @dataclass(frozen=True)
-class Options(CandidateOptions, AttackOptions):
+class Options(QuestionOptions):
     """The encoder ablation; lists are given as ``--budgets 0 4 8``."""
 
 
@@ -33,21 +34,12 @@ def make_plan(options: Options) -> "Plan":
     """
     check_numbers(options)
     # Recipes import torch and transformers, which takes seconds; a mistake in a number is told by now.
-    from rllava.recipes import PRESETS
-    from sweeps.grid import candidates_of, read_grid
-    from sweeps.grid import make_plan as plan_of
+    from sweeps.grid import plan_question
 
-    grid = read_grid(options, PRESETS.get(options.preset))
-    return plan_of(options, SWEEP, replace(grid, candidates=candidates_of(options, grid)))
+    return plan_question(options, SWEEP)
 
 
-def main(options: Options) -> None:
-    """Runs the ablation."""
-    plan = make_plan(options)
-    from sweeps.grid import run_plan  # imports torch and transformers
-
-    run_plan(options, plan, options.workers)
-
+main = main_of(make_plan)
 
 if __name__ == "__main__":
     run_script(main, Options, __doc__, log=True)

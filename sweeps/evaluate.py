@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from rllava.errors import UserError
 from sweeps.console import run_script
 from sweeps.options import AttackOptions, check_numbers
+from sweeps.question import main_of
 
 if TYPE_CHECKING:
     from rllava.recipes import Candidate
@@ -96,13 +97,7 @@ def make_plan(options: Options) -> "Plan":
     return plan_of(options, options.name, replace(grid, candidates=candidates_of(options)))
 
 
-def main(options: Options) -> None:
-    """Runs the evaluation."""
-    plan = make_plan(options)
-    from sweeps.grid import run_plan  # imports torch and transformers
-
-    run_plan(options, plan)
-
+main = main_of(make_plan)
 
 if __name__ == "__main__":
     run_script(main, Options, __doc__, log=True)

@@ -1,7 +1,7 @@
 """What options mean for a grid, its plan, and how it is run."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rllava.attacks.protocols import PROTOCOLS, in_precision, with_steps
@@ -14,10 +14,21 @@ from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, all_corruptions,
 from rllava.errors import UserError
 from rllava.metrics.judges.judge import read_judge
 from rllava.model.checkpoint_spec import CheckpointSpec
-from rllava.recipes import Candidate, Grid, named
+from rllava.recipes import PRESETS, Candidate, Grid, named
 from rllava.specs import ModelSpec, Stage
-from sweeps.options import AttackOptions, CandidateOptions, SweepOptions, absolute, check_numbers, read_budgets
+from sweeps.options import (
+    AttackOptions,
+    CandidateOptions,
+    QuestionOptions,
+    SweepOptions,
+    absolute,
+    check_numbers,
+    read_budgets,
+)
 from sweeps.plan import Plan, check_inputs
+
+Variants = Callable[[ModelSpec], Iterable[tuple[str, ModelSpec]]]
+"""From a candidate's model to others, each with a name."""
 
 
 def read_grid(options: AttackOptions, grid: Grid) -> Grid:
@@ -122,16 +133,27 @@ def candidates_of(options: CandidateOptions, grid: Grid) -> tuple[Candidate, ...
     return tuple(dict.fromkeys(every))  # a checkpoint from elsewhere has no seed
 
 
-def trained(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ModelSpec]]:
-    """Candidates whose LLaVA a sweep trains, each with it."""
-    for candidate in candidates:
-        if isinstance(candidate.model, ModelSpec):
-            yield candidate, candidate.model
+def plan_question(options: QuestionOptions, sweep: str, variants: Variants | None = None) -> Plan:
+    """The plan of a question that attacks a preset's candidates, or those that options name.
 
+    Args:
+        sweep: its name.
+        variants: of the model of every candidate whose LLaVA is trained, by name: the candidates are then those, called
+            ``NAME:VARIANT``.
 
-def changed(candidate: Candidate, change: str, model: ModelSpec) -> Candidate:
-    """A candidate with another model, called ``NAME:CHANGE``."""
-    return replace(candidate, name=f"{candidate.name}:{change}", model=model)
+    Raises:
+        UserError: naming the option and the remedy.
+    """
+    grid = read_grid(options, PRESETS.get(options.preset))
+    candidates = candidates_of(options, grid)
+    if variants is not None:
+        candidates = tuple(
+            replace(candidate, name=f"{candidate.name}:{name}", model=model)
+            for candidate in candidates
+            if isinstance(candidate.model, ModelSpec)
+            for name, model in variants(candidate.model)
+        )
+    return make_plan(options, sweep, replace(grid, candidates=candidates))
 
 
 def in_portions(stages: Sequence[Stage], micro_batch: int | None) -> tuple[Stage, ...]:
@@ -174,9 +196,10 @@ def make_plan(options: SweepOptions, sweep: str, grid: Grid) -> Plan:
     )
 
 
-def run_plan(options: SweepOptions, plan: Plan, workers: int = 1) -> None:
+def run_plan(options: SweepOptions, plan: Plan) -> None:
     """Runs a plan on the machines that the options ask for, after a look at everything it reads."""
     plan = check_inputs(plan)
+    workers = options.workers if isinstance(options, CandidateOptions) else 1
     # Ray takes seconds to import; what the look has found is told without it.
     from sweeps.runner import Machines, run, shut_down
 

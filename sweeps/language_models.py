@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 
 from rllava.errors import UserError
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, CandidateOptions, check_numbers
+from sweeps.options import QuestionOptions, check_numbers
+from sweeps.question import main_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rllava.specs import ModelSpec
     from sweeps.plan import Plan
 
 SWEEP = "language_models"
 
 
 @dataclass(frozen=True)
-class Options(CandidateOptions, AttackOptions):
+class Options(QuestionOptions):
     """Candidates x language models; lists are given as ``--language-models A B``.
 
     Attributes:
@@ -43,31 +47,22 @@ def make_plan(options: Options) -> "Plan":
         raise UserError("--language-models: give at least one, e.g. tiny-llama or the path of a folder")
     from rllava.model.conversation import TEMPLATES  # imports torch and transformers
     from rllava.model.language import language_model_spec
-    from rllava.recipes import PRESETS
-    from sweeps.grid import candidates_of, changed, read_grid, trained
-    from sweeps.grid import make_plan as plan_of
+    from sweeps.grid import plan_question
 
-    grid = read_grid(options, PRESETS.get(options.preset))
     specs = [language_model_spec(name) for name in dict.fromkeys(options.language_models)]
-    candidates = []
-    for candidate, model in trained(candidates_of(options, grid)):
+    if options.conversation is not None:
+        TEMPLATES.get(options.conversation)
+
+    def variants(model: "ModelSpec") -> "Iterator[tuple[str, ModelSpec]]":
         *first, last = model.stages
-        if options.conversation is not None:
-            TEMPLATES.get(options.conversation)
-            last = replace(last, conversation=options.conversation)
+        asked = replace(last, conversation=options.conversation or last.conversation)
         for spec in specs:
-            whole = replace(model, language_model=spec, stages=(*first, last))
-            candidates.append(changed(candidate, spec.name, whole))
-    return plan_of(options, SWEEP, replace(grid, candidates=tuple(candidates)))
+            yield spec.name, replace(model, language_model=spec, stages=(*first, asked))
+
+    return plan_question(options, SWEEP, variants)
 
 
-def main(options: Options) -> None:
-    """Runs the sweep."""
-    plan = make_plan(options)
-    from sweeps.grid import run_plan  # imports torch and transformers
-
-    run_plan(options, plan, options.workers)
-
+main = main_of(make_plan)
 
 if __name__ == "__main__":
     run_script(main, Options, __doc__, log=True)

@@ -98,6 +98,11 @@ class CandidateOptions:
     micro_batch: int | None = None
 
 
+@dataclass(frozen=True)
+class QuestionOptions(CandidateOptions, AttackOptions):
+    """Candidates that are made or found, and attacked."""
+
+
 def check_numbers(options: SweepOptions) -> None:
     """Refuses numbers that no recipe makes right.
 

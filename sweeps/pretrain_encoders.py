@@ -21,7 +21,7 @@ from cluster.beside import run_beside
 from cluster.connect import connect
 from cluster.machine import usable_cores
 from cluster.placement import place
-from rllava.data.pairs import class_pairs, easy_pairs
+from rllava.data.pairs import Pairs, class_pairs, labelled_images
 from rllava.encoders.dual import load_dual, zero_shot_accuracy
 from rllava.errors import UserError
 from rllava.filesystem import remove_folder
@@ -77,7 +77,7 @@ def check(options: Options) -> None:
     for name in options.encoders:
         if name not in known:
             raise UserError(f"--encoders: {unknown('recipe', name, known)}")
-    there = len(easy_pairs("test")[0])
+    there = len(labelled_images("test"))
     if not 1 <= options.test_images <= there:
         raise UserError(f"--test-images {options.test_images}: expected 1 to {there}")
     if not options.scale > 0:
@@ -127,8 +127,9 @@ def main(options: Options) -> None:
     card = output / CARD
     described: dict[str, Any] = json.loads(card.read_text()) if card.exists() else {"encoders": {}}
     described["measured"] = "zero-shot accuracy over 24 captions on easy-VQA test images, under APGD-10 (L-inf, 1/255)"
+    test = class_pairs("test", options.test_images)
     for spec in specs:
-        described["encoders"][spec.name] = entry = describe(spec, store, output, options.test_images)
+        described["encoders"][spec.name] = entry = describe(spec, store, output, test)
         card.write_text(json.dumps(described, indent=1) + "\n")
         say(f"{spec.name}: zero-shot accuracy {entry['zero_shot_accuracy']}, written to {output}")
 
@@ -148,11 +149,11 @@ def show(name: str, event: Any) -> None:
         say(f"{name}: interrupted ({event.reason}); a new group goes on from the last checkpoint")
 
 
-def describe(spec: PretrainSpec, store: Store, output: Path, test_images: int) -> dict[str, Any]:
+def describe(spec: PretrainSpec, store: Store, output: Path, test: Pairs) -> dict[str, Any]:
     """Copies the weights of a finished encoder, and measures them.
 
     Args:
-        test_images: how many images are measured.
+        test: images that are measured.
 
     Returns:
         Its entry in the card.
@@ -160,8 +161,7 @@ def describe(spec: PretrainSpec, store: Store, output: Path, test_images: int) -
     artifact = place_of(MadeBy(spec), store)
     file = output / f"{spec.name}.safetensors"
     store.fetch(f"{artifact.path}/{WEIGHTS}", file)
-    test = class_pairs("test", test_images)
-    dual = load_dual(file, spec.name, class_pairs("train", 1))
+    dual = load_dual(file, spec.name, test)
     facts = store.facts(artifact)
     return {
         "training": in_words(spec),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, CandidateOptions, check_numbers
+from sweeps.options import QuestionOptions, check_numbers
+from sweeps.question import main_of
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -18,7 +19,7 @@ SWEEP = "projectors"
 
 
 @dataclass(frozen=True)
-class Options(CandidateOptions, AttackOptions):
+class Options(QuestionOptions):
     """Candidates x projectors; lists are given as ``--projectors linear mlp2x_gelu``.
 
     Attributes:
@@ -36,28 +37,15 @@ def make_plan(options: Options) -> "Plan":
     """
     check_numbers(options)
     from rllava.model.llava import projector_depth  # imports torch and transformers
-    from rllava.recipes import PRESETS
-    from sweeps.grid import candidates_of, changed, read_grid, trained
-    from sweeps.grid import make_plan as plan_of
+    from sweeps.grid import plan_question
 
-    for kind in options.projectors:
+    kinds = tuple(dict.fromkeys(options.projectors))
+    for kind in kinds:
         projector_depth(kind)
-    grid = read_grid(options, PRESETS.get(options.preset))
-    candidates = [
-        changed(candidate, kind, replace(model, projector=kind))
-        for candidate, model in trained(candidates_of(options, grid))
-        for kind in dict.fromkeys(options.projectors)
-    ]
-    return plan_of(options, SWEEP, replace(grid, candidates=tuple(candidates)))
+    return plan_question(options, SWEEP, lambda model: [(kind, replace(model, projector=kind)) for kind in kinds])
 
 
-def main(options: Options) -> None:
-    """Runs the sweep."""
-    plan = make_plan(options)
-    from sweeps.grid import run_plan  # imports torch and transformers
-
-    run_plan(options, plan, options.workers)
-
+main = main_of(make_plan)
 
 if __name__ == "__main__":
     run_script(main, Options, __doc__, log=True)

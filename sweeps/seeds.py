@@ -5,12 +5,13 @@ white-box at every budget, and tells the spread of trainings from that of sample
 to STORAGE/reports/seeds/. The same command again computes only what is missing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rllava.errors import UserError
 from sweeps.console import run_script
-from sweeps.options import AttackOptions, CandidateOptions, check_numbers
+from sweeps.options import QuestionOptions, check_numbers
+from sweeps.question import main_of
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -19,7 +20,7 @@ SWEEP = "seeds"
 
 
 @dataclass(frozen=True)
-class Options(CandidateOptions, AttackOptions):
+class Options(QuestionOptions):
     """Several trainings per candidate; lists are given as ``--seeds 0 1 2``."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -34,21 +35,12 @@ def make_plan(options: Options) -> "Plan":
     check_numbers(options)
     if len(set(options.seeds)) < 2:
         raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: one training has no spread; give at least two")
-    from rllava.recipes import PRESETS  # imports torch and transformers
-    from sweeps.grid import candidates_of, read_grid
-    from sweeps.grid import make_plan as plan_of
+    from sweeps.grid import plan_question  # imports torch and transformers
 
-    grid = read_grid(options, PRESETS.get(options.preset))
-    return plan_of(options, SWEEP, replace(grid, candidates=candidates_of(options, grid)))
+    return plan_question(options, SWEEP)
 
 
-def main(options: Options) -> None:
-    """Runs the sweep."""
-    plan = make_plan(options)
-    from sweeps.grid import run_plan  # imports torch and transformers
-
-    run_plan(options, plan, options.workers)
-
+main = main_of(make_plan)
 
 if __name__ == "__main__":
     run_script(main, Options, __doc__, log=True)

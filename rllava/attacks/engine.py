@@ -71,7 +71,7 @@ class _Run:
 
     sample: int
     round: int
-    text: str
+    text: str | None
     looks: int = 0
     worst: tuple[str, float, Tensor] | None = None
 
@@ -205,9 +205,9 @@ class Engine:
         starting: list[_Run] = []
         while queue and len(self.running) + len(starting) < self.most:
             sample, index = queue.pop(0)
-            text = self._text(sample, index)
-            assert text is not None
-            starting.append(_Run(sample, index, text))
+            aim = self._aim(sample, index)
+            assert aim is not None
+            starting.append(_Run(sample, index, aim.text))
         self._start(starting)
         return bool(self.running)
 
@@ -274,8 +274,7 @@ class Engine:
 
     def _look_at(self, rows: Sequence[int], gradient: bool) -> Look:
         assert self.lanes is not None
-        _, _, at_tokens = self.kind
-        aims = [Aim(self.running[row].sample, None if at_tokens else self.running[row].text) for row in rows]
+        aims = [Aim(self.running[row].sample, self.running[row].text) for row in rows]
         signs = [-1.0 if self.rounds[self.running[row].round].targeted else 1.0 for row in rows]
         points_NCHW = self.lanes.point_LCHW[torch.tensor(rows, device=self.lanes.point_LCHW.device)]
         sign_N = torch.tensor(signs, device=points_NCHW.device)
@@ -348,38 +347,49 @@ class Engine:
         With ``keep``, a round of the running kind is handed back at once instead of waiting in the queue.
         """
         for following in range(index, len(self.rounds)):
-            text = self._text(sample, following)
-            if text is None:
+            aim = self._aim(sample, following)
+            if aim is None:
                 continue
             if keep and self.rounds[following].kind == self.kind:
-                return _Run(sample, following, text)
+                return _Run(sample, following, aim.text)
             self.waiting[self.rounds[following].kind].append((sample, following))
             return None
         return None
 
-    def _text(self, sample: int, index: int) -> str | None:
-        """The text a round attacks of a sample; None where the sample has none and skips the round."""
+    def _aim(self, sample: int, index: int) -> Aim | None:
+        """What a round attacks of a sample; None where the sample has no such thing and skips the round."""
         entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.attacked.labels[sample]
         label = entry.label
         if entry.start.found and entry.start not in (self.attacked.others or {}):
             return None
+        text: str | None
         match label.of:
-            case "reference":
-                return labels[label.number or 0] if (label.number or 0) < len(labels) else None
-            case "text":
-                return label.text
             case "tokens":
-                return ""
+                return Aim(sample, None)
+            case "text":
+                text = label.text
             case "best":
-                return labels[outcome.label or 0] if labels else None
+                text = labels[outcome.label or 0] if labels else None
             case "answer":
-                return outcome.prediction or next(iter(labels), None)
+                text = outcome.prediction or next(iter(labels), None)
+            case "reference":
+                text = _at(labels, label.number)
+            case "decoy":
+                text = _at(self._decoys_of(sample, outcome), label.number)
+        return None if text is None else Aim(sample, text)
+
+    def _decoys_of(self, sample: int, outcome: Outcome) -> list[str]:
+        """Wrong answers, ranked anew when another image is the sample's worst."""
         assert self.attacked.decoys is not None
         if sample not in self.decoys or self.decoys[sample][0] != outcome.best_round:
             texts = self.attacked.decoys(sample, outcome.image_CHW)
             self.decoys[sample] = (outcome.best_round, [text for text in texts if text != outcome.prediction])
-        _, texts = self.decoys[sample]
-        return texts[label.number or 0] if (label.number or 0) < len(texts) else None
+        return self.decoys[sample][1]
+
+
+def _at(texts: Sequence[str], number: int | None) -> str | None:
+    assert number is not None
+    return texts[number] if number < len(texts) else None
 
 
 def _run_of(fields: Sequence[Any], device: torch.device) -> _Run:

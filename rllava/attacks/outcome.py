@@ -44,10 +44,10 @@ class Evidence:
     failed: bool
 
     @classmethod
-    def of(cls, lanes: Lanes, row: int, entry: Round, text: str, steps: int) -> "Evidence":
+    def of(cls, lanes: Lanes, row: int, entry: Round, text: str | None, steps: int) -> "Evidence":
         """What a lane shows."""
         return cls(
-            None if entry.label.of == "tokens" else text,
+            text,
             entry.targeted,
             entry.precision,
             lanes.loss_LS[row, : steps + 1].clone(),

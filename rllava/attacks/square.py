@@ -24,6 +24,10 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 steps the share of pixels is halved."""
 
 
+P_INIT = 0.8
+"""Share of the pixels that the first squares cover."""
+
+
 def square(
     loss: LossFunction,
     images_BCHW: Tensor,
@@ -31,7 +35,7 @@ def square(
     epsilon: float,
     queries: int,
     seeds: Sequence[int],
-    p_init: float = 0.8,
+    p_init: float = P_INIT,
 ) -> QueryResult:
     """Maximises ``loss`` within an L-inf budget by trying squares, without gradients.
 
@@ -95,10 +99,6 @@ def _squares(generators: Sequence[Generator], side: int, height: int, width: int
     column_AW = torch.arange(width) - left_A[:, None]
     inside_AH, inside_AW = (row_AH >= 0) & (row_AH < side), (column_AW >= 0) & (column_AW < side)
     return inside_AH[:, :, None] & inside_AW[:, None, :]
-
-
-P_INIT = 0.8
-"""Share of the pixels that the first squares of a round cover."""
 
 
 @dataclass

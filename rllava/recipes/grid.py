@@ -44,10 +44,9 @@ class Grid:
         Raises:
             UserError: if none is.
         """
-        model = next((entry.model for entry in self.candidates if isinstance(entry.model, ModelSpec)), None)
-        if model is None:
+        if not self.models:
             raise UserError(f"preset {self.name}: it trains no LLaVA, so it says nothing of how another one would be")
-        return model
+        return self.models[0]
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:

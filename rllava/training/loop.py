@@ -31,6 +31,7 @@ from rllava.model.llava import Connector
 from rllava.specs import Stage
 from rllava.training.extensions import extensions_at_hand
 from rllava.training.objectives import OBJECTIVES, Portion
+from rllava.training.together import average
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def train_stage(
             rows = next(portions)
             damaged += sum(reason is not None for reason in rows.damaged)
             loss += portion_loss(engine, tokenizer, stage, rows, seed) / accumulation
-        progress = Progress(step + 1, mean_over_workers(loss), rates[0], damaged)
+        progress = Progress(step + 1, float(average(loss.clone())), rates[0], damaged)
         report(progress)
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
             save(functools.partial(save_training_state, engine, step=progress.step), progress)
@@ -284,13 +285,6 @@ def without_labels(tokens: Tokens) -> Tokens:
         Ids with all labels ignored.
     """
     return Tokens(tokens.ids, (IGNORE,) * len(tokens.ids))
-
-
-def mean_over_workers(value: Tensor) -> float:
-    """Mean of a scalar over the process group."""
-    value = value.clone()
-    dist.all_reduce(value)
-    return float(value) / dist.get_world_size()
 
 
 _STATE = "progress.json"

@@ -18,7 +18,6 @@ import hashlib
 import os
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -32,6 +31,7 @@ from urllib3.util import Retry
 
 from rllava.errors import UserError
 from rllava.fingerprint import Described, PinnedBy
+from rllava.metrics.judges.description import check_kind, check_known, check_shows_answer, read_description
 from rllava.metrics.judges.judge import JUDGES, Exchange, Judge, JudgeSpec, Verdict
 from rllava.missing import Missing
 
@@ -125,6 +125,11 @@ class Chat(JudgeSpec):
         return Asking(self, self.secret())
 
 
+_SETTINGS = tuple(field.name for field in fields(Chat) if field.name != "path")
+_NUMBERS = ("temperature", "timeout_s", "per_minute")
+_COUNTS = ("max_tokens", "seed", "retries", "at_a_time")
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """What a judge's file says.
 
@@ -134,31 +139,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    known = {field.name: field for field in fields(Chat) if field.name != "path"}
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"judge {path} cannot be read: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"judge {path} is no TOML file ({error}); mend it") from error
+    found = read_description(path)
     if "api_key" in found or str(found.get("key", "")).startswith("sk-"):
         raise UserError(f"judge {path}: a key does not belong in a file; write the name of the variable that has it")
-    if unknown := sorted(found.keys() - known.keys()):
-        raise UserError(f"judge {path}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    check_known(path, found, _SETTINGS)
     if missing := [name for name in ("url", "model", "question") if not found.get(name)]:
         raise UserError(f"judge {path}: it lacks {', '.join(missing)}")
     for name, value in found.items():
-        kinds = {"max_tokens": int, "seed": int, "retries": int, "at_a_time": int}
-        floats = ("temperature", "timeout_s", "per_minute")
-        kind: Any = (int, float) if name in floats else kinds.get(name, str)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"judge {path}: {name} = {value!r} is of another kind than expected")
-        found[name] = float(value) if name in floats else value
+        check_kind(path, name, value, (int, float) if name in _NUMBERS else int if name in _COUNTS else str)
+        found[name] = float(value) if name in _NUMBERS else value
     for name, least in (("timeout_s", 0.001), ("at_a_time", 1), ("max_tokens", 1), ("retries", 0), ("per_minute", 0)):
         if found.get(name, least) < least:
             raise UserError(f"judge {path}: {name} = {found[name]:g}; expected at least {least:g}")
-    if "{answer}" not in found["question"]:
-        raise UserError(f"judge {path}: the question does not show the answer; write {{answer}} where it stands")
+    check_shows_answer(path, "question", found["question"])
     if urlsplit(found["url"]).scheme not in ("http", "https"):
         raise UserError(f"judge {path}: url = {found['url']!r} is no http:// or https:// address")
     return found

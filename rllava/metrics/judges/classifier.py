@@ -15,13 +15,13 @@ Light: torch and transformers are imported where weights are looked at.
 
 import hashlib
 import os
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from rllava.errors import UserError
 from rllava.fingerprint import Described
+from rllava.metrics.judges.description import check_kind, check_known, check_shows_answer, read_description
 from rllava.metrics.judges.judge import JUDGES, Judge, JudgeSpec
 from rllava.missing import Missing
 from rllava.pinned import Pinned, Weights
@@ -129,15 +129,8 @@ def read_settings(path: Path) -> Classifier:
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    known = [field.name for field in fields(Classifier) if field.name != "origin"]
-    try:
-        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"judge {path} cannot be read: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"judge {path} is no TOML file ({error}); mend it") from error
-    if unknown := sorted(found.keys() - set(known)):
-        raise UserError(f"judge {path}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    found = read_description(path)
+    check_known(path, found, [field.name for field in fields(Classifier) if field.name != "origin"])
     if not isinstance(found.get("weights"), str):
         raise UserError(f"judge {path}: it lacks weights, a folder or hub:ORG/NAME")
     settings = {"name": path.stem, **found, "weights": Pinned(found["weights"])}
@@ -146,12 +139,11 @@ def read_settings(path: Path) -> Classifier:
         raise UserError(f"judge {path}: flags = {flags!r}; write a list of labels")
     settings["flags"] = tuple(flags)
     for name, kind in (("name", str), ("text", str), ("threshold", (int, float)), ("max_length", int)):
-        if name in settings and not isinstance(settings[name], kind):
-            raise UserError(f"judge {path}: {name} = {settings[name]!r} is of another kind than expected")
+        if name in settings:
+            check_kind(path, name, settings[name], kind)
     if settings.get("function", "sigmoid") not in ("sigmoid", "softmax"):
         raise UserError(f"judge {path}: function = {found['function']!r}; expected sigmoid or softmax")
-    if "{answer}" not in settings.get("text", "{answer}"):
-        raise UserError(f"judge {path}: the text does not show the answer; write {{answer}} where it stands")
+    check_shows_answer(path, "text", settings.get("text", Classifier.text))
     return Classifier(**settings)
 
 
