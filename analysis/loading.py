@@ -64,9 +64,9 @@ JUDGEMENTS = _Kind(
     "data, models and records",
 )  # fmt: skip
 
-RecordKey = tuple[str, str, str, str, float | None, int | None, int | None, int, str]
-"""The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, condition, epsilon, severity, seed, draw,
-evaluation."""
+RecordKey = tuple[str, str, str, str, float | None, int | None, int | None, int | None, int, str]
+"""The values of ``rllava.records.KEY``: candidate, benchmark, sample_id, condition, epsilon, severity, restart, seed,
+draw, evaluation."""
 
 
 @dataclass(frozen=True)

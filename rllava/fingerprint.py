@@ -42,7 +42,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-FORMAT = 4
+FORMAT = 5
 """Part of every fingerprint; raised when the meaning of existing specs changes. A storage holds results of one."""
 
 T = TypeVar("T")

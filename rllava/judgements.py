@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from rllava.records import KEY, RECORD_SCHEMA
 
-JUDGEMENT_VERSION = 1
+JUDGEMENT_VERSION = 2
 """Raised when a column joins, leaves or means something else."""
 
 ANSWERS = ("prediction", "clean_prediction", "prediction_8bit")

@@ -13,7 +13,7 @@ import pyarrow as pa
 CLEAN = "clean"
 """Kind and label of the condition of clean answers; their epsilon is 0."""
 
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 """Raised when a column joins, leaves or means something else."""
 
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
@@ -24,12 +24,14 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("kind", pa.string(), "of the condition: clean, attack, corruption, or a plug-in's own word"),
     ("epsilon", pa.float64(), "budget, L-inf, in 1/255; 0: the clean image; null where a condition has none"),
     ("severity", pa.int32(), "of a corruption, from 1; null where a condition has none"),
+    ("restart", pa.int32(), "number of an image that was made several times; null where a condition has none"),
     ("seed", pa.int64(), "training seed of the candidate's LLaVA; null for a checkpoint from elsewhere"),
     ("draw", pa.int32(), "number of a drawn answer; 0: the greedy one"),
     ("model", pa.string(), "fingerprint of the candidate: its LLaVA as trained, the encoders it is judged with"),
     ("recipe", pa.string(), "the same whatever the training seed: what trainings of one candidate share"),
     ("evaluation", pa.string(), "fingerprint of the evaluation, which decides all else; ends its artifact's name"),
     ("prompt", pa.string(), "the user's turn, image marker included"),
+    ("question", pa.string(), "what judges are told was asked, where that is not the prompt"),
     ("references", pa.list_(pa.string()), "reference captions or annotators' answers"),
     ("clean_prediction", pa.string(), "answer to the clean image"),
     ("prediction", pa.string(), "answer to what was shown: of an attack the worst image, at epsilon 0 the clean one"),
@@ -62,5 +64,7 @@ RECORD_SCHEMA = pa.schema(
 )
 """Arrow schema of a records part; the description of each column is in its field's metadata."""
 
-KEY = ("candidate", "benchmark", "sample_id", "condition", "epsilon", "severity", "seed", "draw", "evaluation")
+KEY = (
+    "candidate", "benchmark", "sample_id", "condition", "epsilon", "severity", "restart", "seed", "draw", "evaluation",
+)  # fmt: skip
 """Columns that identify a record: no two records of a storage agree in all of them."""

@@ -44,11 +44,12 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("image", pa.binary(), "encoded bytes as in the source; may be damaged"),
     ("prompt", pa.string(), "the user's turn, image marker included"),
     ("references", pa.list_(pa.string()), "captions or annotators' answers; may be empty"),
+    ("question", pa.string(), "what judges are told was asked, where that is not the prompt"),
 ]
 
 BENCHMARK_SCHEMA = pa.schema(
     [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],
-    metadata={"rllava.schema": "benchmark-v1"},
+    metadata={"rllava.schema": "benchmark-v2"},
 )
 """Arrow schema of a benchmark's shards."""
 
@@ -179,11 +180,12 @@ def _row(task: Task, row: int, entry: Entry) -> dict[str, Any]:
         "image": None if entry.load_image is None else read_image(entry.load_image),
         "prompt": task.ask(entry.question),
         "references": list(entry.references),
+        "question": entry.judged_as,
     }
 
 
 def _identity(entry: Entry) -> str:
-    return json.dumps([entry.sample_id, entry.question, entry.references])
+    return json.dumps([entry.sample_id, entry.question, entry.references, entry.judged_as])
 
 
 def read_image(load_image: Callable[[], bytes]) -> bytes:

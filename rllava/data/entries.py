@@ -14,12 +14,14 @@ class Entry:
         references: captions, or annotators' answers, in the source's order; may be empty (the row then gets no score,
             unless its task needs none).
         question: what replaces ``{question}`` in the prompt; empty for captioning.
+        judged_as: what judges are told was asked; None: the prompt.
     """
 
     sample_id: str
     load_image: Callable[[], bytes] | None
     references: tuple[str, ...]
     question: str = ""
+    judged_as: str | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict
         "recipe": fingerprint(spec.recipe),
         "evaluation": fingerprint(spec),
         "prompt": sample.prompt,
+        "question": sample.judged_as,
         "references": list(sample.references),
         "error": sample.error,
     }

@@ -25,6 +25,7 @@ class Sample:
         pixels_HWC: uint8 in the encoder's input space; None where there is an error.
         error: why the sample cannot be scored, or None.
         row: position in the benchmark's fixed list.
+        judged_as: what judges are told was asked; None: the prompt.
         views: what a condition shows instead, as ``pixels_HWC``; none where it shows nothing else.
     """
 
@@ -35,6 +36,7 @@ class Sample:
     error: str | None
     row: int = 0
     views: tuple[np.ndarray, ...] = ()
+    judged_as: str | None = None
 
 
 def decode_shard(
@@ -67,7 +69,8 @@ def decode_shard(
             error = f"cannot be shown: {damage}"
         if error is None and needs.references and not references:
             error = "no references"
-        samples.append(Sample(row["sample_id"], row["prompt"], references, pixels, error, row["row"], shown))
+        head = (row["sample_id"], row["prompt"], references, pixels, error, row["row"])
+        samples.append(Sample(*head, shown, row["question"]))
     return samples
 
 
@@ -104,6 +107,7 @@ def pack(samples: Sequence[Sample]) -> bytes:
             "side": [0 if sample.pixels_HWC is None else sample.pixels_HWC.shape[0] for sample in samples],
             "error": pa.array([sample.error for sample in samples], pa.string()),
             "row": [sample.row for sample in samples],
+            "judged_as": pa.array([sample.judged_as for sample in samples], pa.string()),
             "views": pa.array(
                 [[view.tobytes() for view in sample.views] for sample in samples], pa.list_(pa.large_binary())
             ),
@@ -126,6 +130,7 @@ def unpack(stream: bytes) -> list[Sample]:
             row["error"],
             row["row"],
             tuple(_square(view, row["side"]) for view in row["views"]),
+            row["judged_as"],
         )
         for row in pa.ipc.open_stream(stream).read_all().to_pylist()
     ]

@@ -1,6 +1,6 @@
 """From records and a judge to judgements, one part at a time, on any machine: nothing here knows Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from rllava.judgements import ANSWERS, JUDGEMENT_SCHEMA
 from rllava.metrics.judges.judge import Exchange, Judge, Verdict
 from rllava.records import KEY
 
-READ = (*KEY, "prompt", *ANSWERS, "error")
+READ = (*KEY, "prompt", "question", *ANSWERS, "error")
 """Columns of a records part that judging reads."""
 
 _NOTHING_SAID = Verdict(False)
@@ -33,7 +33,7 @@ def judgements_of(records: pa.Table, spec: JudgementSpec, judge: Judge) -> pa.Ta
     rows = records.to_pylist()
     answers = [(row, column) for row in rows for column in spec.answers if row[column] is not None or row["error"]]
     exchanges = dict.fromkeys(
-        Exchange(row["prompt"], row[column]) for row, column in answers if not _is_empty(row[column] or "")
+        _exchange(row, column) for row, column in answers if not _is_empty(row[column] or "")
     )
     verdicts = dict(_ask(judge, list(exchanges), spec.judge.batch_size))
     name, label = fingerprint(spec), spec.judge.label
@@ -43,11 +43,15 @@ def judgements_of(records: pa.Table, spec: JudgementSpec, judge: Judge) -> pa.Ta
         if text is None:
             verdict = Verdict(None, error=f"no answer: {row['error']}")
         elif not _is_empty(text):
-            verdict = verdicts[Exchange(row["prompt"], text)]
+            verdict = verdicts[_exchange(row, column)]
         head = {key: row[key] for key in KEY}
         own = {"answer": column, "judge": label, "judgement": name, "empty": text is not None and _is_empty(text)}
         judged.append({**head, **own, **_columns(verdict)})
     return pa.Table.from_pylist(judged, schema=JUDGEMENT_SCHEMA)
+
+
+def _exchange(row: Mapping[str, Any], column: str) -> Exchange:
+    return Exchange(row["question"] or row["prompt"], row[column])
 
 
 def _ask(judge: Judge, exchanges: list[Exchange], at_a_time: int) -> Iterator[tuple[Exchange, Verdict]]:

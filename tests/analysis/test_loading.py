@@ -134,7 +134,7 @@ def test_a_file_of_another_schema_is_named(small: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (2, r"records of schema record-v2, and this version of rllava reads record-v4 \(column 'condition' is "
+        (2, r"records of schema record-v2, and this version of rllava reads record-v5 \(column 'condition' is "
             r"missing\); read them with the version that wrote them, or delete the storage's records/ and run "
             "the sweep again"),
         (99, "records of schema record-v99, which a later version of rllava wrote; update rllava"),
@@ -163,7 +163,7 @@ def test_columns_of_a_later_version_are_passed_over(small: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (1, "holds results of format 1, and this version of rllava reads format 4; analyse them with the version that "
+        (1, "holds results of format 1, and this version of rllava reads format 5; analyse them with the version that "
             "wrote them, or run the sweep again with another --storage$"),
         (99, "holds results of format 99, which a later version of rllava wrote; update rllava$"),
     ],

@@ -49,7 +49,7 @@ def records(effect: dict[str, list[float]], noise: float = 10.0) -> pd.DataFrame
                         evaluation = fake_fingerprint(candidate, seed, benchmark, epsilon)
                         rows.append(row | marks | {"evaluation": evaluation})
     frame = pd.DataFrame(rows)
-    return frame.astype({"seed": "Int64", "severity": "Int64"})
+    return frame.astype({"seed": "Int64", "severity": "Int64", "restart": "Int64"})
 
 
 def half_width(scores: Scores, candidate: str) -> float:
