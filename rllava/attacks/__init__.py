@@ -14,7 +14,7 @@ from rllava.attacks.losses import classifier_loss
 from rllava.attacks.noise import QueryResult, random_noise
 from rllava.attacks.pgd import pgd
 from rllava.attacks.square import square
-from rllava.attacks.universal import UniversalResult, read_corpus, universal
+from rllava.attacks.universal import UniversalAttack, UniversalResult, UniversalSettings, universal
 from rllava.check_names import CHECKS
 
 __all__ = [
@@ -25,14 +25,15 @@ __all__ = [
     "LossFunction",
     "Norm",
     "QueryResult",
+    "UniversalAttack",
     "UniversalResult",
+    "UniversalSettings",
     "apgd",
     "check_attack",
     "classifier_loss",
     "compare_results",
     "pgd",
     "random_noise",
-    "read_corpus",
     "square",
     "universal",
 ]

@@ -1,6 +1,7 @@
 """One image against many targets: a small linear model "says" one of 20 sentences of four words."""
 
-from pathlib import Path
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rllava.attacks.universal import UniversalResult, read_corpus, universal
-from rllava.errors import UserError
+from rllava.attacks.universal import UNCONSTRAINED, UniversalAttack, UniversalResult, UniversalSettings
 from tests.attacks.classifier import images
 
 WORDS, LENGTH, SENTENCES = 10, 4, 20
@@ -27,25 +27,35 @@ def say(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
     return -loss_NT.mean(1)
 
 
-def attack(**change: object) -> UniversalResult:
+def begin(**change: Any) -> UniversalAttack:
     arguments = {
-        "loss": say, "image_CHW": IMAGE_CHW, "targets": SENTENCES, "steps": 60, "epsilon": 32.0, "seed": 0, **change,
+        "loss": say, "image_CHW": IMAGE_CHW, "weights": [1.0] * SENTENCES, "epsilon": 32.0, "seed": 0, "steps": 60,
+        **change,
     }  # fmt: skip
-    return universal(arguments.pop("loss"), arguments.pop("image_CHW"), **arguments)  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(UniversalSettings)} & set(arguments)
+    settings = UniversalSettings(**{name: arguments.pop(name) for name in names})
+    return UniversalAttack(settings=settings, **arguments)
+
+
+def attack(**change: Any) -> UniversalResult:
+    found = begin(**change)
+    while not found.done:
+        found.step()
+    return found.result()
 
 
 def mean_loss(image_CHW: Tensor) -> float:
     return float(say(image_CHW[None], torch.arange(SENTENCES)).mean())
 
 
-@pytest.mark.parametrize("epsilon", [4.0, 32.0, None])
-def test_all_targets_become_likelier_and_the_budget_is_kept(epsilon: float | None) -> None:
+@pytest.mark.parametrize("epsilon", [4.0, 32.0, UNCONSTRAINED])
+def test_all_targets_become_likelier_and_the_budget_is_kept(epsilon: float) -> None:
     result = attack(epsilon=epsilon)
     first_S, last_S = result.loss_S[:10], result.loss_S[-10:]
     assert result.loss_S.shape == result.zero_gradient_S.shape == (60,)
     assert float(last_S.mean()) > float(first_S.mean())
     assert mean_loss(result.image_CHW) > mean_loss(IMAGE_CHW) + 0.3
-    radius = 1.0 if epsilon is None else epsilon / 255
+    radius = epsilon / 255
     assert torch.all(result.image_CHW >= (IMAGE_CHW - radius).clamp(min=0))
     assert torch.all(result.image_CHW <= (IMAGE_CHW + radius).clamp(max=1))
     assert not result.failed
@@ -59,14 +69,14 @@ def test_a_larger_budget_does_better_and_an_attack_better_than_its_start() -> No
 
 
 def test_unconstrained_uses_the_whole_box_and_forgets_the_image() -> None:
-    result = attack(epsilon=None, steps=255)
+    result = attack(epsilon=UNCONSTRAINED, steps=255)
     assert torch.equal(
-        result.image_CHW, attack(epsilon=None, steps=255, image_CHW=torch.zeros_like(IMAGE_CHW)).image_CHW
+        result.image_CHW, attack(epsilon=UNCONSTRAINED, steps=255, image_CHW=torch.zeros_like(IMAGE_CHW)).image_CHW
     )
     assert float(result.image_CHW.min()) == 0
     assert float(result.image_CHW.max()) == 1
     assert float((result.image_CHW - IMAGE_CHW).abs().max()) > 128 / 255
-    start_CHW = attack(epsilon=None, steps=1, step_size=1e-9).image_CHW
+    start_CHW = attack(epsilon=UNCONSTRAINED, steps=1, step_size=1e-9).image_CHW
     assert 0.4 < float(start_CHW.mean()) < 0.6
     assert 0.25 < float(start_CHW.std()) < 0.33, "uniform noise in [0, 1] has a standard deviation of 0.289"
 
@@ -90,7 +100,7 @@ def test_the_step_follows_the_gradient_of_the_drawn_targets() -> None:
         drawn.append(index_N)
         return say(image_1CHW, index_N)
 
-    before_CHW, after_CHW = (attack(loss=watch, steps=steps, epsilon=None).image_CHW for steps in (9, 10))
+    before_CHW, after_CHW = (attack(loss=watch, steps=steps, epsilon=UNCONSTRAINED).image_CHW for steps in (9, 10))
     leaf_1CHW = before_CHW[None].clone().requires_grad_(True)
     (gradient_1CHW,) = torch.autograd.grad(say(leaf_1CHW, drawn[-1]).mean(), leaf_1CHW)
     expected_CHW = (before_CHW + gradient_1CHW[0].sign() / 255).clamp(0, 1)
@@ -146,7 +156,9 @@ def no_gradient(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
         ({"step_size": 0.0}, "step_size"),
         ({"batch": 0}, "batch"),
         ({"batch": 21}, "batch: expected 1 to 20"),
-        ({"targets": 0}, "targets"),
+        ({"weights": [1.0] * 19 + [0.0]}, "weights"),
+        ({"momentum": 1.5}, "momentum"),
+        ({"rate_every": 0}, "rate_every"),
         ({"image_CHW": IMAGE_CHW * 2}, "not in"),
         ({"image_CHW": IMAGE_CHW.half()}, "float16"),
         ({"image_CHW": IMAGE_CHW[0]}, "shape"),
@@ -163,29 +175,93 @@ def test_bad_arguments_are_named(change: dict[str, object], message: str) -> Non
         attack(**change)
 
 
-def test_corpora_are_read_line_by_line_or_from_the_first_column(tmp_path: Path) -> None:
-    lines, table = tmp_path / "corpus.txt", tmp_path / "corpus.CSV"
-    lines.write_bytes('\ufeffSay \u00e9t\u00e9, now\r\n\r\n  \n  second one \n"third"'.encode())
-    assert read_corpus(lines) == ["Say \u00e9t\u00e9, now", "second one", '"third"']
-    table.write_text('"Say ""this"", now",1\n\n,2\n  second one \n"two\nlines",x\n', encoding="utf-8")
-    assert read_corpus(str(table)) == ['Say "this", now', "second one", "two\nlines"]
+def published(image_1CHW: Tensor, start_1CHW: Tensor, draws_SN: Tensor, tokens_M: Tensor, epsilon: float) -> Tensor:
+    """The update rule of VisualAdv's code, written down from its description: the mean is over all drawn tokens, noise
+    moves by a level against the sign of the gradient of what the words cost, and is cut to the budget and the box."""
+    noise_1CHW = start_1CHW - image_1CHW
+    for index_N in draws_SN:
+        leaf_1CHW = noise_1CHW.clone().requires_grad_(True)
+        cost_N = -say(image_1CHW + leaf_1CHW, index_N)
+        mean = (cost_N * tokens_M[index_N]).sum() / tokens_M[index_N].sum()
+        (gradient_1CHW,) = torch.autograd.grad(mean, leaf_1CHW)
+        noise_1CHW = (noise_1CHW - gradient_1CHW.sign() / 255).clamp(-epsilon / 255, epsilon / 255)
+        noise_1CHW = (image_1CHW + noise_1CHW).clamp(0, 1) - image_1CHW
+    return image_1CHW + noise_1CHW
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("missing.txt", None, "cannot be read"),
-        ("empty.txt", b"", "holds no target"),
-        ("blank.csv", b"\n ,x\n", "holds no target"),
-        ("latin.txt", "\u00e9t\u00e9".encode("latin-1"), "UTF-8"),
-    ],
-)
-def test_a_corpus_at_fault_is_named_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        read_corpus(tmp_path / name)
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_corpus(tmp_path)
+def test_the_image_is_the_published_rule_s_from_the_same_start_and_draws() -> None:
+    tokens_M = torch.from_numpy(np.random.RandomState(7).randint(1, 30, SENTENCES)).double()
+    drawn: list[Tensor] = []
+    points: list[Tensor] = []
+
+    def watch(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
+        drawn.append(index_N)
+        points.append(image_1CHW.detach())
+        return say(image_1CHW, index_N)
+
+    found = attack(loss=watch, weights=tokens_M.tolist(), steps=200)
+    expected_1CHW = published(IMAGE_CHW[None], points[0], torch.stack(drawn), tokens_M, 32.0)
+    torch.testing.assert_close(found.image_CHW, expected_1CHW[0], rtol=0, atol=1e-12)
+    assert float((found.image_CHW - attack(steps=200).image_CHW).abs().max()) > 0.01, "weights made no difference"
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("at", [0, 1, 25, 59])
+def test_an_attack_that_was_kept_goes_on_to_the_same_bits(momentum: float, at: int) -> None:
+    def rate(image_CHW: Tensor) -> float:
+        return -float((mean_loss(image_CHW) * 3) ** 2 % 1)  # up and down, so that the best is not the last
+
+    how = {"momentum": momentum, "rate": rate, "rate_every": 10}
+    whole = attack(**how)
+    first = begin(**how)
+    for _ in range(at):
+        first.step()
+    state = first.state_dict()
+    kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+    first.step()  # what was kept does not change with it
+    second = begin(**how)
+    second.step()
+    second.load_state_dict(kept)
+    assert second.taken == at
+    while not second.done:
+        second.step()
+    found = second.result()
+    for name in ("image_CHW", "loss_S", "zero_gradient_S"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+    assert (found.step, found.rating, found.failed) == (whole.step, whole.rating, whole.failed)
+    assert state.keys() == kept.keys()
+    assert all(torch.equal(state[name], kept[name]) for name in kept if isinstance(kept[name], Tensor))
+
+
+def test_the_image_rated_best_is_returned_of_equal_ones_the_latest() -> None:
+    ratings = iter([1.0, 3.0, 2.0, 3.0, 0.0, 1.0])
+    seen: list[Tensor] = []
+
+    def rate(image_CHW: Tensor) -> float:
+        seen.append(image_CHW)
+        return next(ratings)
+
+    found = attack(rate=rate, rate_every=12, steps=62)
+    assert len(seen) == 6, "five on the way, and the last"
+    assert (found.step, found.rating) == (48, 3.0)
+    assert torch.equal(found.image_CHW, seen[3])
+    assert torch.equal(seen[3], attack(steps=48).image_CHW)
+
+
+def test_momentum_follows_what_was_gathered() -> None:
+    points: list[Tensor] = []
+
+    def watch(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
+        points.append(image_1CHW.detach())
+        drawn.append(index_N)
+        return say(image_1CHW, index_N)
+
+    drawn: list[Tensor] = []
+    found = attack(loss=watch, steps=3, momentum=0.5, epsilon=UNCONSTRAINED)
+    velocity_1CHW = torch.zeros_like(points[0])
+    for point_1CHW, index_N, after_1CHW in zip(points, drawn, [*points[1:], found.image_CHW[None]], strict=True):
+        leaf_1CHW = point_1CHW.clone().requires_grad_(True)
+        (gradient_1CHW,) = torch.autograd.grad(say(leaf_1CHW, index_N).mean(), leaf_1CHW)
+        velocity_1CHW = 0.5 * velocity_1CHW + gradient_1CHW / gradient_1CHW.abs().mean()
+        expected_1CHW = (point_1CHW + velocity_1CHW.sign() / 255).clamp(0, 1)
+        torch.testing.assert_close(after_1CHW, expected_1CHW, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rllava.attacks import universal
+from rllava.attacks import UniversalSettings, universal
 from rllava.encoders import build_encoder, encoder_spec
 from rllava.errors import UserError
 from rllava.model.assemble import build_connector
@@ -148,7 +148,8 @@ def test_one_image_makes_many_targets_likelier() -> None:
     def likelihood(image_1CHW: Tensor, index_N: Tensor) -> Tensor:
         return -llava.targets_loss(image_1CHW, [targets[n] for n in index_N.tolist()])
 
-    result = universal(likelihood, image_CHW, targets=len(targets), steps=12, batch=2, epsilon=32, step_size=4, seed=0)
+    settings = UniversalSettings(steps=12, batch=2, step_size=4)
+    result = universal(likelihood, image_CHW, [1] * len(targets), settings, epsilon=32, seed=0)
     everyone_N = torch.arange(len(targets))
     with torch.no_grad():
         before, after = (float(likelihood(image[None], everyone_N).mean()) for image in (image_CHW, result.image_CHW))
