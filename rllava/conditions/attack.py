@@ -49,6 +49,7 @@ class Attack(Condition):
     """The worst answer that a protocol finds within a budget."""
 
     kind: ClassVar[str] = "attack"
+    searches: ClassVar[bool] = True
     protocol: Protocol
     budget: Budget
 

@@ -7,13 +7,15 @@ from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.images import encode_png
 from rllava.errors import UserError
 from rllava.records import CLEAN
+from rllava.tasks.task import without_image
 
 
 @dataclass(frozen=True)
 class Clean(Condition):
-    """Nothing is done to the image."""
+    """Nothing is done to the image; a sample without one is asked without one."""
 
     kind: ClassVar[str] = CLEAN
+    needs_image: ClassVar[bool] = False
     precision: str = "float32"
 
     @classmethod
@@ -46,7 +48,10 @@ class Clean(Condition):
         """The clean answers, with the images that the encoder saw."""
         rows: list[dict[str, Any]] = work.clean_rows()
         for row, sample in zip(rows, work.shard.samples, strict=True):
-            row["clean_png"] = encode_png(sample.pixels_HWC)
+            if sample.pixels_HWC is None:
+                row["prompt"] = without_image(sample.prompt)
+            else:
+                row["clean_png"] = encode_png(sample.pixels_HWC)
         return rows
 
 

@@ -41,6 +41,12 @@ class Condition(ABC):
 
     version: ClassVar[int] = 1
 
+    searches: ClassVar[bool] = False
+    """Whether it looks for the image on which an answer scores least."""
+
+    needs_image: ClassVar[bool] = True
+    """Whether it does something to a sample's own image; one that has none then has no score under it."""
+
     def versions(self) -> Mapping[str, int]:
         """Of the kind."""
         return {"condition": self.version}

@@ -27,7 +27,7 @@ from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import Saving, ShardStates, state_path
 from rllava.evaluation.samples import Sample, load_unit, unpack
-from rllava.evaluation.shard import evaluate_shard, run_as
+from rllava.evaluation.shard import Known, evaluate_shard, run_as
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.victim import HALF, Victim
 from rllava.made import build_at_hand
@@ -214,7 +214,7 @@ class ShardAttacker:
             llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders, **how)
         self.worker = Victim(llava, device, "inductor" if spec.compiled else None)
         self.banks: dict[str, tuple[str, ...]] = {}
-        self.answered: dict[tuple[str, int, str], dict[str, tuple[str, float]]] = {}
+        self.answered: dict[tuple[str, int, str], Known] = {}
 
     def bank(self, specs: Sequence[EvalSpec]) -> tuple[str, ...]:
         """Answers to other samples, if a protocol aims at such; read once per benchmark."""
@@ -282,7 +282,7 @@ class ShardAttacker:
             }
             started = time.monotonic()
 
-    def _known(self, spec: EvalSpec, shard: int) -> dict[str, tuple[str, float]]:
+    def _known(self, spec: EvalSpec, shard: int) -> Known:
         """Clean answers to a shard's samples: from a unit before, or from the records of clean answers in the job."""
         key = (spec.benchmark.name, shard, spec.precisions[0])
         for index, other in enumerate(self.job.specs):
@@ -294,13 +294,13 @@ class ShardAttacker:
 
     def _note(self, spec: EvalSpec, shard: int, table: pa.Table) -> None:
         rows = table.select(_CLEAN_COLUMNS).to_pylist()
-        answered = {name: (text, score) for name, text, score in (tuple(row.values()) for row in rows)}
+        answered = {(name, draw): (text, score) for name, draw, text, score in (tuple(row.values()) for row in rows)}
         key = (spec.benchmark.name, shard, spec.precisions[0])
-        self.answered[key] = {name: found for name, found in answered.items() if found[1] is not None}
+        self.answered[key] = {who: found for who, found in answered.items() if found[1] is not None}
         while len(self.answered) > _SHARDS_KNOWN:
             del self.answered[next(iter(self.answered))]
 
 
-_CLEAN_COLUMNS = ("sample_id", "clean_prediction", "clean_score")
+_CLEAN_COLUMNS = ("sample_id", "draw", "clean_prediction", "clean_score")
 _SHARDS_KNOWN = 64
 """Shards whose clean answers a worker remembers; those of others are read again."""

@@ -15,7 +15,7 @@ from rllava.fingerprint import fingerprint
 from rllava.specs import EvalSpec
 
 
-def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict[str, Any]:
+def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any], draw: int = 0) -> dict[str, Any]:
     """The columns every record has.
 
     Args:
@@ -29,7 +29,7 @@ def record_head(spec: EvalSpec, sample: Sample, part: Mapping[str, Any]) -> dict
         "kind": spec.condition.kind,
         **part,
         "seed": spec.seed,
-        "draw": 0,  # decoding is greedy
+        "draw": draw,
         "model": fingerprint(spec.whole_model),
         "recipe": fingerprint(spec.recipe),
         "evaluation": fingerprint(spec),

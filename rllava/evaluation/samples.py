@@ -22,7 +22,7 @@ class Sample:
     """One sample, ready for the model.
 
     Attributes:
-        pixels_HWC: uint8 in the encoder's input space; None where there is an error.
+        pixels_HWC: uint8 in the encoder's input space; None where there is an error, or no image.
         error: why the sample cannot be scored, or None.
         row: position in the benchmark's fixed list.
         judged_as: what judges are told was asked; None: the prompt.
@@ -56,14 +56,14 @@ def decode_shard(
         shown: tuple[np.ndarray, ...] = ()
         references = tuple(text for text in row["references"] or () if text.strip())
         if row["image"] is None:
-            error = "no image" if needs.image else "no image, and models are asked about images only"
+            error = "no image" if needs.image else None
         else:
             try:
                 pixels = preprocess(row["image"], image_size)
             except DamagedImage as damage:
                 error = f"damaged image: {damage}"
         try:
-            if views is not None and error is None:
+            if views is not None and pixels is not None:
                 shown = tuple(fit(view, image_size) for view in views(row["image"], row["sample_id"]))
         except DamagedImage as damage:
             error = f"cannot be shown: {damage}"

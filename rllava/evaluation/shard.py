@@ -3,10 +3,9 @@
 Shapes: B batch, N some of its samples, C channel, H/W image.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from rllava.evaluation.in_flight import Saving
 from rllava.evaluation.rows import attacked_as_clean, record_head
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.shard_checks import CHECKED_PER_SHARD
-from rllava.evaluation.victim import Scoring, Victim
+from rllava.evaluation.victim import Scoring, Victim, seed_of
 from rllava.metrics.metric import Metric, MetricState
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
@@ -29,7 +28,11 @@ RUN_AS = b"rllava.run_as"
 
 @dataclass(frozen=True)
 class Answered:
-    """Clean images, answers and scores of a shard, shared by all conditions."""
+    """Clean images, answers and scores of a shard, shared by all conditions.
+
+    Attributes:
+        pixels_BCHW: black for a sample without image.
+    """
 
     samples: list[Sample]
     pixels_BCHW: Tensor
@@ -41,39 +44,55 @@ class Answered:
         """One per sample."""
         return [seed_of(sample.sample_id) for sample in self.samples]
 
+    def with_images(self) -> "Answered":
+        """The samples that have an image."""
+        kept = [b for b, sample in enumerate(self.samples) if sample.pixels_HWC is not None]
+        if len(kept) == len(self.samples):
+            return self
+        return Answered(
+            [self.samples[b] for b in kept],
+            self.pixels_BCHW[kept],
+            [self.predictions[b] for b in kept],
+            [self.scores[b] for b in kept],
+        )
 
-def seed_of(sample_id: str) -> int:
-    """A sample's seed, whatever shard or worker it is in.
 
-    Returns:
-        Below 2^32.
-    """
-    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:4], "big")
+Known = Mapping[tuple[str, int], tuple[str, float]]
+"""Clean answers with their scores, by sample and draw."""
 
 
 def answer_clean(
     victim: Victim, samples: list[Sample], scoring: Scoring, precision: str, batches: Batches,
-    known: Mapping[str, tuple[str, float]] | None = None,
+    known: Known | None = None,
 ) -> Answered:  # fmt: skip
-    """Answers the clean images of a shard.
+    """Answers the clean images of a shard; a sample without image is asked without.
 
     Args:
         samples: without errors, at least one.
+        scoring: whose draw it is.
         precision: of the clean pass: that of the protocol's first round.
-        known: answers and their scores by sample, from an earlier pass; if one is missing, all are made.
+        known: from an earlier pass; if an answer is missing, all are made.
     """
-    victim.forget()  # the shard before
-    pixels_BCHW = victim.pixels([sample.pixels_HWC for sample in samples if sample.pixels_HWC is not None])
-    found = [(known or {}).get(sample.sample_id) for sample in samples]
+    pixels_BCHW = _pixels(victim, samples)
+    found = [(known or {}).get((sample.sample_id, scoring.draw)) for sample in samples]
     if all(found):
         texts, scores = zip(*(answer for answer in found if answer is not None), strict=True)
         return Answered(samples, pixels_BCHW, list(texts), list(scores))
-    answered = batches.run(
-        lambda part: victim.answer(pixels_BCHW[part], [samples[b] for b in part], scoring, precision),
-        list(range(len(samples))),
-    )
+
+    def of(part: Sequence[int]) -> tuple[list[str], list[float]]:
+        own = [samples[b] for b in part]
+        unseen = [sample.pixels_HWC is None for sample in own]
+        return victim.answer(pixels_BCHW[part], own, scoring, precision, unseen)
+
+    answered = batches.run(of, list(range(len(samples))))
     predictions = [prediction for part, _ in answered for prediction in part]
     return Answered(samples, pixels_BCHW, predictions, [score for _, part in answered for score in part])
+
+
+def _pixels(victim: Victim, samples: Sequence[Sample]) -> Tensor:
+    side = victim.image_size
+    black_HWC = np.zeros((side, side, 3), np.uint8)
+    return victim.pixels([black_HWC if sample.pixels_HWC is None else sample.pixels_HWC for sample in samples])
 
 
 @dataclass(frozen=True)
@@ -106,19 +125,21 @@ class ShardWork:
         """A sample's records, one per part of the condition, with its clean answer and nothing else yet."""
         clean = {"clean_prediction": self.shard.predictions[b], "clean_score": self.shard.scores[b]}
         parts = self.spec.condition.parts
-        return [record_head(self.spec, self.shard.samples[b], part) | clean for part in parts]
+        return [record_head(self.spec, self.shard.samples[b], part, self.scoring.draw) | clean for part in parts]
 
-    def answer(self, images: Sequence[np.ndarray]) -> tuple[list[str], list[float]]:
+    def answer(self, images: Sequence[np.ndarray] | None) -> tuple[list[str], list[float]]:
         """Answers to other images of the samples, in the precision of the clean ones.
 
         Args:
-            images: one per sample, uint8 [H, W, 3] in the encoder's input space.
+            images: one per sample, uint8 [H, W, 3] in the encoder's input space; None: they are asked without any.
         """
         samples, precision = self.shard.samples, self.spec.precisions[0]
 
         def of(part: Sequence[int]) -> tuple[list[str], list[float]]:
-            pixels_NCHW = self.victim.pixels([images[b] for b in part])
-            return self.victim.answer(pixels_NCHW, [samples[b] for b in part], self.scoring, precision)
+            own = [samples[b] for b in part]
+            if images is None:
+                return self.victim.answer(self.shard.pixels_BCHW[part], own, self.scoring, precision, [True] * len(own))
+            return self.victim.answer(self.victim.pixels([images[b] for b in part]), own, self.scoring, precision)
 
         answered = self.batches.run(of, list(range(len(samples))))
         return [text for texts, _ in answered for text in texts], [score for _, part in answered for score in part]
@@ -128,9 +149,9 @@ def evaluate_shard(
     victim: Victim, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState,
     *, bank: Sequence[str] = (), saving: Saving | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[Start, Tensor]] | None = None,
-    known: Mapping[str, tuple[str, float]] | None = None,
+    known: Known | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
-    """Records of a shard in several evaluations, one clean pass for all of them.
+    """Records of a shard in several evaluations, one clean pass (per draw of answers) for all of them.
 
     Args:
         specs: evaluations of this benchmark that still lack this shard; their clean answers have one precision.
@@ -138,41 +159,52 @@ def evaluate_shard(
         saving: where attacks are kept while they are in flight; None: nowhere.
         checked: samples that the attack checks look at.
         others: gives the images that attacks on other models found, for protocols that start from them.
-        known: clean answers and their scores by sample, from an earlier pass; if one is missing, all are made.
+        known: clean answers from an earlier pass; if one of a draw is missing, all of it are made.
 
     Yields:
-        Per spec, the shard's records in the order of its samples; the schema's metadata says how they were computed
-        (:func:`run_as`).
+        Per spec, the shard's records in the order of its samples, draw by draw; the schema's metadata says how they
+        were computed (:func:`run_as`).
 
     Raises:
         UserError: if the task cannot be evaluated so (:meth:`rllava.tasks.task.Task.check`).
     """
     first = specs[0]
-    first.benchmark.task.check(attacked=any(spec.condition.epsilon for spec in specs))
+    task = first.benchmark.task
+    task.check(attacked=any(spec.condition.searches for spec in specs))
     scoring = Scoring(first.benchmark, metric, state, tuple(bank), checked)
+    draws = [replace(scoring, draw=draw) for draw in range(task.decoding.draws)]
     whole = [sample for sample in samples if sample.error is None]
     precision = first.precisions[0]
     for other in (other for spec in specs for other in spec.precisions):
         victim.model(other)  # before any memory is measured or shared out
-    shard: Answered | None = None
+    answered: list[Answered] = []
     if whole:
+        victim.forget()  # the shard before
         batches = victim.batches(whole, first.batch_size, precision)
-        shard = answer_clean(victim, whole, scoring, precision, batches, known)
+        answered = [answer_clean(victim, whole, scored, precision, batches, known) for scored in draws]
     for spec in specs:
-        made: dict[str, list[dict[str, Any]]] = {}
-        parts = spec.condition.parts
-        if shard is not None:
-            found = None if others is None else others(spec, shard.samples)
-            for row in spec.condition.run(ShardWork(spec, victim, shard, scoring, batches, saving, found)):
-                made.setdefault(row["sample_id"], []).append(row)
+        made: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for scored, clean in zip(draws, answered, strict=False):  # none was answered where no sample is whole
+            shard = clean.with_images() if spec.condition.needs_image else clean
+            if shard.samples:
+                found = None if others is None else others(spec, shard.samples)
+                for row in spec.condition.run(ShardWork(spec, victim, shard, scored, batches, saving, found)):
+                    made.setdefault((row["sample_id"], row["draw"]), []).append(row)
         table = [
             row
+            for scored in draws
             for sample in samples
-            for row in made.get(sample.sample_id) or [record_head(spec, sample, part) for part in parts]
+            for row in made.get((sample.sample_id, scored.draw)) or _errors(spec, sample, scored.draw)
         ]
-        how = {} if shard is None else {"batch_size": batches.limit, "compiled": spec.compiled}
+        how = {"batch_size": batches.limit, "compiled": spec.compiled} if answered else {}
         schema = RECORD_SCHEMA.with_metadata({**(RECORD_SCHEMA.metadata or {}), RUN_AS: json.dumps(how)})
         yield spec, pa.Table.from_pylist(table, schema=schema)
+
+
+def _errors(spec: EvalSpec, sample: Sample, draw: int) -> list[dict[str, Any]]:
+    """Records of a sample that has no score."""
+    why = sample.error or f"no image, and {spec.condition.kind} is about a sample's own"
+    return [record_head(spec, sample, part, draw) | {"error": why} for part in spec.condition.parts]
 
 
 def run_as(schema: pa.Schema) -> dict[str, Any]:

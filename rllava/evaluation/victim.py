@@ -3,8 +3,9 @@
 Shapes: B batch, N some of its samples, C channel, H/W image, P visual tokens, D width.
 """
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from rllava.metrics.metric import Metric, MetricState
 from rllava.model.causal_lm import copy_in_precision, layers
 from rllava.model.conversation import Tokens
 from rllava.model.llava import Llava, Prefix
+from rllava.model.sampling import Sampling
+from rllava.tasks.task import without_image
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,6 +42,7 @@ class Scoring:
         benchmark: data, prompt and answer length.
         bank: answers to other samples of the benchmark, from which decoys are taken.
         checked: samples of a shard that the attack checks look at.
+        draw: number of the answer, where answers are drawn.
     """
 
     benchmark: BenchmarkSpec
@@ -46,6 +50,28 @@ class Scoring:
     state: MetricState
     bank: tuple[str, ...] = ()
     checked: int = CHECKED_PER_SHARD
+    draw: int = 0
+
+    def sampling(self, samples: Sequence[Sample]) -> Sampling | None:
+        """How answers to some samples are drawn: each by its own seed, whatever batch it is in; None: greedily."""
+        decoding = self.benchmark.task.decoding
+        if decoding.greedy:
+            return None
+        seeds = tuple(seed_of(sample.sample_id, self.draw) for sample in samples)
+        return Sampling(seeds, decoding.temperature, top_k=decoding.top_k)
+
+
+def seed_of(sample_id: str, draw: int = 0) -> int:
+    """A sample's seed, whatever shard or worker it is in.
+
+    Args:
+        draw: number of an answer; each has another seed.
+
+    Returns:
+        Below 2^32.
+    """
+    key = sample_id if draw == 0 else f"{sample_id}#{draw}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
 
 
 class Victim:
@@ -82,6 +108,11 @@ class Victim:
             assert self.finest == "float32", f"a model loaded in {self.finest} cannot run in {precision}"
             self._models[precision] = self._ready(copy_in_precision(self._models[self.finest], HALF[precision]))
         return self._models[precision]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that it sees, in pixels."""
+        return self._models[self.finest].image_size
 
     def tokens(self, prompt: str, text: str | None) -> Tokens:
         """A question and a labelled answer; tokenised once.
@@ -120,17 +151,21 @@ class Victim:
         return prefix
 
     def answer(
-        self, pixels_NCHW: Tensor, samples: Sequence[Sample], scoring: Scoring, precision: str
-    ) -> tuple[list[str], list[float]]:
-        """Greedy answers and their scores.
+        self, pixels_NCHW: Tensor, samples: Sequence[Sample], scoring: Scoring, precision: str,
+        unseen: Sequence[bool] | None = None,
+    ) -> tuple[list[str], list[float]]:  # fmt: skip
+        """Answers and their scores.
 
         Args:
             pixels_NCHW: images in [0, 1], on any device.
+            unseen: of each sample, whether it is asked without its image; None: none is.
         """
         llava, metric = self.model(precision), scoring.metric
-        prompts = [self.tokens(sample.prompt, None) for sample in samples]
+        texts_of = (without_image(s.prompt) if hidden else s.prompt for s, hidden in _beside(samples, unseen))
+        prompts = [self.tokens(text, None) for text in texts_of]
+        length = scoring.benchmark.task.decoding.max_new_tokens
         with torch.compiler.set_stance("force_eager"):  # decoding reads a cache, see loss
-            texts = llava.generate(pixels_NCHW.to(self.device), prompts, scoring.benchmark.task.decoding.max_new_tokens)
+            texts = llava.generate(pixels_NCHW.to(self.device), prompts, length, scoring.sampling(samples))
         predictions = [metric.clean(text) for text in texts]
         scores = [
             metric.score(prediction, sample.references, scoring.state)
@@ -205,3 +240,7 @@ class Victim:
         one_pass(1)  # what is set up once must not count
         free = cuda_free_bytes(self.device)
         return Batches(samples_that_fit(cuda_peak(one_pass, self.device), free, len(samples)), say)
+
+
+def _beside(samples: Sequence[Sample], unseen: Sequence[bool] | None) -> Iterator[tuple[Sample, bool]]:
+    yield from zip(samples, [False] * len(samples) if unseen is None else unseen, strict=True)

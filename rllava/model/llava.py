@@ -310,7 +310,7 @@ class Llava(nn.Module):
         """Answers, greedy or drawn.
 
         Args:
-            pixels_BCHW: RGB in [0, 1].
+            pixels_BCHW: RGB in [0, 1]; nothing of them is seen where a conversation has no image marker.
             prompts: conversations that end where the answer begins.
             max_new_tokens: at most so many tokens.
             sampling: how tokens are drawn; None: greedy.
@@ -318,7 +318,10 @@ class Llava(nn.Module):
         Returns:
             One text per sample, without special tokens and outer blanks.
         """
-        visual_BPD = self.connector.visual_tokens(self.features(pixels_BCHW))
+        seen = any(IMAGE_TOKEN in prompt.ids for prompt in prompts)
+        image_1CHW = pixels_BCHW[:1]  # of which no token is taken, where there is none to see
+        visual_BPD = self.connector.visual_tokens(self.features(pixels_BCHW if seen else image_1CHW))
+        visual_BPD = visual_BPD.expand(len(prompts), -1, -1)
         embedded = self.connector.embed(visual_BPD, [prompt.ids for prompt in prompts])
         length = max(row.shape[0] for row in embedded)
         inputs_BTD = torch.stack([F.pad(row, (0, 0, length - row.shape[0], 0)) for row in embedded])

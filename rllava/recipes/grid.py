@@ -83,7 +83,7 @@ def check_grid(grid: Grid) -> None:
             candidates.
     """
     for benchmark in grid.benchmarks:
-        benchmark.task.check(attacked=any(condition.epsilon for condition in grid.conditions))
+        benchmark.task.check(attacked=any(condition.searches for condition in grid.conditions))
     for protocol, benchmark in itertools.product(grid.protocols, grid.benchmarks):
         replays = [entry for entry in protocol.rounds(benchmark.task.kind) if entry.start.at == "other"]
         first, names = protocol.after, {candidate.name for candidate in grid.candidates}

@@ -21,18 +21,24 @@ class Decoding:
 
     Attributes:
         temperature: of the distribution that tokens are drawn from; 0: greedy.
-        draws: answers per image; more than one only if they are drawn.
+        draws: answers per image; more than one only if they are drawn. Each is drawn by a seed of its own, made of the
+            sample's id and the draw's number.
+        top_k: of drawn answers, tokens that can be drawn at each step; 0: all. 50 is what Hugging Face's ``generate``
+            keeps unless told otherwise, and so what published evaluations kept.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     draws: int = 1
+    top_k: int = 50
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or self.draws < 1:
             raise ValueError(
                 f"decoding: expected max_new_tokens and draws of at least 1 and a temperature of at least 0, got {self}"
             )
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {self.top_k}")
         if self.greedy and self.draws > 1:
             raise ValueError(f"draws: greedy answers are all the same, got {self.draws} of them; give a temperature")
 
@@ -40,6 +46,11 @@ class Decoding:
     def greedy(self) -> bool:
         """Whether the likeliest token is taken at every step."""
         return self.temperature == 0
+
+
+def without_image(prompt: str) -> str:
+    """A user's turn without its image marker, and the line that it stands on."""
+    return prompt.replace("<image>\n", "").replace("<image>", "")
 
 
 @dataclass(frozen=True)
@@ -133,20 +144,20 @@ class Task(ABC):
         return score < self.drop_threshold or score == 0.0
 
     def check(self, attacked: bool) -> None:
-        """Refuses what cannot be evaluated yet.
+        """Refuses what cannot be evaluated.
 
         Args:
-            attacked: whether the task is to be attacked, rather than asked about images as they are.
+            attacked: whether images are searched for on which it scores least, rather than shown as they are.
 
         Raises:
-            UserError: if answers are drawn, the metric is unknown, or an attack would take its best scores for the
+            UserError: if the metric is unknown, or an attack would score drawn answers, or take the best scores for the
                 worst.
         """
         metric = METRICS.get(self.metric)
-        if not self.decoding.greedy:
+        if attacked and not self.decoding.greedy:
             raise UserError(
-                f"task {self.kind}: answers cannot be drawn yet (temperature {self.decoding.temperature:g}); give a "
-                "temperature of 0"
+                f"task {self.kind}: an attack keeps the image on which one answer scores least, which of drawn answers "
+                f"(temperature {self.decoding.temperature:g}) would be luck; give a temperature of 0, or budget 0 alone"
             )
         if attacked and not metric.higher_is_better:
             raise UserError(

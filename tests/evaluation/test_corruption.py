@@ -83,13 +83,13 @@ def test_clean_answers_that_are_known_are_not_made_again(worker: Victim, monkeyp
     samples = decode_shard(shard("easy_vqa", 4), 64, FOG.views)
     (clean,) = records(worker, [spec_under(Clean())], samples)
     (fog,) = records(worker, [spec_under(FOG)], samples)
-    known = {row["sample_id"]: (row["prediction"], row["score"]) for row in clean}
+    known = {(row["sample_id"], row["draw"]): (row["prediction"], row["score"]) for row in clean}
     asked = []
     answer = worker.answer
     monkeypatch.setattr(worker, "answer", lambda pixels, *others: asked.append(len(pixels)) or answer(pixels, *others))
     assert records(worker, [spec_under(FOG)], samples, known=known)[0] == fog
     assert asked == [4] * len(SEVERITIES)
-    known.pop(samples[0].sample_id)
+    known.pop((samples[0].sample_id, 0))
     assert records(worker, [spec_under(FOG)], samples, known=known)[0] == fog
     assert len(asked) == 2 * len(SEVERITIES) + 1
 

@@ -200,12 +200,12 @@ def test_a_row_needs_what_its_task_and_metric_need(benchmark: BenchmarkSpec, tmp
     assert found == {"whole": None, "no references": "no references", "no image": "no image", "unreadable": unread}
 
 
-def test_a_row_without_image_that_its_task_allows_is_not_called_damaged(
+def test_a_row_without_image_that_its_task_allows_is_no_error(
     benchmark: BenchmarkSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(YesNo, "needs_image", False)
     assert benchmark.task.needs == Needs(references=False, image=False)
-    assert errors_of(benchmark, tmp_path)["no image"] == "no image, and models are asked about images only"
+    assert errors_of(benchmark, tmp_path)["no image"] is None
 
 
 def test_a_new_kind_is_attacked_at_its_own_labels_and_decoys(benchmark: BenchmarkSpec, tmp_path: Path) -> None:
@@ -277,10 +277,12 @@ def test_a_metric_that_is_better_the_lower_it_is_is_asked_but_not_attacked(bench
     assert clean.column("error").to_pylist() == [None]
 
 
-def test_drawn_answers_are_refused_until_they_can_be_drawn(benchmark: BenchmarkSpec) -> None:
-    drawn = dataclasses.replace(benchmark.task, decoding=Decoding(3, temperature=0.7, draws=25))
-    message = r"^task yes_no: answers cannot be drawn yet \(temperature 0.7\); give a temperature of 0$"
+def test_drawn_answers_are_not_attacked(benchmark: BenchmarkSpec) -> None:
+    drawn = dataclasses.replace(benchmark.task, decoding=Decoding(3, temperature=0.7, draws=2))
+    message = r"^task yes_no: an attack keeps .* drawn answers \(temperature 0.7\) .*; give a temperature of 0"
     refused(dataclasses.replace(benchmark, task=drawn), message)
+    (clean,) = evaluated(dataclasses.replace(benchmark, task=drawn), (0.0,))
+    assert clean.column("draw").to_pylist() == [0, 1]
 
 
 def test_what_is_attacked_as_another_kind_is_a_subclass_of_it(benchmark: BenchmarkSpec) -> None:
