@@ -4,25 +4,27 @@ from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.instructions import InstructionSpec
 from rllava.encoders import EncoderSpec
 from rllava.fingerprint import fingerprint
+from rllava.image_spec import ImageSpec
 from rllava.judgement_spec import JudgementSpec
 from rllava.pinned import MadeBy
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Step
 from rllava.training.pretraining import PretrainSpec
 
-Spec = InstructionSpec | BenchmarkSpec | PretrainSpec | ModelSpec | EvalSpec | JudgementSpec
+Spec = InstructionSpec | BenchmarkSpec | PretrainSpec | ModelSpec | ImageSpec | EvalSpec | JudgementSpec
 """What a sweep makes."""
 
 
 def step_of(spec: Spec, first_samples: int | None = None) -> Step:
     """The step that a spec describes, with those before it.
 
-    Evaluations of the same LLaVA with the same encoders are one batch: the model is loaded once. An evaluation at a
-    larger budget is made after that at the smaller one whose images it starts from; what it starts from of other
-    protocols is made by all candidates first. Records that one judge reads are one batch: it is loaded once.
+    Evaluations of the same LLaVA with the same encoders are one batch: the model is loaded once; so are the images made
+    for it. An evaluation at a larger budget is made after that at the smaller one whose images it starts from; what it
+    starts from of other protocols is made by all candidates first. Records that one judge reads are one batch: it is
+    loaded once.
 
     Args:
-        spec: of data, of an encoder or LLaVA that is trained, of an evaluation, or of judgements on one.
+        spec: of data, of an encoder or LLaVA that is trained, of an image, of an evaluation, or of judgements on one.
         first_samples: how many of a benchmark's list an evaluation is asked about, rounded up to whole shards; None:
             all. They are scored as part of the whole: what they score does not change when the rest follows.
 
@@ -37,15 +39,17 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
         case ModelSpec():
             data = tuple(step_of(data) for data in dict.fromkeys(stage.data for stage in spec.stages))
             return Step("models", spec, needs=(*_making(spec.encoders), *data))
+        case ImageSpec():
+            return Step("images", spec, needs=_loaded(spec), batch=_same_model(spec))
         case EvalSpec():
-            trained = (step_of(spec.model),) if isinstance(spec.model, ModelSpec) else ()
+            images = map(step_of, spec.condition.images(spec))
             return Step(
                 "records",
                 spec,
-                needs=(*trained, *_making(spec.encoders), step_of(spec.benchmark)),
+                needs=(*_loaded(spec), *images, step_of(spec.benchmark)),
                 alongside=() if spec.smaller is None else (step_of(spec.smaller, first_samples),),
                 after=tuple(step_of(source, first_samples) for source in spec.sources),
-                batch=" ".join(map(fingerprint, (spec.model, *spec.encoders))),
+                batch=_same_model(spec),
                 first=None if first_samples is None else spec.benchmark.shards_of(first_samples),
             )
         case JudgementSpec():
@@ -53,6 +57,16 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
             return Step("judgements", spec, needs=(about,), batch=fingerprint(spec.judge), first=about.first)
         case _:
             raise TypeError(f"no step makes a {type(spec).__name__}")
+
+
+def _same_model(spec: ImageSpec | EvalSpec) -> str:
+    return " ".join(map(fingerprint, (spec.model, *spec.encoders)))
+
+
+def _loaded(spec: ImageSpec | EvalSpec) -> tuple[Step, ...]:
+    """The steps that make the model which is loaded."""
+    trained = (step_of(spec.model),) if isinstance(spec.model, ModelSpec) else ()
+    return (*trained, *_making(spec.encoders))
 
 
 def _making(encoders: tuple[EncoderSpec, ...]) -> tuple[Step, ...]:

@@ -14,7 +14,19 @@ from rich.live import Live
 from rich.table import Table
 
 from sweeps.console import say, shown_errors
-from sweeps.events import Done, Evaluating, Event, Found, Interrupted, Judging, Refused, Starting, Training, Waiting
+from sweeps.events import (
+    Done,
+    Evaluating,
+    Event,
+    Found,
+    Imaging,
+    Interrupted,
+    Judging,
+    Refused,
+    Starting,
+    Training,
+    Waiting,
+)
 from sweeps.failures import in_few_words
 
 TRAIN_SHARE = 0.6
@@ -165,6 +177,10 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
                 return f"training stage {stage}: step {step} of {steps}, loss {loss:.3f}", share * done
             case Interrupted(reason):
                 return f"training goes on from its last checkpoint ({reason})", row.share
+            case Imaging(0, of):
+                return f"making universal images: {of} to do", row.share
+            case Imaging(images, of, what, gained):
+                return f"universal image {images} of {of} ({what}: corpus loss down by {gained:.2f})", row.share
             case Evaluating(0, of):
                 return f"evaluating: {of} parts to do", row.share
             case Evaluating(parts, of, what, mean):

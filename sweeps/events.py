@@ -81,6 +81,22 @@ class Evaluating:
 
 
 @dataclass(frozen=True)
+class Imaging:
+    """An image was made, or the first one is begun.
+
+    Attributes:
+        images: made since the trial started, of ``of``.
+        what: recipe, budget and number of the last one; empty before the first.
+        gained: by how much its attack raised the likelihood of the corpus, in nats per token or per target.
+    """
+
+    images: int
+    of: int
+    what: str = ""
+    gained: float = 0.0
+
+
+@dataclass(frozen=True)
 class Judging:
     """A part of the judgements was written, or a judge begins.
 
@@ -114,4 +130,4 @@ class Refused:
     mistake: str
 
 
-Event = Found | Waiting | Starting | Training | Interrupted | Evaluating | Judging | Done | Refused
+Event = Found | Waiting | Starting | Training | Interrupted | Imaging | Evaluating | Judging | Done | Refused

@@ -12,17 +12,19 @@ from cluster.placement import Placement
 from rllava.conditions.condition import Condition
 from rllava.data.shards import list_shards, read_shard
 from rllava.errors import UserError
+from rllava.evaluation.imaging import ImagingJob, make_images
 from rllava.evaluation.judging import JudgingJob, judge_parts, judged_facts, units_to_judge
 from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, facts_of, units
 from rllava.filesystem import remove_folder
+from rllava.image_spec import ImageSpec
 from rllava.judgement_spec import JudgementSpec
 from rllava.records import CLEAN
 from rllava.snapshot import PARTS
 from rllava.specs import EvalSpec, ModelSpec
-from rllava.steps import Facts, Step, WorkItem, Workshop, ensure
+from rllava.steps import Facts, Runner, Step, WorkItem, Workshop, ensure
 from rllava.store import Kind, Store
 from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
-from sweeps.events import Done, Evaluating, Found, Judging, Refused, Starting, Waiting
+from sweeps.events import Done, Evaluating, Found, Imaging, Judging, Refused, Starting, Waiting
 from sweeps.failures import users_mistake
 from sweeps.plan import DATA, Plan
 from sweeps.telling import Tell, TellTraining
@@ -42,6 +44,9 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
     def attack(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         return make_records(tell, plan, missing, placement)
 
+    def image(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
+        return craft_images(tell, plan, missing, placement)
+
     def judge(missing: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Facts]]:
         return make_judgements(tell, plan.store, missing, placement)
 
@@ -49,7 +54,8 @@ def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_ever
         if kind in ("models", "records"):
             tell(Found("model" if kind == "models" else "records"))
 
-    runners = {ModelSpec: train, EvalSpec: attack, JudgementSpec: judge, **dict.fromkeys(DATA, refuse_lost_data)}
+    runners: dict[type, Runner] = {ModelSpec: train, ImageSpec: image, EvalSpec: attack, JudgementSpec: judge}
+    runners |= dict.fromkeys(DATA, refuse_lost_data)
     try:
         ensure(steps, Workshop(plan.store, runners, found, lambda _, holder: tell(Waiting(holder))))
     except Exception as error:
@@ -99,6 +105,32 @@ def train_models(
         )
         yield task, train_model(job, task.artifact, placement.scaling_config(), callbacks=[TellTraining(tell)])
         remove_folder(plan.store.filesystem, f"{task.artifact.path}/{RUN_NAME}")
+
+
+def craft_images(
+    tell: Tell, plan: Plan, missing: Sequence[WorkItem], placement: Placement
+) -> Iterator[tuple[WorkItem, Facts]]:
+    """Makes universal images for one LLaVA with the same encoders, in one pool each worker of which loads it once.
+
+    Yields:
+        Each with its facts.
+    """
+    first = missing[0].spec
+    job = ImagingJob(
+        storage=plan.storage,
+        model_path=plan.store.artifact("models", first.model.name, first.model).path,
+        specs=tuple(task.spec for task in missing),
+        paths=tuple(task.artifact.path for task in missing),
+        save_every_s=plan.save_every_s,
+    )
+    tell(Imaging(0, len(missing)))
+    made = make_images(job, placement.attack_args(), placement.data_args())
+    for done, image in enumerate(made, start=1):
+        task = missing[image.index]
+        making = task.spec.making
+        what = f"{making.recipe.name} {task.spec.restart} at {making.epsilon:g}/255"
+        tell(Imaging(done, len(missing), what, image.facts["loss_best"] - image.facts["loss_clean"]))
+        yield task, image.facts
 
 
 def make_records(

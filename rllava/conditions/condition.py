@@ -110,6 +110,17 @@ class Condition(ABC):
         """Of the code that it depends on, its fields' own versions left out."""
         return {}
 
+    def images(self, evaluation: Any) -> tuple[Any, ...]:
+        """Images that have to be made before it can be shown.
+
+        Args:
+            evaluation: a :class:`rllava.specs.EvalSpec` of it.
+
+        Returns:
+            Their :class:`rllava.image_spec.ImageSpec`.
+        """
+        return ()
+
     @abstractmethod
     def run(self, work: Any) -> list[dict[str, Any]]:
         """Makes the records of a shard.

@@ -85,6 +85,44 @@ def state_path(folder: str, shard: int) -> str:
     return f"{folder}/state-{shard:05d}.pt"
 
 
+def read_state(
+    store: Store, path: str, form: str, what: str, of: Mapping[str, Any] | None = None
+) -> Mapping[str, Any] | None:
+    """What was kept last of something in flight. A state that cannot be used is passed over, with a warning.
+
+    Args:
+        form: name of the format, with its version.
+        what: begins anew then, for the warning.
+        of: what the state has to be of.
+
+    Returns:
+        The state, or None.
+    """
+    try:
+        content = store.filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    try:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if saved["format"] == form and all(saved[name] == value for name, value in (of or {}).items()):
+            state: Mapping[str, Any] = saved["state"]
+            return state
+        reason = "of another version or other samples"
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        reason = f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    logging.getLogger(__name__).warning("%s is %s; %s begins anew", path, reason, what)
+    return None
+
+
+def write_state(
+    store: Store, path: str, form: str, state: Mapping[str, Any], of: Mapping[str, Any] | None = None
+) -> None:
+    """Replaces what :func:`read_state` reads."""
+    buffer = io.BytesIO()
+    torch.save({"format": form, **(of or {}), "state": dict(state)}, buffer)
+    store.write(path, buffer.getvalue())
+
+
 class ShardStates:
     """States of one shard's attacks, one file per budget; removed when the part is there.
 
@@ -111,26 +149,11 @@ class ShardStates:
         Returns:
             The engine's state, or None.
         """
-        try:
-            content = self.store.filesystem.cat_file(self.path(spec))
-        except FileNotFoundError:
-            return None
-        try:
-            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if saved["format"] == FORMAT and saved["samples"] == self.samples:
-                state: Mapping[str, Any] = saved["state"]
-                return state
-            reason = "of another version or other samples"
-        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            reason = f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        logging.getLogger(__name__).warning("%s is %s; this shard's attack begins anew", self.path(spec), reason)
-        return None
+        return read_state(self.store, self.path(spec), FORMAT, "this shard's attack", {"samples": self.samples})
 
     def save(self, spec: EvalSpec, state: Mapping[str, Any]) -> None:
         """Replaces the state."""
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "samples": self.samples, "state": dict(state)}, buffer)
-        self.store.write(self.path(spec), buffer.getvalue())
+        write_state(self.store, self.path(spec), FORMAT, state, {"samples": self.samples})
 
     def remove(self, spec: EvalSpec) -> None:
         """Forgets an attack whose part is written."""

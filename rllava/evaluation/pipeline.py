@@ -9,7 +9,6 @@ never computed again, so a killed worker's successor, or a second run, does only
 import functools
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,14 +25,12 @@ from rllava.data.shards import list_shards, parquet_bytes, read_shard, shard_pat
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import Saving, ShardStates, state_path
+from rllava.evaluation.loading import load_victim
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.shard import Known, evaluate_shard, run_as
 from rllava.evaluation.transfer import images_of_others
-from rllava.evaluation.victim import HALF, Victim
-from rllava.made import build_at_hand
-from rllava.model.assemble import load_llava
-from rllava.model.checkpoint import load_checkpoint
-from rllava.model.checkpoint_spec import CheckpointSpec
+from rllava.evaluation.universal_image import read_image
+from rllava.evaluation.victim import HALF
 from rllava.records import CLEAN
 from rllava.snapshot import OF, PARTS
 from rllava.specs import EvalSpec
@@ -200,19 +197,11 @@ class ShardAttacker:
     """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time."""
 
     def __init__(self, job: EvalJob) -> None:
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.job = job
         self.store = Store(job.storage)
-        spec = job.specs[0]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = load_dtype(job.specs)
-        how: dict[str, Any] = {"device": device, "dtype": dtype}
-        how["build"] = functools.partial(build_at_hand, store=self.store)
-        if isinstance(spec.model, CheckpointSpec):
-            llava = load_checkpoint(spec.model, spec.encoders, **how)
-        else:
-            llava = load_llava(spec.model, self.store.filesystem, job.model_path, spec.encoders, **how)
-        self.worker = Victim(llava, device, "inductor" if spec.compiled else None)
+        spec, dtype = job.specs[0], load_dtype(job.specs)
+        self.worker = load_victim(self.store, spec.model, job.model_path, spec.encoders, dtype, spec.compiled)
+        self.read_image = functools.cache(functools.partial(read_image, self.store))
         self.banks: dict[str, tuple[str, ...]] = {}
         self.answered: dict[tuple[str, int, str], Known] = {}
 
@@ -267,6 +256,7 @@ class ShardAttacker:
             saving=Saving(states, self.job.save_every_s),
             others=lambda spec, wanted: images_of_others(self.store, spec, shard, wanted),
             known=self._known(specs[0], shard),
+            image=self.read_image,
         )
         for index, (spec, table) in zip(indices, tables, strict=True):
             self.store.write(self.job.part(index, shard), parquet_bytes(table))

@@ -103,6 +103,7 @@ class ShardWork:
         shard: clean images and answers of the samples without errors.
         saving: where an attack is kept while it is in flight; None: nowhere.
         others: images that other evaluations found, by the start that they are, [B, 3, H, W]; None: there are none.
+        image: from a :class:`rllava.image_spec.ImageSpec` to the :class:`rllava.evaluation.universal_image.MadeImage`.
     """
 
     spec: EvalSpec
@@ -112,6 +113,7 @@ class ShardWork:
     batches: Batches
     saving: Saving | None = None
     others: Mapping[Start, Tensor] | None = None
+    image: Callable[[Any], Any] | None = None
 
     def clean_rows(self) -> list[dict[str, Any]]:
         """Per sample, the record of its clean answer, until an attack does worse."""
@@ -127,11 +129,12 @@ class ShardWork:
         parts = self.spec.condition.parts
         return [record_head(self.spec, self.shard.samples[b], part, self.scoring.draw) | clean for part in parts]
 
-    def answer(self, images: Sequence[np.ndarray] | None) -> tuple[list[str], list[float]]:
+    def answer(self, images: Sequence[np.ndarray] | np.ndarray | None) -> tuple[list[str], list[float]]:
         """Answers to other images of the samples, in the precision of the clean ones.
 
         Args:
-            images: one per sample, uint8 [H, W, 3] in the encoder's input space; None: they are asked without any.
+            images: one per sample, uint8 [H, W, 3] in the encoder's input space, or one for all, which is encoded once
+                for each portion; None: they are asked without any.
         """
         samples, precision = self.shard.samples, self.spec.precisions[0]
 
@@ -139,7 +142,8 @@ class ShardWork:
             own = [samples[b] for b in part]
             if images is None:
                 return self.victim.answer(self.shard.pixels_BCHW[part], own, self.scoring, precision, [True] * len(own))
-            return self.victim.answer(self.victim.pixels([images[b] for b in part]), own, self.scoring, precision)
+            shown = [images] if isinstance(images, np.ndarray) else [images[b] for b in part]
+            return self.victim.answer(self.victim.pixels(shown), own, self.scoring, precision)
 
         answered = self.batches.run(of, list(range(len(samples))))
         return [text for texts, _ in answered for text in texts], [score for _, part in answered for score in part]
@@ -149,7 +153,7 @@ def evaluate_shard(
     victim: Victim, samples: list[Sample], specs: Sequence[EvalSpec], metric: Metric, state: MetricState,
     *, bank: Sequence[str] = (), saving: Saving | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[Start, Tensor]] | None = None,
-    known: Known | None = None,
+    known: Known | None = None, image: Callable[[Any], Any] | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
     """Records of a shard in several evaluations, one clean pass (per draw of answers) for all of them.
 
@@ -159,6 +163,7 @@ def evaluate_shard(
         saving: where attacks are kept while they are in flight; None: nowhere.
         checked: samples that the attack checks look at.
         others: gives the images that attacks on other models found, for protocols that start from them.
+        image: gives images that were made before, for conditions that show one.
         known: clean answers from an earlier pass; if one of a draw is missing, all of it are made.
 
     Yields:
@@ -188,7 +193,7 @@ def evaluate_shard(
             shard = clean.with_images() if spec.condition.needs_image else clean
             if shard.samples:
                 found = None if others is None else others(spec, shard.samples)
-                for row in spec.condition.run(ShardWork(spec, victim, shard, scored, batches, saving, found)):
+                for row in spec.condition.run(ShardWork(spec, victim, shard, scored, batches, saving, found, image)):
                     made.setdefault((row["sample_id"], row["draw"]), []).append(row)
         table = [
             row

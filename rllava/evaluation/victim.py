@@ -157,7 +157,7 @@ class Victim:
         """Answers and their scores.
 
         Args:
-            pixels_NCHW: images in [0, 1], on any device.
+            pixels_NCHW: images in [0, 1], on any device; one for each sample, or one for all.
             unseen: of each sample, whether it is asked without its image; None: none is.
         """
         llava, metric = self.model(precision), scoring.metric

@@ -113,12 +113,15 @@ def image_first(text: str) -> str:
     return f"{IMAGE_MARKER}\n{text.replace(IMAGE_MARKER, '').strip()}".strip()
 
 
-def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[Piece]:
+def pieces(template: Template, turns: Sequence[tuple[str, str | None]], bare: bool = False) -> list[Piece]:
     """Lays out a conversation.
 
     Args:
         turns: (user's text, assistant's answer) per round; an answer of None ends the text where generation begins.
+        bare: the user's texts are laid out as they are, wherever their image markers stand and however they end, and
+            no end follows an answer but what a chat template writes: as attacks lay out what a model shall begin with.
     """
+    front = str if bare else image_first
     if template.style == "plain":
         # Stage 1 drops the instruction: the projector learns to say what the image shows.
         laid_out = []
@@ -129,7 +132,7 @@ def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[
     if template.style == "chat":
         laid_out = [Piece(template.system, role="system")] if template.system else []
         for user, answer in turns:
-            laid_out.append(Piece(image_first(user), role="user"))
+            laid_out.append(Piece(front(user), role="user"))
             if answer is not None:
                 laid_out.append(Piece(answer.strip(), labelled=True, role="assistant"))
         return laid_out
@@ -137,15 +140,16 @@ def pieces(template: Template, turns: Sequence[tuple[str, str | None]]) -> list[
         laid_out = []
         for position, (user, answer) in enumerate(turns):
             system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if template.system and position == 0 else ""
-            laid_out.append(Piece(f"[INST] {system}{image_first(user)} [/INST]", begin=position > 0))
+            laid_out.append(Piece(f"[INST] {system}{front(user)} [/INST]", begin=position > 0))
             if answer:  # an empty one has no end token either, as in LLaVA: it teaches nothing
-                laid_out.append(Piece(f" {answer.strip()} ", labelled=True, end=True))
+                blank = "" if bare else " "
+                laid_out.append(Piece(f" {answer.strip()}{blank}", labelled=True, end=not bare))
         return laid_out
     laid_out = [Piece(f"{template.system} ")] if template.system else []
     for user, answer in turns:
-        laid_out.append(Piece(f"{template.user}: {image_first(user)} {template.assistant}:"))
+        laid_out.append(Piece(f"{template.user}: {front(user)} {template.assistant}:"))
         if answer:
-            laid_out.append(Piece(f" {answer.strip()}", labelled=True, end=True))
+            laid_out.append(Piece(f" {answer.strip()}", labelled=True, end=not bare))
     return laid_out
 
 

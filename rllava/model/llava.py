@@ -310,7 +310,8 @@ class Llava(nn.Module):
         """Answers, greedy or drawn.
 
         Args:
-            pixels_BCHW: RGB in [0, 1]; nothing of them is seen where a conversation has no image marker.
+            pixels_BCHW: RGB in [0, 1]: one per conversation, or one for all. Nothing of it is seen where a conversation
+                has no image marker.
             prompts: conversations that end where the answer begins.
             max_new_tokens: at most so many tokens.
             sampling: how tokens are drawn; None: greedy.
