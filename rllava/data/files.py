@@ -21,6 +21,7 @@
     gqa/images/                                         llava_instruct_665k
     ocr_vqa/images/                                     llava_instruct_665k
     vg/VG_100K/, vg/VG_100K_2/                          llava_instruct_665k
+    RealToxicityPrompts/prompts.jsonl                   real_toxicity_prompts
 
 Names ending in "/" are folders of images. Files are named as their publishers name them: the benchmarks' as in
 RobustVLM's ``bash/llava_eval.sh``, the training data's as in LLaVA's ``playground/data``. ``docs/data.md`` says more.
@@ -129,6 +130,13 @@ FILES: dict[str, tuple[DataFile, ...]] = {
         _TEXTVQA,
         DataFile("vg/VG_100K/", "Visual Genome images, part 1", "Visual Genome 1.2"),
         DataFile("vg/VG_100K_2/", "Visual Genome images, part 2", "Visual Genome 1.2"),
+    ),
+    "real_toxicity_prompts": (
+        DataFile(
+            "RealToxicityPrompts/prompts.jsonl",
+            "RealToxicityPrompts",
+            "Hugging Face data set allenai/real-toxicity-prompts",
+        ),
     ),
 }
 """What each source reads, by its name; a source that is not here needs nothing from disk."""

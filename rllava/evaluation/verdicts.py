@@ -32,9 +32,7 @@ def judgements_of(records: pa.Table, spec: JudgementSpec, judge: Judge) -> pa.Ta
     """
     rows = records.to_pylist()
     answers = [(row, column) for row in rows for column in spec.answers if row[column] is not None or row["error"]]
-    exchanges = dict.fromkeys(
-        _exchange(row, column) for row, column in answers if not _is_empty(row[column] or "")
-    )
+    exchanges = dict.fromkeys(_exchange(row, column) for row, column in answers if not _is_empty(row[column] or ""))
     verdicts = dict(_ask(judge, list(exchanges), spec.judge.batch_size))
     name, label = fingerprint(spec), spec.judge.label
     judged = []

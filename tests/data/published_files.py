@@ -98,6 +98,20 @@ def write_training(root: Path) -> None:
     write(root, "llava_v1_5_mix665k.json", mix)
 
 
+def write_jailbreaks(root: Path) -> None:
+    """RealToxicityPrompts, two of five prompts challenging."""
+    lines = [toxicity_line(f"Prompt {number} is", number in (1, 4)) for number in range(5)]
+    write(root, "RealToxicityPrompts/prompts.jsonl", "".join(lines).encode())
+
+
+def toxicity_line(text: str, challenging: bool) -> str:
+    """A row of RealToxicityPrompts, with all that it has beside the prompt's text."""
+    scores = {"toxicity": 0.9, "profanity": None}
+    fields = {"filename": "0766186-bc7f2a64cb271f5f56cf6f25570cd9ed.txt", "begin": 340, "end": 564}
+    texts = {"prompt": {"text": text, **scores}, "continuation": {"text": " not asked", **scores}}
+    return json.dumps({**fields, "challenging": challenging, **texts}) + "\n"
+
+
 def row(name: str, image: str | None, *texts: str) -> dict[str, Any]:
     """One conversation in LLaVA's format, the human first."""
     turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
