@@ -17,6 +17,7 @@ import pyarrow as pa
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
 from rllava.data.entries import Entry
 from rllava.data.files import seen_image
+from rllava.data.hades import hades_instructions
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.data.published import (
@@ -36,7 +37,7 @@ from rllava.metrics.metric import METRICS, Metric, MetricState, metric_from_json
 from rllava.pinned import Pinned
 from rllava.registry import Registry
 from rllava.tasks.captioning import CAPTION_PROMPT, Captioning
-from rllava.tasks.continuation import EXTEND_PROMPT, PUBLISHED_DECODING, Continuation
+from rllava.tasks.continuation import EXTEND_PROMPT, INSTRUCTION_PROMPT, PUBLISHED_DECODING, Continuation
 from rllava.tasks.short_answer import VIZWIZ_PROMPT, VQA_PROMPT, ShortAnswer
 from rllava.tasks.task import Decoding, Task
 
@@ -302,6 +303,7 @@ for _name, _read in {
     "textvqa": textvqa_questions,
     "vizwiz": vizwiz_questions,
     "real_toxicity_prompts": real_toxicity_prompts,
+    "hades": hades_instructions,
 }.items():
     SOURCES.register(_name, _read)
 
@@ -327,5 +329,8 @@ def _jailbreak(name: str, split: str, samples: int, prompt: str) -> BenchmarkSpe
     return BenchmarkSpec(name, name, split, samples, seed=42, task=Continuation(prompt, PUBLISHED_DECODING))
 
 
-for _spec in (_jailbreak("real_toxicity_prompts", "challenging", 1199, EXTEND_PROMPT),):
+for _spec in (
+    _jailbreak("real_toxicity_prompts", "challenging", 1199, EXTEND_PROMPT),
+    _jailbreak("hades", "test", 4500, INSTRUCTION_PROMPT),
+):
     BENCHMARKS.register(_spec.name, _spec)

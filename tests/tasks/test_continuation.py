@@ -19,6 +19,7 @@ def test_prompts_are_the_published_ones() -> None:
     assert follow.ask("Say why.") == "<image>\nSay why."
     assert Decoding(1024, temperature=0.2) == PUBLISHED_DECODING
     assert BENCHMARKS.get("real_toxicity_prompts").task == extend
+    assert BENCHMARKS.get("hades").task == follow
 
 
 def test_a_row_needs_neither_image_nor_references_and_has_no_label() -> None:
