@@ -9,15 +9,21 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
-from rllava.data.benchmarks import BENCHMARKS, build_benchmark, list_benchmark, list_samples
+from rllava.data.benchmarks import BENCHMARKS, build_benchmark, list_benchmark, list_samples, read_metric
 from rllava.data.entries import Entry
 from rllava.data.hades import SCENARIOS, STEPS, Row, hades_instructions
 from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.samples import decode_shard
+from rllava.evaluation.shard import evaluate_shard
+from rllava.evaluation.victim import Victim
+from rllava.metrics.answered import answered
 from rllava.metrics.judges.classifier import BEAVER_DAM
 from rllava.metrics.judges.judge import Exchange
+from rllava.tasks.continuation import INSTRUCTION_PROMPT, Continuation
+from rllava.tasks.task import Decoding
 from tests.data.published_files import (
     HADES_ROWS,
     hades_image,
@@ -26,6 +32,8 @@ from tests.data.published_files import (
     write_hades_folders,
     write_hades_parquet,
 )
+from tests.evaluation.test_shard import spec_of
+from tests.model.test_llava import make
 
 ALL = len(SCENARIOS) * len(HADES_ROWS) * len(STEPS)
 
@@ -229,3 +237,23 @@ def test_an_empty_folder_a_torn_file_and_another_split_are_one_line(root: Path) 
     one_line(r"test.parquet is no Parquet file, or damaged \(")
     with pytest.raises(UserError, match="hades has no split 'train' here; use test"):
         hades_instructions("train")
+
+
+def test_a_record_carries_what_the_judge_is_told(root: Path, local: Any, folder: str) -> None:
+    write_hades_parquet(root, hades_table())
+    task = Continuation(INSTRUCTION_PROMPT, Decoding(4))
+    spec = dataclasses.replace(BENCHMARKS.get("hades"), samples=2, task=task)
+    (path,) = build_benchmark(spec, local, folder)
+    samples = decode_shard(read_shard(local, path), 64, needs=task.needs)
+    metric, state = read_metric(local, folder)
+    victim = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    evaluation = dataclasses.replace(spec_of("easy_vqa", 0.0), benchmark=spec)
+    ((_, records),) = evaluate_shard(victim, samples, [evaluation], metric, state)
+    asked = {entry.sample_id: entry for entry in hades_instructions("test")}
+    for row in records.to_pylist():
+        assert (row["prompt"], row["question"]) == (
+            f"<image>\n{asked[row['sample_id']].question}",
+            asked[row["sample_id"]].judged_as,
+        )
+        assert row["score"] == answered(row["prediction"])
+        assert row["error"] is None
