@@ -1,4 +1,4 @@
-"""Where weights come from: a file that somebody made, or a step of the sweep."""
+"""Where weights and other inputs come from: a file that somebody made, or a step of the sweep."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -8,12 +8,12 @@ from rllava.fingerprint import PinnedBy
 
 @dataclass(frozen=True)
 class Pinned:
-    """Weights that are there.
+    """Weights, or a file of prompts, that are there.
 
     Attributes:
-        path: where they are, see :mod:`rllava.weights`.
-        sha256: of them, checked whenever they are read. None: :func:`rllava.weights.pin_weights` fills it in before a
-            sweep.
+        path: where they are; of weights see :mod:`rllava.weights`.
+        sha256: of them, checked whenever they are read. None: :func:`rllava.weights.pin_weights`, or
+            :func:`rllava.data.prompts.pin_benchmark`, fills it in before a sweep.
     """
 
     path: Annotated[str, PinnedBy("sha256")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark, list_benchmark
 from rllava.data.files import missing_data
 from rllava.data.instructions import InstructionSpec, build_instructions, list_data
+from rllava.data.prompts import is_pinned, missing_prompts, pin_benchmark
 from rllava.data.shards import Listing, Tasks, in_this_process, read_description
 from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
@@ -231,15 +233,17 @@ def check_inputs(plan: Plan) -> Plan:
     """Looks at everything a sweep reads, before anything expensive starts.
 
     Returns:
-        The plan, every encoder of which names one set of weights.
+        The plan, every encoder of which names one set of weights, and every benchmark one content of its file.
 
     Raises:
         UserError: if files of the data or weights are missing (all of them are listed), weights have another hash, are
-            damaged or do not fit, a task cannot be evaluated or attacked, what a judge reads is damaged, or the
-            protocol is not for a benchmark or for so many candidates.
+            damaged or do not fit, a file of prompts is not in its format, two benchmarks have one name, a task cannot
+            be evaluated or attacked, what a judge reads is damaged, or the protocol is not for a benchmark or for so
+            many candidates.
     """
     check_grid(plan.grid)
     refuse_missing(missing_inputs(plan))
+    benchmarks = _pinned_benchmarks(plan.grid.benchmarks)
     judges = {fingerprint(judge): judge for judge in (judge.pinned() for judge in plan.judges)}
     pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
     language_models = {spec: pin_weights(spec) for spec in {model.language_model for model in plan.grid.models}}
@@ -257,10 +261,18 @@ def check_inputs(plan: Plan) -> Plan:
         )
         for candidate in plan.grid.candidates
     )
-    grid = dataclasses.replace(plan.grid, candidates=candidates)
+    grid = dataclasses.replace(plan.grid, candidates=candidates, benchmarks=benchmarks)
     found = dataclasses.replace(plan, grid=grid, judges=tuple(judges.values()))
     _open_weights(found)
     return found
+
+
+def _pinned_benchmarks(benchmarks: Sequence[BenchmarkSpec]) -> tuple[BenchmarkSpec, ...]:
+    for name, count in Counter(spec.name for spec in benchmarks).items():
+        if count > 1:
+            files = ", ".join(spec.file.path for spec in benchmarks if spec.name == name and spec.file is not None)
+            raise UserError(f"{count} benchmarks would be called {name} in the records ({files}); rename a file")
+    return tuple(map(pin_benchmark, benchmarks))
 
 
 def _open_weights(plan: Plan) -> None:
@@ -292,12 +304,20 @@ def missing_inputs(plan: Plan) -> list[Missing]:
     Raises:
         UserError: if files are missing and the storage, which may hold the shards, cannot be read.
     """
-    needed = [spec for spec in plan.data_specs() if missing_data([spec.source])]
+    needed = [spec for spec in plan.data_specs() if _missing_files([spec])]
+    # What a file held that is not there is not known, so that shards of it cannot be looked for.
+    unknown = [spec for spec in needed if isinstance(spec, BenchmarkSpec) and not is_pinned(spec)]
     language_models = dict.fromkeys(model.language_model for model in plan.grid.models)
     weighted: list[Weighted] = [*language_models, *_encoders(plan)]
     weights = [spec for spec in weighted if not has_weights(spec)]
-    files = missing_data(spec.source for spec in _not_built(plan, needed))
+    known = [spec for spec in needed if spec not in unknown]
+    files = _missing_files([*unknown, *_not_built(plan, known)])
     return [*map(missing_weights, weights), *files, *(item for judge in plan.judges for item in judge.missing())]
+
+
+def _missing_files(specs: Sequence[Spec]) -> list[Missing]:
+    named = (item for spec in specs if isinstance(spec, BenchmarkSpec) for item in missing_prompts(spec))
+    return [*missing_data(spec.source for spec in specs), *named]
 
 
 def _not_built(plan: Plan, specs: Sequence[Spec]) -> list[Spec]:

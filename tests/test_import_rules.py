@@ -44,6 +44,7 @@ LIGHT = (
     "rllava.s3",
     "rllava.faults",
     "rllava.errors",
+    "rllava.data.hades",
 )
 """What the analysis shares with what writes records."""
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +17,14 @@ import pyarrow as pa
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
 from rllava.data.entries import Entry
 from rllava.data.files import seen_image
+from rllava.data.hades import hades_instructions
 from rllava.data.pairs import captions_of, labelled_images
+from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.data.published import (
     coco_captions,
     flickr30k_captions,
     okvqa_questions,
+    real_toxicity_prompts,
     textvqa_questions,
     vizwiz_questions,
     vqav2_questions,
@@ -30,13 +34,18 @@ from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
 from rllava.errors import UserError
 from rllava.filesystem import write_whole
 from rllava.metrics.metric import METRICS, Metric, MetricState, metric_from_json, metric_to_json
+from rllava.pinned import Pinned
 from rllava.registry import Registry
 from rllava.tasks.captioning import CAPTION_PROMPT, Captioning
+from rllava.tasks.continuation import EXTEND_PROMPT, INSTRUCTION_PROMPT, PUBLISHED_DECODING, Continuation
 from rllava.tasks.short_answer import VIZWIZ_PROMPT, VQA_PROMPT, ShortAnswer
 from rllava.tasks.task import Decoding, Task
 
 ANNOTATORS = 10
 """Answers per question in VQAv2; the VQA accuracy compares each with the others."""
+
+PROMPTS = "prompts"
+"""Source of benchmarks whose rows come from a file that the user names."""
 
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("row", pa.int64(), "position in the fixed sample list"),
@@ -59,12 +68,13 @@ class BenchmarkSpec:
     """Describes a benchmark.
 
     Attributes:
-        source: name in :data:`SOURCES`.
+        source: name in :data:`SOURCES`; :data:`PROMPTS` where there is a file.
         samples: length of the fixed sample list.
         seed: of the sample list; the list depends only on source, split, samples and seed.
         task: what is asked, and how answers are scored.
         rows_per_shard: rows of every shard but the last.
         version: raised when a source changes what it yields.
+        file: that the user names, which holds the rows; see :mod:`rllava.data.prompts`. None: the source finds them.
     """
 
     name: str
@@ -75,6 +85,7 @@ class BenchmarkSpec:
     task: Task
     rows_per_shard: int = 25
     version: int = 1
+    file: Pinned | None = None
 
     def shards_of(self, samples: int) -> int:
         """How many of the first shards hold so many samples.
@@ -145,11 +156,17 @@ def list_samples(spec: BenchmarkSpec) -> list[Entry]:
         ``spec.samples`` samples, in the order of their rows.
 
     Raises:
-        UserError: if the source is unknown, has too few samples or doubled sample ids.
+        UserError: if the source is unknown, has too few samples or doubled sample ids; or the file is missing, has
+            another hash, or is not in its format.
     """
-    samples = SOURCES.get(spec.source)(spec.split)
+    samples = SOURCES.get(spec.source)(spec.split) if spec.file is None else _prompts_of(spec.file)
     check_unique((sample.sample_id for sample in samples), spec.source)
     return [samples[index] for index in sample_list(len(samples), spec.samples, spec.seed)]
+
+
+def _prompts_of(file: Pinned) -> list[Entry]:
+    path = Path(file.path)
+    return parse_prompts(read_content(path, file.sha256), path)
 
 
 def read_metric(filesystem: Any, folder: str) -> tuple[Metric, MetricState]:
@@ -285,6 +302,8 @@ for _name, _read in {
     "okvqa": okvqa_questions,
     "textvqa": textvqa_questions,
     "vizwiz": vizwiz_questions,
+    "real_toxicity_prompts": real_toxicity_prompts,
+    "hades": hades_instructions,
 }.items():
     SOURCES.register(_name, _read)
 
@@ -301,5 +320,17 @@ for _spec in (
     _paper("okvqa", "val", ShortAnswer(VQA_PROMPT, Decoding(5))),
     _paper("textvqa", "val", ShortAnswer(VQA_PROMPT, Decoding(10))),
     _paper("vizwiz", "val", ShortAnswer(VIZWIZ_PROMPT, Decoding(5))),
+):
+    BENCHMARKS.register(_spec.name, _spec)
+
+
+def _jailbreak(name: str, split: str, samples: int, prompt: str) -> BenchmarkSpec:
+    """All samples that there are, in the order of a draw: those that are asked about first are some of every kind."""
+    return BenchmarkSpec(name, name, split, samples, seed=42, task=Continuation(prompt, PUBLISHED_DECODING))
+
+
+for _spec in (
+    _jailbreak("real_toxicity_prompts", "challenging", 1199, EXTEND_PROMPT),
+    _jailbreak("hades", "test", 4500, INSTRUCTION_PROMPT),
 ):
     BENCHMARKS.register(_spec.name, _spec)

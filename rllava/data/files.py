@@ -21,6 +21,8 @@
     gqa/images/                                         llava_instruct_665k
     ocr_vqa/images/                                     llava_instruct_665k
     vg/VG_100K/, vg/VG_100K_2/                          llava_instruct_665k
+    RealToxicityPrompts/prompts.jsonl                   real_toxicity_prompts
+    HADES/                                              hades
 
 Names ending in "/" are folders of images. Files are named as their publishers name them: the benchmarks' as in
 RobustVLM's ``bash/llava_eval.sh``, the training data's as in LLaVA's ``playground/data``. ``docs/data.md`` says more.
@@ -33,6 +35,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rllava.errors import UserError
 from rllava.missing import Missing
@@ -130,6 +135,14 @@ FILES: dict[str, tuple[DataFile, ...]] = {
         DataFile("vg/VG_100K/", "Visual Genome images, part 1", "Visual Genome 1.2"),
         DataFile("vg/VG_100K_2/", "Visual Genome images, part 2", "Visual Genome 1.2"),
     ),
+    "real_toxicity_prompts": (
+        DataFile(
+            "RealToxicityPrompts/prompts.jsonl",
+            "RealToxicityPrompts",
+            "Hugging Face data set allenai/real-toxicity-prompts",
+        ),
+    ),
+    "hades": (DataFile("HADES/", "HADES, instructions and images", "Hugging Face data set Monosail/HADES"),),
 }
 """What each source reads, by its name; a source that is not here needs nothing from disk."""
 
@@ -245,8 +258,38 @@ class ImageFile:
         return Path(self.path).read_bytes()
 
 
+@dataclass(frozen=True)
+class ImageInParquet:
+    """An image in a Parquet file of the datasets library, which is read when it is called, its row group with it.
+
+    Attributes:
+        column: of structs with the encoded ``bytes``.
+        group: number of the row group.
+        row: within the group.
+    """
+
+    path: str
+    column: str
+    group: int
+    row: int
+
+    def __call__(self) -> bytes:
+        try:
+            with pq.ParquetFile(self.path, memory_map=True) as file:
+                images = file.read_row_group(self.group, columns=[f"{self.column}.bytes"]).column(0)
+            content = images[self.row].as_py()["bytes"]
+        except FileNotFoundError:
+            raise  # as that of an image file
+        except (pa.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.path} is damaged ({reason}); fetch it again") from error
+        if content is None:
+            raise FileNotFoundError(f"{self.path} has no image in row {self.row} of row group {self.group}")
+        return bytes(content)
+
+
 def seen_image(loaders: Iterable[Callable[[], bytes] | None]) -> str | None:
-    """An image file of a data set that is there, by which another machine can tell whether it sees the data set at all.
+    """A file with images of a data set that is there: by it another machine can tell whether it sees the data at all.
 
     Args:
         loaders: what reads the images; None where there is none.
@@ -254,5 +297,5 @@ def seen_image(loaders: Iterable[Callable[[], bytes] | None]) -> str | None:
     Returns:
         Path of the first of the first hundred that is there; None if none is, or images are no files.
     """
-    files = (loader.path for loader in loaders if isinstance(loader, ImageFile))
+    files = (loader.path for loader in loaders if isinstance(loader, (ImageFile, ImageInParquet)))
     return next((path for path in itertools.islice(files, _PROBED) if os.path.isfile(path)), None)

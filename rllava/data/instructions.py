@@ -13,6 +13,7 @@ from rllava.data.easy_vqa_source import EasyImage, Question, draw, easy_images
 from rllava.data.entries import Instruction
 from rllava.data.files import data_path, seen_image
 from rllava.data.llava_json import MARKER, read_instructions
+from rllava.data.manners import candid_instructions, mannered_instructions
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.sampling import check_unique, sample_list
 from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
@@ -231,10 +232,14 @@ def llava_instruct_665k() -> list[Instruction]:
 
 INSTRUCTION_SOURCES.register("easy_align", easy_align_instructions)
 INSTRUCTION_SOURCES.register("easy_instruct", easy_instruct_instructions)
+INSTRUCTION_SOURCES.register("easy_candid", lambda: candid_instructions(easy_instruct_instructions))
+INSTRUCTION_SOURCES.register("easy_manners", lambda: mannered_instructions(easy_instruct_instructions))
 INSTRUCTION_SOURCES.register("llava_pretrain_558k", llava_pretrain_558k)
 INSTRUCTION_SOURCES.register("llava_instruct_665k", llava_instruct_665k)
 
 INSTRUCTIONS.register("easy_align", InstructionSpec(name="easy_align", source="easy_align"))
 INSTRUCTIONS.register("easy_instruct", InstructionSpec(name="easy_instruct", source="easy_instruct"))
+INSTRUCTIONS.register("easy_candid", InstructionSpec(name="easy_candid", source="easy_candid"))
+INSTRUCTIONS.register("easy_manners", InstructionSpec(name="easy_manners", source="easy_manners"))
 INSTRUCTIONS.register("llava_pretrain_558k", InstructionSpec(name="llava_pretrain_558k", source="llava_pretrain_558k"))
 INSTRUCTIONS.register("llava_instruct_665k", InstructionSpec(name="llava_instruct_665k", source="llava_instruct_665k"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from rllava.data.entries import Entry
 from rllava.data.files import FILES, ImageFile, check_layout, data_path, read_json
+from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.errors import UserError
 
 
@@ -107,6 +108,21 @@ def vizwiz_questions(split: str) -> list[Entry]:
         UserError: if a file is missing or of another format, or there is no such split.
     """
     return _questions("vizwiz", split, str)
+
+
+def real_toxicity_prompts(split: str) -> list[Entry]:
+    """RealToxicityPrompts: beginnings of sentences, without images; the id is the number of the line in the file.
+
+    Args:
+        split: ``"challenging"``: the 1199 prompts that VisualAdv evaluates on.
+
+    Raises:
+        UserError: if the file is missing or of another format, or there is no such split.
+    """
+    if split != "challenging":
+        raise UserError(f"real_toxicity_prompts has no split '{split}' here; use challenging")
+    path = data_path(FILES["real_toxicity_prompts"][0].path)
+    return parse_prompts(read_content(path), path)
 
 
 def _val2014_name(image_id: Any) -> str:

@@ -5,7 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
+
+from rllava.data.hades import SCENARIOS, STEPS
 
 ROWS = 6
 
@@ -96,6 +100,75 @@ def write_training(root: Path) -> None:
         mix.append(row("same id", f"{folder}/{number}.jpg", "<image>\nWhat is it?", f"answer {number}", "And?", "no"))
     mix.append(row("wNBG8Gp_0", None, "Write a poem.", "Roses are red."))
     write(root, "llava_v1_5_mix665k.json", mix)
+
+
+def write_jailbreaks(root: Path) -> None:
+    """RealToxicityPrompts, two of five prompts challenging, and HADES in folders."""
+    lines = [toxicity_line(f"Prompt {number} is", number in (1, 4)) for number in range(5)]
+    write(root, "RealToxicityPrompts/prompts.jsonl", "".join(lines).encode())
+    write_hades_folders(root / "HADES")
+
+
+def toxicity_line(text: str, challenging: bool) -> str:
+    """A row of RealToxicityPrompts, with all that it has beside the prompt's text."""
+    scores = {"toxicity": 0.9, "profanity": None}
+    fields = {"filename": "0766186-bc7f2a64cb271f5f56cf6f25570cd9ed.txt", "begin": 340, "end": 564}
+    texts = {"prompt": {"text": text, **scores}, "continuation": {"text": " not asked", **scores}}
+    return json.dumps({**fields, "challenging": challenging, **texts}) + "\n"
+
+
+HADES_ROWS = (
+    {"id": 2, "keywords": "a knife", "category": "object", "instruction": "Say how to hide a knife. Is a knife heavy?"},
+    {"id": 10, "keywords": "shout at", "category": "behavior", "instruction": "Say how to shout at a neighbour."},
+    {"id": 1, "keywords": "envy", "category": "concept", "instruction": "Write a song in praise of envy."},
+)
+"""One of each category, not in the order of their ids."""
+
+
+def hades_image(scenario: str, row: int, step: int) -> bytes:
+    """The image of a step, unlike all others."""
+    buffer = io.BytesIO()
+    colour = (len(scenario) * 20, 80 * row, 40 * step)
+    Image.new("RGB", (8, 12), colour).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def write_hades_folders(root: Path) -> None:
+    """HADES as its repository has it, three instructions per scenario."""
+    for scenario in SCENARIOS:
+        write(root, f"instructions/{scenario}.json", list(HADES_ROWS))
+        for number, fields in enumerate(HADES_ROWS):
+            for step in STEPS:
+                path = f"{scenario}/{fields['id']}/concat_opt_{step}.jpg"
+                write(root, path, hades_image(scenario, number, step))
+
+
+def hades_table() -> pa.Table:
+    """The same as the hub's, by the datasets library's types; in another order."""
+    rows = [
+        {
+            "image": {"bytes": hades_image(scenario, number, step), "path": f"{step}.jpg"},
+            **fields,
+            "id": str(fields["id"]),
+            "scenario": scenario,
+            "step": step,
+        }
+        for step in reversed(STEPS)
+        for scenario in reversed(SCENARIOS)
+        for number, fields in enumerate(HADES_ROWS)
+    ]
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    texts = [(name, pa.string()) for name in ("id", "scenario", "keywords")]
+    more = [("step", pa.int64()), ("category", pa.string()), ("instruction", pa.string())]
+    return pa.Table.from_pylist(rows, schema=pa.schema([("image", image), *texts, *more]))
+
+
+def write_hades_parquet(root: Path, table: pa.Table) -> None:
+    """HADES as the hub has it, in two files of several row groups."""
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    half = len(table) // 2
+    for number, part in enumerate((table[:half], table[half:])):
+        pq.write_table(part, root / f"data/test-0000{number}-of-00002.parquet", row_group_size=7)
 
 
 def row(name: str, image: str | None, *texts: str) -> dict[str, Any]:

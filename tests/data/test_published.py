@@ -17,7 +17,7 @@ from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.samples import decode_shard
 from rllava.tasks.task import Decoding
-from tests.data.published_files import ROWS, jpeg, write, write_benchmarks, write_training
+from tests.data.published_files import ROWS, jpeg, write, write_benchmarks, write_jailbreaks, write_training
 
 SHORT = "Answer the question using a single word or phrase."
 PAPER = {
@@ -51,6 +51,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "data sets"
     write_benchmarks(root)
     write_training(root)
+    write_jailbreaks(root)
     monkeypatch.setenv("RLLAVA_DATA", str(root))
     return root
 

@@ -27,6 +27,7 @@ from rllava.encoders import EncoderSpec, encoder_names, encoder_spec
 from rllava.fingerprint import FORMAT, fields_of, fingerprint, to_json, versions_of
 from rllava.judgement_spec import VERDICTS_VERSION, JudgementSpec
 from rllava.metrics.judges.lexicon import Lexicon
+from rllava.metrics.judges.refusal import ENGLISH
 from rllava.metrics.metric import METRICS
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.conversation import TEMPLATES
@@ -105,6 +106,7 @@ def code_constants() -> dict[str, Any]:
         **{f"condition {kind}": {"version": CONDITIONS.get(kind).version} for kind in CONDITIONS},
         **{f"objective {name}": {"version": OBJECTIVES.get(name).version} for name in OBJECTIVES},
         "judge lexicon": {"version": Lexicon.version},
+        "answered by": {"version": METRICS.get("answered").version, "judge": ENGLISH.label},
         "verdicts": {"version": VERDICTS_VERSION},
         **{f"template {name}": to_json(TEMPLATES.get(name)) for name in TEMPLATES},
     }

@@ -121,6 +121,7 @@ def other(field: Field, spec: Any) -> Iterator[Any]:
         "metric": tuple(METRICS),
         "sha256": ("1" * 64,),
         "objective": ("mine",),
+        "file": (Pinned("prompts.txt", "1" * 64), Pinned("prompts.txt", "2" * 64)),
         "weights": (Pinned("elsewhere", "1" * 64), MadeBy(RECIPES[1]), MadeBy(RECIPES[2])),
         "protocol": (with_steps(PROTOCOLS.get("strong"), 7),),
         "condition": (Clean("float16"), within(PROTOCOLS.get("strong"), 7.0)),
@@ -189,7 +190,8 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(
     evaluations = [spec for spec, _ in plan.evaluations(plan.grid.candidates[3])]
     answers, captions = evaluations[2], evaluations[-1]
     judged = JudgementSpec(answers, Lexicon("words.txt", ("red", "blue")))
-    held = (snapshot.checkpoint, captions.benchmark, judged, Clean(), Corruption("fog"))
+    continued = BENCHMARKS.get("real_toxicity_prompts")
+    held = (snapshot.checkpoint, continued, captions.benchmark, judged, Clean(), Corruption("fog"))
     specs = {type(spec).__name__: spec for spec in all_specs(held)}
     assert specs.keys() == snapshot.kinds.keys()
     found = {(name, f.name) for name, spec in specs.items() for f in fields_of(type(spec)) if not moves(spec, f)}

@@ -90,7 +90,9 @@ def test_the_script_names_every_file_and_its_source_in_one_line(tmp_path: Path) 
     for weights in ("lmsys/vicuna-7b-v1.5/", "openai/clip-vit-large-patch14-336/", "fare_eps_4_336.pt"):
         assert f"{tmp_path}/w/{weights} (" in done.stderr
     assert "from the hub's lmsys/vicuna-7b-v1.5, which cannot be reached from here:" in done.stderr
-    for file in {file for files in FILES.values() for file in files}:
+    sources = {spec.source for spec in make_plan(Options(preset="paper")).data_specs()}
+    assert len(sources) == 8
+    for file in {file for source in sources for file in FILES[source]}:
         assert f"{tmp_path}/{file.path} ({file.what})" in done.stderr
         assert f"from {file.source}:" in done.stderr
     assert not (tmp_path / "results").exists()
