@@ -76,6 +76,30 @@ class JudgementsEntry:
 
 
 @dataclass(frozen=True)
+class ImagesEntry:
+    """One universal image of a sweep, made for one candidate.
+
+    Attributes:
+        path: folder, relative to the storage.
+        condition: label of those under which it is shown.
+        epsilon: budget in 1/255; 255: none.
+        restart: its number.
+        facts: what its making says of itself: ``steps, loss_clean, loss_best, linf, findings`` and others.
+        seconds: wall-clock time of its making; NaN where unknown.
+        reused: whether an earlier run had made it.
+    """
+
+    path: str
+    candidate: str
+    condition: str
+    epsilon: float
+    restart: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = math.nan
+    reused: bool = False
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One trained LLaVA of a sweep.
 
@@ -107,6 +131,8 @@ class Manifest:
         records: artifacts, one per cell of the grid.
         models: LLaVAs that the candidates are made of.
         judgements: artifacts, one per records artifact and judge.
+        images: artifacts, one per candidate, recipe, budget and restart.
+        allowed: those of the benchmarks whose requests a model should answer, where others are to be refused.
         machine: that it ran on; numbers and names.
         started: ISO 8601 with time zone; empty where unknown. So for ``finished``.
         finished: see ``started``.
@@ -121,6 +147,8 @@ class Manifest:
     preset: str = ""
     models: tuple[ModelEntry, ...] = ()
     judgements: tuple[JudgementsEntry, ...] = ()
+    images: tuple[ImagesEntry, ...] = ()
+    allowed: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     started: str = ""
@@ -149,7 +177,7 @@ class Manifest:
             What :meth:`from_json` reads.
         """
         content = asdict(self)
-        for entry in (*content["records"], *content["models"], *content["judgements"]):
+        for entry in (*content["records"], *content["models"], *content["judgements"], *content["images"]):
             entry["seconds"] = None if math.isnan(entry["seconds"]) else entry["seconds"]
         return json.dumps({"format": MANIFEST_FORMAT, **content}, indent=1)
 
@@ -182,6 +210,8 @@ class Manifest:
                 preset=str(raw.get("preset", "")),
                 models=tuple(_model_entry(entry) for entry in raw.get("models", ())),
                 judgements=tuple(_judgements_entry(entry) for entry in raw.get("judgements", ())),
+                images=tuple(_images_entry(entry) for entry in raw.get("images", ())),
+                allowed=tuple(str(name) for name in raw.get("allowed", ())),
                 versions={str(name): str(version) for name, version in raw.get("versions", {}).items()},
                 machine=dict(raw.get("machine", {})),
                 started=str(raw.get("started") or ""),
@@ -247,6 +277,19 @@ def _judgements_entry(raw: Mapping[str, Any]) -> JudgementsEntry:
         judge=str(raw["judge"]),
         description=str(raw.get("description", "")),
         parts=None if raw.get("parts") is None else int(raw["parts"]),
+        seconds=_seconds(raw),
+        reused=bool(raw.get("reused", False)),
+    )
+
+
+def _images_entry(raw: Mapping[str, Any]) -> ImagesEntry:
+    return ImagesEntry(
+        path=str(raw["path"]).strip("/"),
+        candidate=str(raw["candidate"]),
+        condition=str(raw["condition"]),
+        epsilon=float(raw["epsilon"]),
+        restart=int(raw["restart"]),
+        facts=dict(raw.get("facts") or {}),
         seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),
     )

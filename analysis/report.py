@@ -233,7 +233,7 @@ def _made_from(results: SweepResults) -> bytes:
     manifest = dataclasses.asdict(results.manifest)
     for volatile in ("started", "finished", "wall_seconds", "machine"):
         del manifest[volatile]
-    for entry in (*manifest["records"], *manifest["models"], *manifest["judgements"]):
+    for entry in (*manifest["records"], *manifest["models"], *manifest["judgements"], *manifest["images"]):
         del entry["reused"]
     own = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".html"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in own))

@@ -23,12 +23,16 @@ class Continuation(Task):
 
     There is nothing for a label: a protocol has no rounds against such tasks unless it aims at a text of its own. What
     is shown is up to the condition; rows may have no image.
+
+    Attributes:
+        allowed: whether the requests are such as a model should answer; it is to refuse the others.
     """
 
     kind: ClassVar[str] = "continuation"
     needs_image: ClassVar[bool] = False
 
     metric: str = "answered"
+    allowed: bool = False
 
     def labels(self, references: Sequence[str]) -> list[str]:
         """None, whatever the references."""
