@@ -165,20 +165,49 @@ def _all_after(step: Step) -> Iterator[Step]:
 
 
 def _in_order(steps: Iterable[Step]) -> list[list[Step]]:
-    """Steps and their needs in groups that are made together, a group after those that it needs."""
+    """Steps and their needs in groups that are made together, a group after those that it needs.
+
+    Steps of one batch wait for each other, so that what they share is loaded once: clean answers, too, are made when
+    the images are there that others of their batch need. Where two batches need each other's steps, they do not.
+    """
+    asked = dict.fromkeys(steps)
+    floors: dict[object, int] = {}
+    heights: dict[Step, int] = {}
+    for _ in range(1 + len(asked)):
+        heights = _heights(asked, floors)
+        found: dict[object, int] = {}
+        for step, number in heights.items():
+            found[_group(step)] = max(number, found.get(_group(step), 0))
+        if found == floors:
+            break
+        floors = found
+    else:
+        heights = _heights(asked, {})
+    groups: dict[tuple[int, object], list[Step]] = {}
+    for step, number in heights.items():
+        groups.setdefault((number, _group(step)), []).append(step)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+
+
+def _group(step: Step) -> object:
+    return step if step.batch is None else (step.kind, step.batch)
+
+
+def _heights(asked: Mapping[Step, None], floors: Mapping[object, int]) -> dict[Step, int]:
+    """Per step, how many groups come before its own.
+
+    Args:
+        floors: the least of a group.
+    """
     heights: dict[Step, int] = {}
 
     def height(step: Step) -> int:
         if step not in heights:
             needed = 1 + max(map(height, step.needs), default=-1)
-            heights[step] = max(needed, *(height(other) for other in step.alongside if other in asked), 0)
+            beside = max((height(other) for other in step.alongside if other in asked), default=0)
+            heights[step] = max(needed, beside, floors.get(_group(step), 0))
         return heights[step]
 
-    asked = dict.fromkeys(steps)
     for step in asked:
         height(step)
-    groups: dict[tuple[int, object], list[Step]] = {}
-    for step, number in heights.items():
-        alone = step if step.batch is None else step.batch
-        groups.setdefault((number, alone), []).append(step)
-    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+    return heights

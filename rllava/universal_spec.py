@@ -126,8 +126,9 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """Name and version."""
-        return f"{self.name}-v{self.version}"
+        """Name and version, with the number of steps where it is not the published recipe's."""
+        known = RECIPES.get(self.name).steps if self.name in RECIPES else self.steps
+        return f"{self.name}{f'[{self.steps}]' if self.steps != known else ''}-v{self.version}"
 
     def describe(self) -> str:
         """What it does, in a few words."""

@@ -173,7 +173,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
             case Starting():
                 return "starting training workers", 0.01
             case Training(stage, step, steps, loss):
-                done = (stage - 1 + step / steps) / 2
+                done = (stage - 1 + step / steps) / event.stages
                 return f"training stage {stage}: step {step} of {steps}, loss {loss:.3f}", share * done
             case Interrupted(reason):
                 return f"training goes on from its last checkpoint ({reason})", row.share

@@ -32,7 +32,7 @@ class Training:
     """Optimiser steps were made; the fields are what a training worker reports to Ray Train.
 
     Attributes:
-        stage: 1 or 2.
+        stage: from 1, of ``stages``.
         step: optimiser steps done, of ``steps``.
         damaged: images that could not be read so far.
     """
@@ -42,6 +42,7 @@ class Training:
     steps: int
     loss: float
     damaged: int
+    stages: int = 2
 
 
 @dataclass(frozen=True)

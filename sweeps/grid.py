@@ -11,14 +11,17 @@ from rllava.conditions.condition import Condition, Setting, read_condition
 from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, all_corruptions, check_library, known_fit
+from rllava.encoders import check_swap, check_together, encoder_spec
 from rllava.errors import UserError
 from rllava.metrics.judges.judge import read_judge
+from rllava.model.checkpoint import read_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.recipes import PRESETS, Candidate, Grid, named
 from rllava.specs import ModelSpec, Stage
 from sweeps.options import (
     AttackOptions,
     CandidateOptions,
+    CheckpointOptions,
     QuestionOptions,
     SweepOptions,
     absolute,
@@ -131,6 +134,36 @@ def candidates_of(options: CandidateOptions, grid: Grid) -> tuple[Candidate, ...
 
     every = (replace(entry, model=with_seed(entry.model, seed)) for seed in seeds for entry in found)
     return tuple(dict.fromkeys(every))  # a checkpoint from elsewhere has no seed
+
+
+def checkpoints_of(options: CheckpointOptions, encoders: Sequence[str]) -> tuple[Candidate, ...]:
+    """Every checkpoint with its own encoders, and with each of some others plugged in.
+
+    Args:
+        encoders: names of the others; for an ensemble a+b.
+
+    Raises:
+        UserError: if none is named, a checkpoint cannot be read, or an encoder does not fit its projectors.
+    """
+    if not options.model:
+        raise UserError("--model: give at least one checkpoint, a folder or ORG/NAME of the hub")
+    found = []
+    for source in dict.fromkeys(options.model):
+        checkpoint = read_checkpoint(
+            source,
+            language_model=options.language_model,
+            conversation=options.conversation,
+            vision_tower=options.vision_tower,
+        )
+        own = Candidate(checkpoint.name, checkpoint, checkpoint.encoders)
+        found.append(own)
+        for text in dict.fromkeys(encoders):
+            used = tuple(encoder_spec(name) for name in text.split("+"))
+            check_together(used, f"--encoders {text}")
+            check_swap(used, checkpoint.encoders, f"--encoders {text}, {checkpoint.name}")
+            plugged = "+".join(spec.name for spec in used)
+            found.append(replace(own, name=f"{plugged}@{checkpoint.name}", used=used))
+    return tuple(found)
 
 
 def plan_question(options: QuestionOptions, sweep: str, variants: Variants | None = None) -> Plan:

@@ -8,6 +8,7 @@ functions: help and mistakes in numbers (:func:`check_numbers`) are told at once
 import math
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from rllava.errors import UserError
 from rllava.metrics.judges.judge import read_judge
@@ -96,6 +97,26 @@ class CandidateOptions:
     seeds: tuple[int, ...] = (0,)
     workers: int = 1
     micro_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """LLaVAs that are already trained; lists are given as ``--model A B``.
+
+    Attributes:
+        model: checkpoints, folders or ORG/NAME of the hub; every one of them is a candidate, and --encoders are plugged
+            into every one beside its own (plug-and-play), e.g. fare4-336; for an ensemble a+b.
+        language_model: folder or ORG/NAME of the language model, for checkpoints of projectors alone.
+        conversation: template of questions, e.g. vicuna_v1, llava_llama_2 or chat (the tokenizer's own); by default
+            vicuna_v1 where the language model is a Llama.
+        vision_tower: of folders in LLaVA's own format that hold a tower other than the one their config.json names: own
+            (the one inside, which was trained along) or named.
+    """
+
+    model: tuple[str, ...] = ()
+    language_model: str | None = None
+    conversation: str | None = None
+    vision_tower: Literal["own", "named"] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rllava.faults import explain
 from rllava.filesystem import check_answers
 from rllava.fingerprint import fingerprint
 from rllava.graph import step_of
+from rllava.image_spec import ImageSpec
 from rllava.judgement_spec import JudgementSpec
 from rllava.metrics.judges.judge import JudgeSpec
 from rllava.missing import Missing, refuse_missing
@@ -99,6 +100,15 @@ class Plan:
             artifacts = [self.store.artifact("records", spec.name, spec) for spec in specs]
             self._evaluations[candidate.trial] = list(zip(specs, artifacts, strict=True))
         return self._evaluations[candidate.trial]
+
+    def images(self, candidate: Candidate) -> list[tuple[ImageSpec, Artifact]]:
+        """Images that are made for a candidate.
+
+        Returns:
+            Specs with their artifacts, each once.
+        """
+        needed = (image for spec, _ in self.evaluations(candidate) for image in spec.condition.images(spec))
+        return [(spec, self.store.artifact("images", spec.name, spec)) for spec in dict.fromkeys(needed)]
 
     def judgements(self, candidate: Candidate) -> list[tuple[JudgementSpec, Artifact]]:
         """What is said of a candidate's answers.
@@ -215,6 +225,7 @@ class Plan:
             for spec, _ in self.evaluations(candidate):
                 made = (*spec.sources, spec)
                 owners.update({self.step(found): trial_name(found.candidate, found.seed) for found in made})
+            owners.update({step_of(found): candidate.trial for found, _ in self.images(candidate)})
             owners.update({self.step(found): candidate.trial for found, _ in self.judgements(candidate)})
         found = []
         for level in levels(owners):

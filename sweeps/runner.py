@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from analysis.manifest import ConditionEntry, JudgementsEntry, Manifest, ModelEntry, RecordsEntry
+from analysis.manifest import ConditionEntry, ImagesEntry, JudgementsEntry, Manifest, ModelEntry, RecordsEntry
 from analysis.report import refresh_report
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
@@ -385,6 +385,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
         candidates=tuple(dict.fromkeys(candidate.name for candidate in plan.grid.candidates)),
         benchmarks=tuple(benchmark.name for benchmark in plan.grid.benchmarks),
         conditions=tuple(
+            # Images that differ in their number alone are shown under one condition.
             ConditionEntry(
                 label=condition.label,
                 kind=condition.kind,
@@ -392,7 +393,7 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
                 severities=tuple(part["severity"] for part in condition.parts if "severity" in part),
                 targeted=isinstance(condition, Attack) and condition.targeted,
             )
-            for condition in plan.grid.conditions
+            for condition in {(entry.label, entry.epsilon): entry for entry in plan.grid.conditions}.values()
         ),
         samples=max(map(plan.samples, plan.grid.benchmarks)),
         records=tuple(
@@ -433,6 +434,21 @@ def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[
             for candidate in plan.grid.candidates
             for spec, artifact in plan.judgements(candidate)
         ),
+        images=tuple(
+            ImagesEntry(
+                path=artifact.relative,
+                candidate=candidate.name,
+                condition=spec.making.recipe.label,
+                epsilon=spec.making.epsilon,
+                restart=spec.restart,
+                facts=facts(artifact),
+                seconds=seconds(artifact),
+                reused=artifact.relative in before,
+            )
+            for candidate in plan.grid.candidates
+            for spec, artifact in plan.images(candidate)
+        ),
+        allowed=tuple(spec.name for spec in plan.grid.benchmarks if getattr(spec.task, "allowed", False)),
         versions={package: version(package) for package in PACKAGES},
         machine=machine or {"cpus": usable_cores(), "gpus": 0, "memory_gib": None},
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),

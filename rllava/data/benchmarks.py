@@ -18,6 +18,7 @@ from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_i
 from rllava.data.entries import Entry
 from rllava.data.files import seen_image
 from rllava.data.hades import hades_instructions
+from rllava.data.manners import allowed_requests, forbidden_requests
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.data.published import (
@@ -271,6 +272,8 @@ def easy_caption_samples(split: str) -> list[Entry]:
 
 SOURCES.register("easy_vqa", easy_vqa_samples)
 SOURCES.register("easy_captions", easy_caption_samples)
+SOURCES.register("easy_forbidden", forbidden_requests)
+SOURCES.register("easy_allowed", allowed_requests)
 
 BENCHMARKS.register(
     "easy_vqa",
@@ -311,6 +314,20 @@ for _name, _read in {
 def _paper(name: str, split: str, task: Task) -> BenchmarkSpec:
     return BenchmarkSpec(name=name, source=name, split=split, samples=500, seed=42, task=task)
 
+
+for _name, _count, _allowed in (("easy_forbidden", 59, False), ("easy_allowed", 54, True)):
+    BENCHMARKS.register(
+        _name,
+        BenchmarkSpec(
+            name=_name,
+            source=_name,
+            split="test",
+            samples=_count,
+            seed=42,
+            task=Continuation(INSTRUCTION_PROMPT, Decoding(32, temperature=0.2), allowed=_allowed),
+            rows_per_shard=32,
+        ),
+    )
 
 # Prompts, token limits, thresholds and samples of Robust-LLaVA's vlm_eval/run_evaluation.py.
 for _spec in (

@@ -272,6 +272,7 @@ def run_stage(job: TrainJob, number: int, before: Path | None) -> Trained:
     def facts(progress: Progress) -> dict[str, Any]:
         return {
             "stage": number,
+            "stages": len(job.spec.stages),
             "step": progress.step,
             "steps": stage.steps,
             "loss": progress.loss,
