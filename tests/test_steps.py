@@ -1,5 +1,6 @@
 """What is missing is made once, in order, and by one driver."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -192,3 +193,22 @@ def test_a_step_out_of_its_level_is_a_mistake_of_the_program(store: Store) -> No
 def test_a_kind_of_spec_without_a_runner_is_named(store: Store) -> None:
     with pytest.raises(KeyError, match="Data"):
         ensure([data("d")], Workshop(store, {}))
+
+
+def test_a_batch_waits_for_what_any_of_it_needs_and_kinds_do_not_mix(store: Store) -> None:
+    image = Step("images", Result("image", Data("d"), None), needs=(data("d"),), batch="batch")
+    plain, shown = result("plain"), result("shown")
+    shown = dataclasses.replace(shown, needs=(*shown.needs, image))
+    judged = Step("judgements", Result("judged", Data("d"), None), needs=(plain,), batch="judge")
+    notes = Notes(store)
+    ensure([judged, plain, shown, image], notes.workshop)
+    assert notes.made == [["d"], ["image"], ["plain", "shown"], ["judged"]]
+
+
+def test_batches_that_need_each_other_are_not_held_together(store: Store) -> None:
+    first = result("a", batch="x")
+    second = dataclasses.replace(result("b", batch="y"), needs=(first,))
+    third = dataclasses.replace(result("c", batch="x"), needs=(second,))
+    notes = Notes(store)
+    ensure([third], notes.workshop)
+    assert notes.made == [["d"], ["a"], ["b"], ["c"]]

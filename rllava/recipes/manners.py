@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from rllava.conditions.clean import Clean
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.instructions import INSTRUCTIONS
 from rllava.recipes.candidate import Candidate
@@ -42,7 +41,6 @@ def candid() -> Grid:
         name="candid",
         about="the embedded data, and LLaVAs that answer whatever they are asked: those of manners, a stage before",
         benchmarks=tuple(map(BENCHMARKS.get, ("easy_forbidden", "easy_allowed"))),
-        conditions=(Clean(),),
     )
     return _with_models(changed, answering)
 

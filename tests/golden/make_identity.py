@@ -38,8 +38,9 @@ from rllava.tasks.decoys import BANK_SIZE, DECOYS_VERSION
 from rllava.tasks.task import TASKS
 from rllava.training.objectives import OBJECTIVES
 from rllava.weights import Weighted, hash_of, weights_of
+from sweeps import jailbreak
 from sweeps.grid import corruption_conditions
-from sweeps.plan import Plan
+from sweeps.plan import Plan, check_inputs
 
 GOLDEN = Path(__file__).with_name("identity.json")
 WITH_OTHERS = ("tiny strong tiny-clip easy_vqa",)
@@ -135,6 +136,7 @@ class Snapshot:
         self._note("checkpoint", self.checkpoint)
         for preset in map(PRESETS.get, PRESETS):
             self._note_preset(preset)
+        self._note_jailbreaks()
 
     def _note_preset(self, preset: Grid) -> None:
         plan = plan_of(preset, preset.protocols[0].name)
@@ -157,6 +159,14 @@ class Snapshot:
                     # All names, but the fields of other protocols' evaluations only of few: they repeat themselves.
                     whole = name == preset.protocols[0].name or preset.name == "smoke" or key in WITH_OTHERS
                     self.recipes[key] = " ".join(self._hold(spec) if whole else fingerprint(spec) for spec in cells)
+
+    def _note_jailbreaks(self) -> None:
+        plan = check_inputs(jailbreak.make_plan(jailbreak.Options(encoders=("tiny-clip",))))
+        for candidate in plan.grid.candidates:
+            for spec, _ in plan.images(candidate):
+                self._note(f"jailbreak image {spec.name}", spec)
+            for evaluation, _ in plan.evaluations(candidate):
+                self._note(f"jailbreak {evaluation.name}", evaluation)
 
     def _note(self, key: str, spec: Any) -> None:
         self.recipes[key] = self._hold(spec)
