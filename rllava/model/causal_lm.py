@@ -57,7 +57,7 @@ def logits(language_model: nn.Module, hidden_D: Tensor) -> Tensor:
         hidden_D: any number of hidden states, [..., D].
 
     Returns:
-        [..., V], float32.
+        [..., V], float32, or float64 where the hidden states are.
     """
     head: Any = language_model.get_output_embeddings()  # type: ignore[operator]
     logits_V: Tensor = head(hidden_D)
@@ -69,7 +69,7 @@ def logits(language_model: nn.Module, hidden_D: Tensor) -> Tensor:
         logits_V = logits_V * config.logit_scale
     elif kind in ("granite", "granitemoe"):
         logits_V = logits_V / config.logits_scaling
-    return logits_V.float()
+    return logits_V if logits_V.dtype == torch.float64 else logits_V.float()
 
 
 @torch.no_grad()

@@ -156,7 +156,7 @@ class Connector(nn.Module):
         wanted_BT = shifted_BT != IGNORE
         logits_NV = logits(self.language_model, hidden_BTD[wanted_BT])
         loss_N = F.cross_entropy(logits_NV, shifted_BT[wanted_BT], reduction="none")
-        loss_BT = torch.zeros(wanted_BT.shape, device=loss_N.device).masked_scatter(wanted_BT, loss_N)
+        loss_BT = loss_N.new_zeros(wanted_BT.shape).masked_scatter(wanted_BT, loss_N)
         return loss_BT.sum(1), wanted_BT.sum(1)
 
 
