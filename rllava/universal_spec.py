@@ -2,7 +2,6 @@
 :class:`rllava.image_spec.ImageSpec`."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from rllava.data.images import DamagedImage, Fit, decode_png
 from rllava.errors import UserError
 from rllava.fingerprint import Described, PinnedBy
 from rllava.metrics.judges.judge import JudgeSpec
-from rllava.missing import Missing
 from rllava.registry import Registry
 
 EASY_VQA = "easy_vqa:"
@@ -33,12 +31,6 @@ class Picture:
     source: Annotated[str, PinnedBy("sha256")]
     sha256: str | None = None
     fit: Fit = "crop"
-
-    def missing(self) -> list[Missing]:
-        """The file, if it is not there."""
-        if self.source.startswith(EASY_VQA) or os.path.isfile(self.source):
-            return []
-        return [Missing("clean picture", self.source, "the command line")]
 
     def read(self) -> bytes:
         """The encoded picture.

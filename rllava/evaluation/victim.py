@@ -228,7 +228,8 @@ class Victim:
         if batch_size > 0 or self.device.type != "cuda":
             return Batches(batch_size or len(samples), say)
         tokens = [self.tokens(sample.prompt, max(sample.references, key=len, default="")) for sample in samples[:2]] * 2
-        images = [sample.pixels_HWC for sample in samples[:2] if sample.pixels_HWC is not None]
+        black_HWC = np.zeros((self.image_size, self.image_size, 3), np.uint8)  # in place of an image that is not there
+        images = [black_HWC if sample.pixels_HWC is None else sample.pixels_HWC for sample in samples[:2]]
         pixels_2CHW = self.pixels((images * 2)[:2])
 
         def one_pass(count: int) -> None:
