@@ -30,6 +30,7 @@ ADAPTERS = (
     "rllava.training.ray_trainer",
     "rllava.training.ray_encoders",
     "rllava.evaluation.pipeline",
+    "rllava.evaluation.imaging",
     "rllava.evaluation.judging",
 )
 """The only modules of the library that know Ray."""

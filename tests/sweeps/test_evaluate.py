@@ -18,7 +18,8 @@ from rllava.model.export import export_hugging_face
 from rllava.model.language import TINY_LLAMA, load_language_model
 from rllava.model.llava import Connector, Llava, build_projector
 from rllava.weights import pin_weights
-from sweeps.evaluate import Options, candidates_of, main, make_plan
+from sweeps.evaluate import Options, main, make_plan
+from sweeps.grid import checkpoints_of
 from tests.fixtures.processes import Tracked
 from tests.model.test_own_tower import write_tuned
 
@@ -82,13 +83,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     wide = write_tower(tmp_path / "wide", 1, hidden_size=64)
     options = Options(model=(str(llava),), conversation="vicuna_v1_short", storage=str(tmp_path / "results"))
     with pytest.raises(UserError, match=r"--encoders .*wide.*: .* 64 does not fit the projectors trained for .* 32"):
-        candidates_of(Options(**{**options.__dict__, "encoders": (f"{wide}/",)}))
+        checkpoints_of(options, (f"{wide}/",))
     with pytest.raises(UserError, match="give at least one checkpoint"):
         main(Options())
     with pytest.raises(UserError, match="nowhere"):
         main(Options(model=(str(tmp_path / "nowhere"),)))
     with pytest.raises(UserError, match="unknown conversation template 'vicuna'; did you mean vicuna_v1"):
-        candidates_of(Options(model=(str(llava),), conversation="vicuna"))
+        checkpoints_of(Options(model=(str(llava),), conversation="vicuna"), ())
     (tmp_path / "again").mkdir()
     twin = write_llava(tmp_path / "again" / "llava", tmp_path / "tower")
     with pytest.raises(UserError, match="2 candidates would be called llava"):
@@ -99,5 +100,5 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_the_tower_that_is_asked_for_is_attacked(tmp_path: Path) -> None:
     folder = write_tuned("sharded", tmp_path)
-    candidates = candidates_of(Options(model=(str(folder),), vision_tower="own"))
+    candidates = checkpoints_of(Options(model=(str(folder),), vision_tower="own"), ())
     assert [candidate.used for candidate in candidates] == [read_checkpoint(str(folder), vision_tower="own").encoders]
