@@ -37,7 +37,7 @@ from rllava.specs import EvalSpec, ModelSpec
 from rllava.training.objectives import OBJECTIVES
 from rllava.training.pretraining import RECIPES
 from rllava.universal_spec import RECIPES as UNIVERSAL
-from rllava.universal_spec import Making
+from rllava.universal_spec import Corpus, Making
 from tests.golden.make_identity import GOLDEN, REGENERATE, Snapshot, changes, outside_fields, plan_of
 
 ROOT = Path(tests.__file__).parents[1]
@@ -136,6 +136,7 @@ def other(field: Field, spec: Any) -> Iterator[Any]:
         "condition": (Clean("float16"), within(PROTOCOLS.get("strong"), 7.0)),
         "evaluation": (dataclasses.replace(spec.evaluation, candidate="b"),) if isinstance(spec, JudgementSpec) else (),
         "judge": (Lexicon("words.txt", ("red",)),),
+        "corpus": (Corpus("other", ("Say this.",) * 8),),
         "smaller": (spec,),
         "sources": ((spec,),),
         "after": ((PROTOCOLS.get("paper_apgd"),),),
