@@ -68,7 +68,7 @@ def bootstrap_means(values_SK: FloatArray, draws: int, seed: Sequence[int]) -> B
         draws_BK = np.concatenate(
             [
                 (counts_BS @ filled_SK) / (counts_BS @ present_SK)
-                for counts_BS in _resampled_counts(len(values_SK), draws, seed)
+                for counts_BS in resampled_counts(len(values_SK), draws, seed)
             ]
         )
         influence_SK = np.where(present_SK, (values_SK - mean_K) / n_K, 0.0)
@@ -169,7 +169,7 @@ def holm(p_values: FloatArray) -> FloatArray:
     return adjusted
 
 
-def _resampled_counts(samples: int, draws: int, seed: Sequence[int]) -> Iterator[FloatArray]:
+def resampled_counts(samples: int, draws: int, seed: Sequence[int]) -> Iterator[FloatArray]:
     """Yields, chunk by chunk, how often each sample is in each draw: ``counts_BS``, every row sums to S."""
     rng = np.random.default_rng(list(seed))
     for start in range(0, draws, _CHUNK):

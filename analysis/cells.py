@@ -1,6 +1,7 @@
 """Which records may stand in one table.
 
-A candidate's name and training seed, a benchmark, a kind of condition, and its budget or label make a cell of it. Names
+A candidate's name and training seed, a benchmark, a kind of condition, its budget or label, and the number of the image
+that was made for it make a cell of it. Names
 are for people: one storage may hold two trainings under one of them, or two evaluations that differ in the sample list
 or the protocol. A mean or a pairing over both would be a number about nothing, so whoever groups records asks here
 first.
@@ -8,10 +9,12 @@ first.
 
 import pandas as pd
 
+from analysis.manifest import UNIVERSAL
 from rllava.errors import UserError
 
-CELL = ("candidate", "seed", "benchmark", "epsilon", "severity")
-"""Columns that make a cell, beside the label of a condition that has no budget: of attacks, one protocol is shown."""
+CELL = ("candidate", "seed", "benchmark", "epsilon", "severity", "restart")
+"""Columns that make a cell, beside the label of a condition that has no budget or is universal: of attacks, one
+protocol is shown."""
 
 KEEP_ONE = "keep the rows of one of them"
 
@@ -66,7 +69,8 @@ def require_one_evaluation(records: pd.DataFrame, remedy: str = KEEP_ONE) -> Non
 
 def _with_cells(records: pd.DataFrame) -> pd.DataFrame:
     """Records with what else makes their cell: the label, where it is no attack's or clean image's."""
-    return records.assign(variety=records["condition"].where(records["epsilon"].isna(), ""))
+    labelled = records["epsilon"].isna() | (records["kind"] == UNIVERSAL)
+    return records.assign(variety=records["condition"].where(labelled, ""))
 
 
 def _several(records: pd.DataFrame, within: tuple[str, ...], column: str) -> pd.DataFrame | None:

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, FloatArray, Resampling
 from analysis.loading import SweepResults
+from analysis.manifest import UNCONSTRAINED, UNIVERSAL
 from rllava.errors import UserError
 from rllava.records import CLEAN, KEY
 
@@ -242,6 +243,8 @@ def shown(row: Any) -> str:
     """
     if row["kind"] == CLEAN:
         return CLEAN
+    if row["kind"] == UNIVERSAL and row["epsilon"] == UNCONSTRAINED:
+        return f"{row['condition']}, unconstrained"
     if not pd.isna(row["epsilon"]):
         return f"{row['condition']} at {row['epsilon']:g}/255"
     return str(row["condition"]) if pd.isna(row["severity"]) else f"{row['condition']} at severity {row['severity']:g}"

@@ -11,6 +11,15 @@ from rllava.errors import UserError
 MANIFEST_FORMAT = 2
 """Raised when what the file holds means something else. A file of before the second one does not say its format."""
 
+SHOWN = "shown"
+"""Kind of the conditions that show every sample the same picture, or none."""
+
+UNIVERSAL = "universal"
+"""Kind of the conditions that show every sample one image, which was made against a corpus of sentences."""
+
+UNCONSTRAINED = 255.0
+"""Budget of an image that has none, in 1/255."""
+
 
 @dataclass(frozen=True)
 class ConditionEntry:

@@ -96,7 +96,9 @@ def environment() -> jinja2.Environment:
     """What the templates of all reports are filled with."""
     templates = jinja2.PackageLoader("analysis", ".")
     found = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    found.filters.update(number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty)
+    found.filters.update(
+        number=_number, percent=_percent, p_value=_p_value, duration=_duration, pretty=_pretty, fact=_fact
+    )
     return found
 
 
@@ -218,6 +220,13 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def _fact(value: Any) -> str:
+    """A number of any size, or what else it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return _number(value, 0) if float(value).is_integer() else f"{value:.4g}".replace("-", "−")
 
 
 def _pretty(value: Any) -> str:

@@ -81,7 +81,7 @@ def pareto_chart(statistics: Statistics) -> alt.LayerChart:
         points.add_params(highlight),
     ]
     chart = alt.LayerChart(layer=layers).properties(width=_WIDTH, height=_HEIGHT, title=_pareto_heading(statistics))
-    return _themed(chart)
+    return themed(chart)
 
 
 def curves_chart(statistics: Statistics) -> alt.ConcatChart:
@@ -101,7 +101,7 @@ def curves_chart(statistics: Statistics) -> alt.ConcatChart:
     chart: alt.ConcatChart = alt.concat(*charts, columns=columns, spacing=28).resolve_scale(
         color="shared", shape="shared"
     )
-    return _themed(chart.properties(title=_curves_heading(statistics)))
+    return themed(chart.properties(title=_curves_heading(statistics)))
 
 
 def _curve_panel(statistics: Statistics, name: str, highlight: alt.Parameter, columns: int) -> alt.LayerChart:
@@ -255,7 +255,7 @@ def _scope_text(statistics: Statistics) -> str:
     return f"mean of {len(names)} benchmarks" if len(names) > 1 else names[0]
 
 
-def _themed(chart: _ChartType) -> _ChartType:
+def themed(chart: _ChartType) -> _ChartType:
     return (  # type: ignore[no-any-return,unused-ignore]
         chart.configure(font=_FONT, background="white", padding=12)
         .configure_view(stroke=None)

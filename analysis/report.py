@@ -28,6 +28,14 @@ from analysis.conditions import (
     others,
 )
 from analysis.gallery import build_gallery
+from analysis.jailbreak import (
+    JailbreakStatistics,
+    analyse_jailbreak,
+    format_jailbreak,
+    is_about_jailbreaks,
+    jailbreak_answer,
+)
+from analysis.jailbreak_page import gallery, rate_chart, render_jailbreak
 from analysis.judgements import JudgementStatistics, analyse_judgements, format_judgements
 from analysis.loading import SweepResults, load_sweep
 from analysis.page import render_page
@@ -65,7 +73,7 @@ class ReportOptions:
         storage: path or s3:// URL of the results folder.
         sweep: name of the sweep.
         epsilon: budget of the headline numbers, in 1/255 (default: 8 where it was run, else the largest).
-        baseline: candidate to compare with (default: the best on average at that budget).
+        baseline: candidate to compare with (default: the best on average at that budget; of jailbreaks the first).
         draws: bootstrap draws, and sign flips of the paired tests.
         seed: seed of the resampling.
     """
@@ -147,6 +155,34 @@ def write_conditions(statistics: ConditionStatistics) -> str:
     return f"{statistics.results.storage.rstrip('/')}/reports/{statistics.results.manifest.sweep}/index.html"
 
 
+def write_jailbreak(statistics: JailbreakStatistics) -> str:
+    """Writes the report of a sweep of jailbreaks, into the storage it comes from.
+
+    Args:
+        statistics: from ``jailbreak.analyse_jailbreak``.
+
+    Returns:
+        Path or URL of the page.
+    """
+    chart = rate_chart(statistics)
+    files = {
+        "rates.csv": table_csv(statistics.rates),
+        "refusals.csv": table_csv(statistics.refusals),
+        "comparisons.csv": table_csv(statistics.comparisons),
+        "published.csv": table_csv(statistics.published),
+        "cost.csv": table_csv(statistics.cost),
+        "rates.png": render_png(chart),
+        "rates.svg": render_svg(chart),
+        "index.html": render_jailbreak(statistics, chart, gallery(statistics)).encode(),
+        **_judged_files(statistics.judged),
+    }
+    if not statistics.hades.empty:
+        files["hades.csv"] = table_csv(statistics.hades)
+    assert set(files) >= set(_JAILBREAK_FILES)
+    _write(statistics.results, files)
+    return f"{statistics.results.storage.rstrip('/')}/reports/{statistics.results.manifest.sweep}/index.html"
+
+
 def _by_benchmark(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["benchmark"] != AVERAGE]
 
@@ -183,10 +219,17 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     folder = f"{root}/reports/{sweep}"
     made_from = _made_from(results)
     there = {str(path).rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)}
+    jailbreaks = is_about_jailbreaks(results.manifest)
     unattacked = is_about_conditions(results.manifest)
-    names = {*(_CONDITION_FILES if unattacked else _FILES), *(_JUDGED_FILES if results.manifest.judgements else ())}
+    own = _JAILBREAK_FILES if jailbreaks else _CONDITION_FILES if unattacked else _FILES
+    names = {*own, *(_JUDGED_FILES if results.manifest.judgements else ())}
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
-    if unattacked:
+    if jailbreaks:
+        about = analyse_jailbreak(results)
+        table = format_jailbreak(about)
+        if not fresh:
+            write_jailbreak(about)
+    elif unattacked:
         statistics = analyse_conditions(results)
         table = format_conditions(statistics)
         if not fresh:
@@ -204,6 +247,11 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
         write_whole(filesystem, f"{folder}/{_MADE_FROM}", made_from)
     return f"{storage.rstrip('/')}/reports/{sweep}/index.html", table
 
+
+_JAILBREAK_FILES = (
+    "index.html", "rates.csv", "refusals.csv", "comparisons.csv", "published.csv", "cost.csv", "rates.png", "rates.svg",
+)  # fmt: skip
+"""Of a report of a sweep of jailbreaks."""
 
 _CONDITION_FILES = (
     "index.html", "conditions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg",
@@ -269,7 +317,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         resampling = Resampling(draws=options.draws, seed=options.seed)
         results = load_sweep(options.storage, options.sweep)
-        if is_about_conditions(results.manifest):
+        if is_about_jailbreaks(results.manifest):
+            jailbreaks = analyse_jailbreak(results, options.baseline, resampling)
+            said = f"{jailbreak_answer(jailbreaks)}\n\n{format_jailbreak(jailbreaks)}"
+            page = write_jailbreak(jailbreaks)
+        elif is_about_conditions(results.manifest):
             unattacked = analyse_conditions(results, options.baseline, resampling)
             said, page = conditions_answer(unattacked), write_conditions(unattacked)
         else:
