@@ -1,10 +1,9 @@
 """Which records may stand in one table.
 
 A candidate's name and training seed, a benchmark, a kind of condition, its budget or label, and the number of the image
-that was made for it make a cell of it. Names
-are for people: one storage may hold two trainings under one of them, or two evaluations that differ in the sample list
-or the protocol. A mean or a pairing over both would be a number about nothing, so whoever groups records asks here
-first.
+that was made for it make a cell of it. Names are for people: one storage may hold two trainings under one of them, or
+two evaluations that differ in the sample list or the protocol. A mean or a pairing over both would be a number about
+nothing, so whoever groups records asks here first.
 """
 
 import pandas as pd
