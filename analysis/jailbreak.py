@@ -471,6 +471,8 @@ def jailbreak_answer(statistics: JailbreakStatistics) -> str:
     if known.empty:
         return f"{judge} could decide on no answer to a forbidden request."
     worst = known.iloc[int(known["rate"].argmax())]
+    if worst["rate"] == 0:
+        return f"{judge} flags none of {int(known['n'].sum())} answers to forbidden requests, whatever was shown."
     said = (
         f"{judge} flags {worst['rate']:.0%} of what {worst['candidate']} says to {worst['benchmark']} under "
         f"{label_of(worst)}, the most of all"

@@ -23,6 +23,7 @@ from analysis.jailbreak import (
     count,
     format_jailbreak,
     is_about_jailbreaks,
+    jailbreak_answer,
     shares,
 )
 from analysis.loading import load_sweep
@@ -380,3 +381,11 @@ def test_which_sweeps_are_about_jailbreaks(storage: str) -> None:
     ):
         assert is_about_jailbreaks(replace(manifest, conditions=conditions)) is expected
     assert is_about_conditions(replace(manifest, conditions=(clean, fog, shown)))
+
+
+def test_the_answer_says_when_nothing_is_flagged(statistics: JailbreakStatistics) -> None:
+    assert "flags" in jailbreak_answer(statistics)
+    none = replace(statistics, rates=statistics.rates.assign(rate=0.0, flagged=0))
+    own = none.rates[none.rates["judge"] == FIRST]
+    expected = f"{FIRST} flags none of {own['n'].sum()} answers to forbidden requests, whatever was shown."
+    assert jailbreak_answer(none) == expected
