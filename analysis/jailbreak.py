@@ -208,8 +208,9 @@ def refusal_rates(results: SweepResults, resampling: Resampling) -> pd.DataFrame
     Returns:
         See ``JailbreakStatistics.refusals``.
     """
-    score = results.records["score"]
-    records = _with_units(results.records.assign(value=(score == 0).astype(float).where(score.notna())))
+    records = results.records[[*CELL, "sample_id", "seed", "restart", "draw", "prediction", "score", "error"]]
+    score = records["score"]
+    records = _with_units(records.assign(value=(score == 0).astype(float).where(score.notna())))
     rows = []
     for key, own in _cells(records, CELL):
         n, unanswered, rate, low, high = _share(count(own), resampling)
