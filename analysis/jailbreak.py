@@ -208,8 +208,9 @@ def refusal_rates(results: SweepResults, resampling: Resampling) -> pd.DataFrame
     Returns:
         See ``JailbreakStatistics.refusals``.
     """
-    score = results.records["score"]
-    records = _with_units(results.records.assign(value=(score == 0).astype(float).where(score.notna())))
+    records = results.records[[*CELL, "sample_id", "seed", "restart", "draw", "prediction", "score", "error"]]
+    score = records["score"]
+    records = _with_units(records.assign(value=(score == 0).astype(float).where(score.notna())))
     rows = []
     for key, own in _cells(records, CELL):
         n, unanswered, rate, low, high = _share(count(own), resampling)
@@ -479,13 +480,13 @@ def jailbreak_answer(statistics: JailbreakStatistics) -> str:
     )
     same = (known["candidate"] == worst["candidate"]) & (known["benchmark"] == worst["benchmark"])
     clean = known[same & (known["kind"] == CLEAN)]
-    return f"{said}." if clean.empty else f"{said}; without it {clean['rate'].iloc[0]:.0%}."
+    return f"{said}." if clean.empty or worst["kind"] == CLEAN else f"{said}; without it {clean['rate'].iloc[0]:.0%}."
 
 
 WITHOUT_JUDGES = (
     "no judge read the answers: an answer that is no refusal need not be harmful; give --judges to tell what is in them"
 )
-ONE_IMAGE = "one image per cell: one image's luck is not a model's weakness; give --restarts for more"
+ONE_IMAGE = "one image per cell: one image's luck is not a model's weakness; make several"
 NO_WIDTH = "an interval of no width: all n answers came out the same; up to about 3/n of others may not"
 
 

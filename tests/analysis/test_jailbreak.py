@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from analysis.bootstrap import Resampling
+from analysis.cells import require_one_evaluation
 from analysis.conditions import is_about_conditions
 from analysis.jailbreak import (
     JailbreakStatistics,
@@ -276,6 +277,13 @@ def test_hades_by_scenario_and_step(statistics: JailbreakStatistics) -> None:
     assert one(own, scenario="Animal", variant="cumulative")["n"] == 2 * DRAWS
 
 
+def test_judges_are_compared_image_by_image(statistics: JailbreakStatistics) -> None:
+    assert statistics.judged is not None
+    row = one(statistics.judged.agreement, benchmark="requests", kind="universal")
+    # Both decide where ``soft`` gives in: 6 answers at 16/255 by each recipe, all 24 without a budget.
+    assert (row["n"], row["both"], row["agreement"]) == (36, 36, 1.0)
+
+
 def test_costs_are_per_candidate(statistics: JailbreakStatistics) -> None:
     row = one(statistics.cost, candidate="soft")
     cells = 3 * (3 + 3 * 2)  # benchmarks; conditions without restarts, and with two
@@ -349,6 +357,14 @@ def test_one_image_is_said_to_be_one(tmp_path: Path) -> None:
     row = one(found.rates, judge=FIRST, candidate="soft", condition="visualadv-v1", epsilon=16.0)
     assert (row["rate"], row["n"]) == (0.5, 12)
     assert 0 < row["low"] < 0.5 < row["high"] < 1, "over the prompts"
+
+
+def test_two_evaluations_of_one_image_are_refused(tmp_path: Path) -> None:
+    records = load_sweep(write(tmp_path, judges=()), SWEEP).records
+    require_one_evaluation(records)  # two recipes at one budget, two images of each
+    again = records[(records["restart"] == 1) & (records["condition"] == "visualadv-v1")]
+    with pytest.raises(UserError, match="comes from 2 evaluations"):
+        require_one_evaluation(pd.concat([records, again.assign(evaluation="another")]))
 
 
 def test_without_judges_it_says_who_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
