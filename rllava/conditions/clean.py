@@ -7,7 +7,6 @@ from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.images import encode_png
 from rllava.errors import UserError
 from rllava.records import CLEAN
-from rllava.tasks.task import without_image
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class Clean(Condition):
         """The clean answers, with the images that the encoder saw."""
         rows: list[dict[str, Any]] = work.clean_rows()
         for row, sample in zip(rows, work.shard.samples, strict=True):
-            if sample.pixels_HWC is None:
-                row["prompt"] = without_image(sample.prompt)
-            else:
+            if sample.pixels_HWC is not None:
                 row["clean_png"] = encode_png(sample.pixels_HWC)
         return rows
 

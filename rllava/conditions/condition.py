@@ -16,6 +16,10 @@ model's own padding and resizing. It can be pickled, depends on its arguments al
 :class:`rllava.data.images.DamagedImage` for an image that it cannot be made of."""
 
 
+SHOWN = 4
+"""Of the first so many samples of a benchmark, the images are kept that are shown instead of theirs."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a recipe says for every condition that a command line names.

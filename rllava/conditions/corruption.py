@@ -4,13 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rllava.conditions.condition import CONDITIONS, Condition, Setting
+from rllava.conditions.condition import CONDITIONS, SHOWN, Condition, Setting
 from rllava.data.corruptions import CORRUPTIONS, SEVERITIES, SIZING_VERSION, CorruptedViews, Fit, check_library
 from rllava.data.images import encode_png
 from rllava.errors import UserError
-
-SHOWN = 4
-"""Of the first so many samples of a benchmark, the images are kept."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from rllava.conditions.condition import CONDITIONS, Condition, Setting
-from rllava.data.images import PADDING_COLOUR, encode_png, preprocess
+from rllava.data.images import PADDING_COLOUR, preprocess
 from rllava.errors import UserError
-from rllava.tasks.task import without_image
 from rllava.universal_spec import Picture
-
-SHOWN = 4
-"""Of the first so many samples of a benchmark, the picture is kept."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +67,7 @@ class Shown(Condition):
 
     def run(self, work: Any) -> list[dict[str, Any]]:
         """Answers to it, beside the clean answers."""
-        image_HWC = self.image(work.victim.image_size)
-        samples = work.shard.samples
-        texts, scores = work.answer(image_HWC)
-        rows = []
-        for b, sample in enumerate(samples):
-            (row,) = work.rows_of(b)
-            row |= {"prediction": texts[b], "score": scores[b]}
-            if image_HWC is None:
-                row["prompt"] = without_image(sample.prompt)
-            elif sample.row < SHOWN:
-                row["shown_png"] = encode_png(image_HWC)
-            rows.append(row)
+        rows: list[dict[str, Any]] = work.show(self.image(work.victim.image_size))
         return rows
 
 

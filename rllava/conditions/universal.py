@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rllava.conditions.condition import CONDITIONS, Condition, Setting
-from rllava.conditions.shown import SHOWN
-from rllava.data.images import encode_png
 from rllava.errors import UserError
 from rllava.image_spec import ImageSpec
 from rllava.specs import EvalSpec
@@ -71,13 +69,8 @@ class Universal(Condition):
         """Answers to the image, beside the clean answers, with what its making says of itself."""
         (spec,) = self.images(work.spec)
         made = work.image(spec)
-        texts, scores = work.answer(made.pixels_HWC)
         evidence = {name: made.facts[name] for name in EVIDENCE}
-        rows = []
-        for b, sample in enumerate(work.shard.samples):
-            (row,) = work.rows_of(b)
-            row |= {"prediction": texts[b], "score": scores[b], "checked": True, **evidence}
-            rows.append(row | ({"shown_png": encode_png(made.pixels_HWC)} if sample.row < SHOWN else {}))
+        rows: list[dict[str, Any]] = work.show(made.pixels_HWC, checked=True, **evidence)
         return rows
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rllava.attacks.memory import Batches
 from rllava.attacks.rounds import Start
+from rllava.conditions.condition import SHOWN
+from rllava.data.images import encode_png
 from rllava.evaluation.in_flight import Saving
 from rllava.evaluation.rows import attacked_as_clean, record_head
 from rllava.evaluation.samples import Sample
@@ -22,6 +24,7 @@ from rllava.evaluation.victim import Scoring, Victim, seed_of
 from rllava.metrics.metric import Metric, MetricState
 from rllava.records import RECORD_SCHEMA
 from rllava.specs import EvalSpec
+from rllava.tasks.task import without_image
 
 RUN_AS = b"rllava.run_as"
 
@@ -73,7 +76,7 @@ def answer_clean(
         precision: of the clean pass: that of the protocol's first round.
         known: from an earlier pass; if an answer is missing, all are made.
     """
-    pixels_BCHW = _pixels(victim, samples)
+    pixels_BCHW = victim.pixels([sample.pixels_HWC for sample in samples])
     found = [(known or {}).get((sample.sample_id, scoring.draw)) for sample in samples]
     if all(found):
         texts, scores = zip(*(answer for answer in found if answer is not None), strict=True)
@@ -87,12 +90,6 @@ def answer_clean(
     answered = batches.run(of, list(range(len(samples))))
     predictions = [prediction for part, _ in answered for prediction in part]
     return Answered(samples, pixels_BCHW, predictions, [score for _, part in answered for score in part])
-
-
-def _pixels(victim: Victim, samples: Sequence[Sample]) -> Tensor:
-    side = victim.image_size
-    black_HWC = np.zeros((side, side, 3), np.uint8)
-    return victim.pixels([black_HWC if sample.pixels_HWC is None else sample.pixels_HWC for sample in samples])
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,36 @@ class ShardWork:
         return [
             row | attacked_as_clean(prediction, score)
             for b, (prediction, score) in enumerate(zip(self.shard.predictions, self.shard.scores, strict=True))
-            for row in self.rows_of(b)
+            for row in self.rows_of(b, unseen=self.shard.samples[b].pixels_HWC is None)
         ]
 
-    def rows_of(self, b: int) -> list[dict[str, Any]]:
-        """A sample's records, one per part of the condition, with its clean answer and nothing else yet."""
-        clean = {"clean_prediction": self.shard.predictions[b], "clean_score": self.shard.scores[b]}
-        parts = self.spec.condition.parts
-        return [record_head(self.spec, self.shard.samples[b], part, self.scoring.draw) | clean for part in parts]
+    def show(self, image_HWC: np.ndarray | None, **more: Any) -> list[dict[str, Any]]:
+        """Records of a condition of one part that shows every sample the same image, beside the clean answers.
+
+        Args:
+            image_HWC: uint8 in the encoder's input space; None: none is shown.
+            more: columns that all of them have.
+        """
+        texts, scores = self.answer(image_HWC)
+        picture = {} if image_HWC is None else {"shown_png": encode_png(image_HWC)}
+        rows = []
+        for b, sample in enumerate(self.shard.samples):
+            (row,) = self.rows_of(b, unseen=image_HWC is None)
+            kept = picture if sample.row < SHOWN else {}
+            rows.append(row | {"prediction": texts[b], "score": scores[b], **more, **kept})
+        return rows
+
+    def rows_of(self, b: int, unseen: bool = False) -> list[dict[str, Any]]:
+        """A sample's records, one per part of the condition, with its clean answer and nothing else yet.
+
+        Args:
+            unseen: whether it is asked without an image.
+        """
+        own: dict[str, Any] = {"clean_prediction": self.shard.predictions[b], "clean_score": self.shard.scores[b]}
+        sample, parts = self.shard.samples[b], self.spec.condition.parts
+        if unseen:
+            own["prompt"] = without_image(sample.prompt)
+        return [record_head(self.spec, sample, part, self.scoring.draw) | own for part in parts]
 
     def answer(self, images: Sequence[np.ndarray] | np.ndarray | None) -> tuple[list[str], list[float]]:
         """Answers to other images of the samples, in the precision of the clean ones.

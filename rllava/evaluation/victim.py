@@ -5,7 +5,7 @@ Shapes: B batch, N some of its samples, C channel, H/W image, P visual tokens, D
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,8 +161,10 @@ class Victim:
             unseen: of each sample, whether it is asked without its image; None: none is.
         """
         llava, metric = self.model(precision), scoring.metric
-        texts_of = (without_image(s.prompt) if hidden else s.prompt for s, hidden in _beside(samples, unseen))
-        prompts = [self.tokens(text, None) for text in texts_of]
+        asked = [sample.prompt for sample in samples]
+        if unseen is not None:
+            asked = [without_image(text) if hidden else text for text, hidden in zip(asked, unseen, strict=True)]
+        prompts = [self.tokens(text, None) for text in asked]
         length = scoring.benchmark.task.decoding.max_new_tokens
         with torch.compiler.set_stance("force_eager"):  # decoding reads a cache, see loss
             texts = llava.generate(pixels_NCHW.to(self.device), prompts, length, scoring.sampling(samples))
@@ -190,16 +192,18 @@ class Victim:
         pairs = zip(self.features(pixels_NCHW, precision), clean, strict=True)
         return torch.stack([token_distance(tokens_NPD, clean_NPD) for tokens_NPD, clean_NPD in pairs]).mean(0)
 
-    def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
+    def pixels(self, images: Sequence[np.ndarray | None]) -> Tensor:
         """Images on the device.
 
         Args:
-            images: uint8 [H, W, 3] each.
+            images: uint8 [H, W, 3] each; None: there is none, and a black one stands in its place.
 
         Returns:
             [B, 3, H, W], float32 in [0, 1].
         """
-        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
+        black_HWC = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        stacked_BHWC = np.stack([black_HWC if image_HWC is None else image_HWC for image_HWC in images])
+        return torch.from_numpy(stacked_BHWC).to(self.device).permute(0, 3, 1, 2).float() * PIXEL
 
     def decoys(self, image_1CHW: Tensor, sample: Sample, scoring: Scoring) -> list[str]:
         """Wrong answers to aim at: of those in the bank that score least, the likeliest for an image first."""
@@ -228,9 +232,7 @@ class Victim:
         if batch_size > 0 or self.device.type != "cuda":
             return Batches(batch_size or len(samples), say)
         tokens = [self.tokens(sample.prompt, max(sample.references, key=len, default="")) for sample in samples[:2]] * 2
-        black_HWC = np.zeros((self.image_size, self.image_size, 3), np.uint8)  # in place of an image that is not there
-        images = [black_HWC if sample.pixels_HWC is None else sample.pixels_HWC for sample in samples[:2]]
-        pixels_2CHW = self.pixels((images * 2)[:2])
+        pixels_2CHW = self.pixels(([sample.pixels_HWC for sample in samples[:2]] * 2)[:2])
 
         def one_pass(count: int) -> None:
             def loss(pixels_NCHW: Tensor, index_N: Tensor) -> Tensor:
@@ -241,7 +243,3 @@ class Victim:
         one_pass(1)  # what is set up once must not count
         free = cuda_free_bytes(self.device)
         return Batches(samples_that_fit(cuda_peak(one_pass, self.device), free, len(samples)), say)
-
-
-def _beside(samples: Sequence[Sample], unseen: Sequence[bool] | None) -> Iterator[tuple[Sample, bool]]:
-    yield from zip(samples, [False] * len(samples) if unseen is None else unseen, strict=True)
