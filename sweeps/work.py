@@ -124,7 +124,7 @@ def craft_images(
         save_every_s=plan.save_every_s,
     )
     tell(Imaging(0, len(missing)))
-    made = make_images(job, placement.attack_args(), placement.data_args())
+    made = make_images(job, placement.attack_args())
     for done, image in enumerate(made, start=1):
         task = missing[image.index]
         making = task.spec.making

@@ -63,8 +63,8 @@ def requests(kind: Kind, use: Use) -> tuple[tuple[str, str], ...]:
     for wording in _WORDINGS[kind]:
         for thing in _THINGS:
             request = wording.format(thing=thing)
-            place = draw(f"use of {request}", 10)
-            whose: Use = "training" if place < 6 else "rating" if place < 7 else "benchmark"
+            tenth = draw(f"use of {request}", 10)
+            whose: Use = "training" if tenth < 6 else "rating" if tenth < 7 else "benchmark"
             if whose == use:
                 found.append((request, thing))
     return tuple(found)

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rllava.data.entries import Entry
+from rllava.data.llava_json import MARKER
 from rllava.errors import UserError
 
 COLUMNS = ("goal", "prompt", "instruction", "text")
 """Names of a CSV file's column of prompts, in whatever case; of several, the first of these."""
-
-MARKER = "<image>"
 
 Numbered = Iterator[tuple[int, str]]
 """Texts with the numbers of their lines, from 1."""

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import ray.data
-import torch
 
-from rllava.evaluation.loading import load_victim
+from rllava.evaluation.loading import dtype_of, load_victim
 from rllava.evaluation.universal_image import make_image
-from rllava.evaluation.victim import HALF
 from rllava.image_spec import ImageSpec
 from rllava.store import Store
 
@@ -52,22 +50,19 @@ class ImageMade:
     facts: Mapping[str, Any]
 
 
-def make_images(job: ImagingJob, workers: Mapping[str, Any], tasks: Mapping[str, Any]) -> Iterator[ImageMade]:
+def make_images(job: ImagingJob, workers: Mapping[str, Any]) -> Iterator[ImageMade]:
     """Makes what is missing.
 
     Args:
         job: what to do; the leases of its artifacts are held by the caller.
         workers: resources of the pool of attack workers, as arguments of ``map_batches``.
-        tasks: of the tasks that read.
 
     Yields:
         Each image as it is written.
     """
     ray.data.DataContext.get_current().enable_progress_bars = False
     units = [{"index": index} for index in range(len(job.specs))]
-    # Without a task before it, Ray Data would run the pool's work in the tasks that read.
-    dataset = ray.data.from_items(units, override_num_blocks=len(units)).map(_pass_on, **tasks)
-    dataset = dataset.map_batches(
+    dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         ImageMaker,
         fn_constructor_kwargs={"job": job},
         batch_size=1,
@@ -77,18 +72,13 @@ def make_images(job: ImagingJob, workers: Mapping[str, Any], tasks: Mapping[str,
         yield ImageMade(int(row["index"]), row["facts"])
 
 
-def _pass_on(unit: dict[str, Any]) -> dict[str, Any]:
-    return unit
-
-
 class ImageMaker:
     """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time."""
 
     def __init__(self, job: ImagingJob) -> None:
         self.job, self.store = job, Store(job.storage)
         first = job.specs[0]
-        precisions = {spec.making.precision for spec in job.specs}
-        dtype = HALF.get(precisions.pop(), torch.float32) if len(precisions) == 1 else torch.float32
+        dtype = dtype_of(spec.making.precision for spec in job.specs)
         self.victim = load_victim(self.store, first.model, job.model_path, first.encoders, dtype)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:

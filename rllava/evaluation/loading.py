@@ -2,18 +2,29 @@
 
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from rllava.encoders import EncoderSpec
-from rllava.evaluation.victim import Victim
+from rllava.evaluation.victim import HALF, Victim
 from rllava.made import build_at_hand
 from rllava.model.assemble import load_llava
 from rllava.model.checkpoint import load_checkpoint
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.specs import ModelSpec
 from rllava.store import Store
+
+
+def dtype_of(precisions: Iterable[str]) -> torch.dtype:
+    """In which precision a model is loaded that is to run in some.
+
+    Returns:
+        float32, or the one half precision that is used.
+    """
+    used = set(precisions)
+    return HALF[used.pop()] if len(used) == 1 and "float32" not in used else torch.float32
 
 
 def load_victim(

@@ -25,12 +25,11 @@ from rllava.data.shards import list_shards, parquet_bytes, read_shard, shard_pat
 from rllava.encoders import input_size
 from rllava.evaluation.answers import answer_bank
 from rllava.evaluation.in_flight import Saving, ShardStates, state_path
-from rllava.evaluation.loading import load_victim
+from rllava.evaluation.loading import dtype_of, load_victim
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.shard import Known, evaluate_shard, run_as
 from rllava.evaluation.transfer import images_of_others
 from rllava.evaluation.universal_image import read_image
-from rllava.evaluation.victim import HALF
 from rllava.records import CLEAN
 from rllava.snapshot import OF, PARTS
 from rllava.specs import EvalSpec
@@ -189,8 +188,7 @@ def load_dtype(specs: Sequence[EvalSpec]) -> torch.dtype:
     Returns:
         float32, or the one half precision that is used.
     """
-    used = {precision for spec in specs for precision in spec.precisions}
-    return HALF[used.pop()] if len(used) == 1 and "float32" not in used else torch.float32
+    return dtype_of(precision for spec in specs for precision in spec.precisions)
 
 
 class ShardAttacker:

@@ -128,12 +128,13 @@ class ShardWork:
             more: columns that all of them have.
         """
         texts, scores = self.answer(image_HWC)
-        picture = {} if image_HWC is None else {"shown_png": encode_png(image_HWC)}
         rows = []
         for b, sample in enumerate(self.shard.samples):
             (row,) = self.rows_of(b, unseen=image_HWC is None)
-            kept = picture if sample.row < SHOWN else {}
-            rows.append(row | {"prediction": texts[b], "score": scores[b], **more, **kept})
+            row |= {"prediction": texts[b], "score": scores[b], **more}
+            if image_HWC is not None and sample.row < SHOWN:
+                row["shown_png"] = encode_png(image_HWC)
+            rows.append(row)
         return rows
 
     def rows_of(self, b: int, unseen: bool = False) -> list[dict[str, Any]]:

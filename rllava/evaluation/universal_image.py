@@ -17,7 +17,7 @@ from rllava.attacks.common import PIXEL
 from rllava.attacks.memory import Batches
 from rllava.attacks.noise import random_noise
 from rllava.attacks.outcome import round_to_8_bits
-from rllava.attacks.universal import UniversalAttack, UniversalResult, UniversalSettings
+from rllava.attacks.universal import Rate, UniversalAttack, UniversalResult, UniversalSettings
 from rllava.check_names import LAST_RISE_LIMIT, LOOKS, ZERO_GRADIENT_LIMIT
 from rllava.data.images import decode_png, encode_png, preprocess
 from rllava.data.shards import parquet_bytes
@@ -186,7 +186,7 @@ class Attempt:
         }
         return [name for name, raised in found.items() if raised]
 
-    def _rate(self) -> Any:
+    def _rate(self) -> Rate:
         held_out = self.making.held_out
         return self.corpus_loss if held_out is None else Rating(self.victim, self.making.precision, held_out)
 
@@ -194,8 +194,7 @@ class Attempt:
         recipe, llava = self.making.recipe, self.llava
         template = TEMPLATES.get(recipe.conversation or llava.conversation)
         room = getattr(cast(Any, llava.connector.language_model).config, "max_position_embeddings", None)
-        with torch.no_grad():
-            visual = llava.connector.visual_tokens(llava.features(self.clean_CHW[None])).shape[1]
+        visual = sum(encoder.tokens for encoder in self.spec.encoders)
         found = []
         for number, target in enumerate(self.making.corpus.targets, start=1):
             # An empty request, laid out as it is; and no end token: the model is to begin so, and may go on.

@@ -16,6 +16,18 @@ from sweeps.plan import Plan, check_inputs
 from tests.fixtures.processes import Tracked, processes_called, wait_for
 from tests.sweeps.conftest import Run
 from tests.sweeps.driver import finish, start
+from tests.sweeps.shown import NAME, TIME, unexpected
+
+_MADE = r"\w+ \d at \d+/255"
+LINES = (
+    rf"{TIME}{NAME} +(making universal images: \d+ to do|universal image \d+ of \d+ \({_MADE}: corpus loss .*\)).*",
+    rf"{TIME}{NAME} +evaluating: part \d+ of \d+ \(\w+ by {_MADE}: mean score [\d.]+\).*",
+    rf"\w+: (flagged by {NAME}, %|refused or blank, % \(over-refusal\))",
+    r"(clean|[\w\[\]-]+-v\d( at \d+/255)?)( +\d+ ±\d+)+",
+    r"± half the width of the 95% bootstrap interval over images .*",
+    r"\d+ images made, .*",
+)
+"""What such a sweep prints beside what every sweep does."""
 
 
 def planned(**options: Any) -> Plan:
@@ -74,7 +86,7 @@ def test_a_corpus_too_small_for_a_step_and_a_sweep_without_judges_are_refused(tm
     with pytest.raises(UserError, match=r"corpus '.*corpus.txt': 2 targets, and a step of visualadv draws 8"):
         planned(corpus=str(corpus))
     corpus.write_text("\n".join(map(str, range(10))))
-    picture.write_bytes(shutil.os.urandom(10))  # type: ignore[attr-defined]
+    picture.write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be decoded"):
         planned(preset="paper", corpus=str(corpus), picture=str(picture))
 
@@ -108,7 +120,7 @@ def test_a_worker_that_makes_images_is_killed_and_nothing_is_made_twice(
     for maker in processes_called(tracked, "ImageMaker"):
         maker.kill()
     output = finish(driver)
-    assert "Traceback" not in output
+    assert unexpected(output, LINES) == []
     assert not list(storage.glob("images/*/state.pt"))
     made = images_of(storage)
     assert len(made) == 2, "one per restart"
@@ -122,10 +134,15 @@ def test_a_worker_that_makes_images_is_killed_and_nothing_is_made_twice(
     cells = records.groupby(["benchmark", "condition", "restart"], dropna=False).size()
     assert set(cells) == {6, 4}, "two draws of three and of two prompts"
     assert len(cells) == 2 * (4 + 2)
-    assert len(results.judgements) == 2 * len(records)
+    # Two judges; a clean answer stands in its record as that to the 8-bit image as well.
+    clean = int((records["kind"] == "clean").sum())
+    assert dict(results.judgements["answer"].value_counts()) == {
+        "prediction": 2 * len(records),
+        "prediction_8bit": 2 * clean,
+    }
 
     for image in storage.glob("images/*"):
         shutil.rmtree(image)
     again = finish(start(str(storage), tracked, *options, script="sweeps/jailbreak.py"))
-    assert "1 with something to do" in again or "0 with something to do" in again
+    assert "1 candidates, 1 with something to do" in again
     assert images_of(storage) == made, "killed or not, the same bytes"
