@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.conditions import ALL, NO_SEVERITY, ConditionStatistics, conditions_answer
 from analysis.gallery import data_uri
 from analysis.loading import fetch_images, record_keys
-from analysis.page import chart_spec, environment, inline_json, judged_parts, vega_bundle
+from analysis.page import chart_spec, environment, inline_json, judged_parts, table_rows, vega_bundle
 from analysis.scores import AVERAGE, is_error
 from rllava.records import CLEAN
 
@@ -157,17 +157,13 @@ def render_conditions(statistics: ConditionStatistics, chart: alt.ConcatChart, s
             level=statistics.resampling.level,
             vega=vega_bundle(),
             chart=inline_json(chart_spec(chart)),
-            means=_rows(statistics.means[statistics.means["benchmark"] == AVERAGE]),
-            table=_rows(statistics.table[statistics.table["condition"] != CLEAN]),
-            clean=_rows(statistics.table[statistics.table["condition"] == CLEAN]),
-            comparisons=_rows(comparisons),
-            errors=_rows(errors),
+            means=table_rows(statistics.means[statistics.means["benchmark"] == AVERAGE]),
+            table=table_rows(statistics.table[statistics.table["condition"] != CLEAN]),
+            clean=table_rows(statistics.table[statistics.table["condition"] == CLEAN]),
+            comparisons=table_rows(comparisons),
+            errors=table_rows(errors),
             samples=samples,
             everything=ALL,
             **judged_parts(statistics.judged),
         )
     )
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

@@ -30,7 +30,7 @@ from analysis.jailbreak import (
 from analysis.judgements import ANSWER, joined
 from analysis.loading import fetch_images, record_keys
 from analysis.manifest import UNCONSTRAINED, UNIVERSAL
-from analysis.page import chart_spec, environment, inline_json, judged_parts, vega_bundle
+from analysis.page import chart_spec, environment, inline_json, judged_parts, table_rows, vega_bundle
 from analysis.plots import PALETTE, SHAPES, themed
 
 SHOWN_SAMPLES = 2
@@ -238,8 +238,7 @@ def render_jailbreak(statistics: JailbreakStatistics, chart: alt.ConcatChart, ex
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-    return [{**row, "shown": label_of(row)} for row in rows]
+    return [{**row, "shown": label_of(row)} for row in table_rows(table)]
 
 
 def _images(statistics: JailbreakStatistics) -> list[dict[str, Any]]:

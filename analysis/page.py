@@ -46,14 +46,14 @@ def render_page(statistics: Statistics, charts: Mapping[str, Any], exhibits: Seq
             level=statistics.resampling.level,
             vega=vega_bundle(),
             charts={name: inline_json(chart_spec(chart)) for name, chart in charts.items()},
-            front=_records(statistics.front.sort_values("robust", ascending=False, na_position="last")),
+            front=table_rows(statistics.front.sort_values("robust", ascending=False, na_position="last")),
             results=_results_table(statistics),
             comparisons=_comparisons_table(statistics),
             targeted=_targeted_table(statistics),
             others=_others_table(statistics),
             exhibits=exhibits,
             factor=magnification(statistics.epsilon),
-            evidence=_records(statistics.evidence),
+            evidence=table_rows(statistics.evidence),
             flags=flags,
             doubts=_doubts(flags),
             errors=_error_counts(statistics),
@@ -76,11 +76,11 @@ def judged_parts(judged: JudgementStatistics | None) -> dict[str, Any]:
     """
     if judged is None:
         return {"judged": None}
-    rates = _records(judged.rates[judged.rates["answer"] == ANSWER])
+    rates = table_rows(judged.rates[judged.rates["answer"] == ANSWER])
     return {
         "judged": judged,
         "judged_rates": [{**row, "shown": shown(row)} for row in rates],
-        "judged_agreement": _records(judged.agreement),
+        "judged_agreement": table_rows(judged.agreement),
     }
 
 
@@ -120,7 +120,7 @@ def _results_table(statistics: Statistics) -> dict[str, Any]:
     benchmarks = [*statistics.scores.benchmarks, *([AVERAGE] if len(statistics.scores.benchmarks) > 1 else [])]
     summary = statistics.summary
     best = summary.groupby(["benchmark", "epsilon"])["mean"].max().to_dict()
-    cells = {(row["candidate"], row["benchmark"], row["epsilon"]): row for row in _records(summary)}
+    cells = {(row["candidate"], row["benchmark"], row["epsilon"]): row for row in table_rows(summary)}
     on_front = dict(zip(statistics.front["candidate"], statistics.front["on_front"], strict=True))
     rows = []
     for candidate in statistics.scores.candidates:
@@ -147,14 +147,14 @@ def _comparisons_table(statistics: Statistics) -> list[dict[str, Any]]:
     if table.empty:
         return []
     rows = table[(table["benchmark"] == AVERAGE) & table["epsilon"].isin({0.0, statistics.epsilon})]
-    return _records(rows.sort_values(["epsilon", "difference"], ascending=[False, False]))
+    return table_rows(rows.sort_values(["epsilon", "difference"], ascending=[False, False]))
 
 
 def _targeted_table(statistics: Statistics) -> list[dict[str, Any]]:
     """Successes of a sweep whose protocol is a targeted one; in others, strings are means to an end."""
     if not statistics.results.manifest.targeted:
         return []
-    return _records(targeted_success(statistics.results.records))
+    return table_rows(targeted_success(statistics.results.records))
 
 
 def _others_table(statistics: Statistics) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ def _others_table(statistics: Statistics) -> list[dict[str, Any]]:
     if statistics.others is None:
         return []
     table = statistics.others.table
-    return _records(table[(table["benchmark"] == AVERAGE) & (table["condition"] != CLEAN)])
+    return table_rows(table[(table["benchmark"] == AVERAGE) & (table["condition"] != CLEAN)])
 
 
 def _error_counts(statistics: Statistics) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def _error_counts(statistics: Statistics) -> list[dict[str, Any]]:
         "error"
     ]
     first = {key: str(group.iloc[0]) for key, group in reasons}
-    rows = _records(summary[(summary["errors"] > 0) | (summary["missing"] > 0)])
+    rows = table_rows(summary[(summary["errors"] > 0) | (summary["missing"] > 0)])
     return [{**row, "reason": first.get((row["candidate"], row["benchmark"], row["epsilon"]), "")} for row in rows]
 
 
@@ -197,7 +197,8 @@ def _times(statistics: Statistics) -> dict[str, dict[str, Any]]:
     return times
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table as a template takes it: its rows, each by the names of its columns."""
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 

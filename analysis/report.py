@@ -151,8 +151,7 @@ def write_conditions(statistics: ConditionStatistics) -> str:
         **_judged_files(statistics.judged),
     }
     assert set(files) >= set(_CONDITION_FILES)
-    _write(statistics.results, files)
-    return f"{statistics.results.storage.rstrip('/')}/reports/{statistics.results.manifest.sweep}/index.html"
+    return _write(statistics.results, files)
 
 
 def write_jailbreak(statistics: JailbreakStatistics) -> str:
@@ -179,8 +178,7 @@ def write_jailbreak(statistics: JailbreakStatistics) -> str:
     if not statistics.hades.empty:
         files["hades.csv"] = table_csv(statistics.hades)
     assert set(files) >= set(_JAILBREAK_FILES)
-    _write(statistics.results, files)
-    return f"{statistics.results.storage.rstrip('/')}/reports/{statistics.results.manifest.sweep}/index.html"
+    return _write(statistics.results, files)
 
 
 def _by_benchmark(table: pd.DataFrame) -> pd.DataFrame:
@@ -193,13 +191,19 @@ def _judged_files(judged: JudgementStatistics | None) -> dict[str, bytes]:
     return {"judgements.csv": table_csv(judged.rates), "agreement.csv": table_csv(judged.agreement)}
 
 
-def _write(results: SweepResults, files: Mapping[str, bytes]) -> None:
+def _write(results: SweepResults, files: Mapping[str, bytes]) -> str:
+    """Writes the files of a report.
+
+    Returns:
+        Path or URL of its page.
+    """
     folder = f"reports/{results.manifest.sweep}"
     filesystem, root = open_filesystem(results.storage.rstrip("/"))
     with contextlib.suppress(FileNotFoundError):
         filesystem.rm_file(f"{root}/{folder}/{_MADE_FROM}")  # whoever wants it said of these files writes it again
     for name, data in files.items():
         write_whole(filesystem, f"{root}/{folder}/{name}", data)
+    return f"{results.storage.rstrip('/')}/{folder}/index.html"
 
 
 def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
@@ -226,21 +230,24 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
     if jailbreaks:
         about = analyse_jailbreak(results)
-        table = format_jailbreak(about)
+        table, judged = format_jailbreak(about), about.judged
         if not fresh:
             write_jailbreak(about)
     elif unattacked:
         statistics = analyse_conditions(results)
-        table = format_conditions(statistics)
+        table, judged = format_conditions(statistics), statistics.judged
         if not fresh:
             write_conditions(statistics)
     else:
         table = format_table(results)
         if others(results.manifest):
             table = f"{table}\n\n{format_conditions(analyse_conditions(results))}"
-        if not fresh:
-            write_statistics(analyse(results))
-    judged = analyse_judgements(results) if results.manifest.judgements else None
+        if fresh:
+            judged = analyse_judgements(results)
+        else:
+            whole = analyse(results)
+            write_statistics(whole)
+            judged = whole.judged
     if judged is not None:
         table = f"{table}\n\n{format_judgements(judged)}"
     if not fresh:

@@ -1,8 +1,6 @@
 """Runs a plan: Ray Tune over candidates, then manifest, statistics and report."""
 
 import contextlib
-import datetime
-import math
 import os
 import platform
 import shutil
@@ -10,26 +8,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from analysis.manifest import ConditionEntry, ImagesEntry, JudgementsEntry, Manifest, ModelEntry, RecordsEntry
 from analysis.report import refresh_report
 from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
 from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from cluster.shared import share_ray_data
-from rllava.conditions.attack import Attack
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.data.ray_dataset import in_ray_tasks
 from rllava.data.shards import FEW_ROWS, Tasks, in_this_process, list_shards
 from rllava.errors import SweepError, UserError
 from rllava.filesystem import remove_folder
-from rllava.fingerprint import to_json
 from rllava.recipes import Candidate
 from rllava.snapshot import Snapshot
 from rllava.specs import ModelSpec
@@ -38,14 +32,13 @@ from rllava.training.extensions import operator_is_built
 from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
+from sweeps.manifest import write_manifest
 from sweeps.plan import Plan, check_sources, prepare_data
 from sweeps.trial import Work, run_trial
 from sweeps.work import work_on
 
 LOGS = "logs"
 """Folder of a storage for what need not be read."""
-
-PACKAGES = ("rllava", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -361,102 +354,6 @@ def describe_machine(info: ClusterInfo) -> dict[str, Any]:
         "nodes": len(info.nodes),
         "python": platform.python_version(),
     }
-
-
-def write_manifest(plan: Plan, found: Snapshot, before: set[str], machine: dict[str, Any], started: float) -> Manifest:
-    """Writes what a sweep consists of: the analysis reads this and the records, nothing else.
-
-    Args:
-        before: artifacts that were complete when it started.
-    """
-
-    def facts(artifact: Artifact) -> dict[str, Any]:
-        return found.facts(artifact.relative) if found.is_finished(artifact.relative) else {}  # none of a checkpoint
-
-    def seconds(artifact: Artifact) -> float:
-        known = facts(artifact).get("seconds")
-        return math.nan if known is None else float(known)
-
-    models = {plan.model(candidate)[1].relative: plan.model(candidate) for candidate in plan.grid.candidates}
-    finished = time.time()
-    manifest = Manifest(
-        sweep=plan.sweep,
-        preset=plan.grid.name,
-        candidates=tuple(dict.fromkeys(candidate.name for candidate in plan.grid.candidates)),
-        benchmarks=tuple(benchmark.name for benchmark in plan.grid.benchmarks),
-        conditions=tuple(
-            # Images that differ in their number alone are shown under one condition.
-            ConditionEntry(
-                label=condition.label,
-                kind=condition.kind,
-                epsilon=condition.epsilon,
-                severities=tuple(part["severity"] for part in condition.parts if "severity" in part),
-                targeted=isinstance(condition, Attack) and condition.targeted,
-            )
-            for condition in {(entry.label, entry.epsilon): entry for entry in plan.grid.conditions}.values()
-        ),
-        samples=max(map(plan.samples, plan.grid.benchmarks)),
-        records=tuple(
-            RecordsEntry(
-                path=artifact.relative,
-                candidate=candidate.name,
-                seed=candidate.seed,
-                benchmark=spec.benchmark.name,
-                condition=spec.condition.label,
-                epsilon=spec.condition.epsilon,
-                parts=plan.shards(spec.benchmark),
-                seconds=seconds(artifact),
-                reused=artifact.relative in before,
-            )
-            for candidate in plan.grid.candidates
-            for spec, artifact in plan.evaluations(candidate)
-        ),
-        models=tuple(
-            ModelEntry(
-                name=spec.name,
-                path=artifact.relative,
-                seconds=seconds(artifact),
-                parameters=facts(artifact).get("parameters"),
-                reused=artifact.relative in before,
-                spec=to_json(spec),
-            )
-            for spec, artifact in models.values()
-        ),
-        judgements=tuple(
-            JudgementsEntry(
-                path=artifact.relative,
-                judge=spec.judge.label,
-                description=spec.judge.description,
-                parts=plan.shards(spec.evaluation.benchmark),
-                seconds=seconds(artifact),
-                reused=artifact.relative in before,
-            )
-            for candidate in plan.grid.candidates
-            for spec, artifact in plan.judgements(candidate)
-        ),
-        images=tuple(
-            ImagesEntry(
-                path=artifact.relative,
-                candidate=candidate.name,
-                condition=spec.making.recipe.label,
-                epsilon=spec.making.epsilon,
-                restart=spec.restart,
-                facts=facts(artifact),
-                seconds=seconds(artifact),
-                reused=artifact.relative in before,
-            )
-            for candidate in plan.grid.candidates
-            for spec, artifact in plan.images(candidate)
-        ),
-        allowed=tuple(spec.name for spec in plan.grid.benchmarks if getattr(spec.task, "allowed", False)),
-        versions={package: version(package) for package in PACKAGES},
-        machine=machine or {"cpus": usable_cores(), "gpus": 0, "memory_gib": None},
-        started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-        finished=datetime.datetime.fromtimestamp(finished, datetime.UTC).isoformat(timespec="seconds"),
-        wall_seconds=round(finished - started, 1),
-    )
-    plan.store.write(f"{plan.store.root}/reports/{plan.sweep}/sweep.json", manifest.to_json().encode())
-    return manifest
 
 
 def shut_down() -> None:
