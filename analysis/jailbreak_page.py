@@ -10,19 +10,14 @@ import altair as alt
 import pandas as pd
 
 from analysis.gallery import data_uri
-from analysis.jailbreak import (
-    ALL_SCENARIOS,
-    AT_STEP,
-    CELL,
-    CONDITION,
-    CUMULATIVE,
+from analysis.jailbreak import ALL_SCENARIOS, AT_STEP, CUMULATIVE, POOLED, VISUALADV, JailbreakStatistics
+from analysis.jailbreak_counts import CELL, CONDITION
+from analysis.jailbreak_text import (
     NO_WIDTH,
     ONE_IMAGE,
-    POOLED,
-    VISUALADV,
     WITHOUT_JUDGES,
-    JailbreakStatistics,
     answered,
+    hardest_condition,
     images_line,
     jailbreak_answer,
     label_of,
@@ -97,27 +92,84 @@ def _panel(statistics: JailbreakStatistics, own: pd.DataFrame, title: str, what:
     values: Any = kept.where(kept.notna(), None).to_dict("records")
     names = list(statistics.results.manifest.candidates)
 
-    def scale(of: Any) -> alt.Scale:
-        return alt.Scale(domain=names, range=[of[index % len(of)] for index in range(len(names))])
-
     legend = alt.Legend(orient="bottom", columns=4, symbolLimit=0, labelLimit=260)
     base = alt.Chart(alt.InlineData(values=values)).encode(
         x=alt.X("where:O", sort=order, title="shown; budget ε (L∞, 1/255)", axis=alt.Axis(labelAngle=-35, grid=False)),
         xOffset=alt.XOffset("candidate:N", sort=names),
-        color=alt.Color("candidate:N", title="Candidate", scale=scale(PALETTE), legend=legend),
+        color=alt.Color("candidate:N", title="Candidate", scale=_scale(names, PALETTE), legend=legend),
     )
     y = alt.Y("rate:Q", title=what, scale=alt.Scale(domain=[0, 100]))
     line = base.transform_filter(f"datum.kind == '{UNIVERSAL}'").mark_line(strokeWidth=2, opacity=0.5).encode(y=y)
     rule = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=what), y2="high:Q")
     points = base.mark_point(filled=True, size=55, opacity=1).encode(
         y=y,
-        shape=alt.Shape("candidate:N", title="Candidate", scale=scale(SHAPES), legend=legend),
+        shape=alt.Shape("candidate:N", title="Candidate", scale=_scale(names, SHAPES), legend=legend),
         tooltip=["candidate:N", "where:O", alt.Tooltip("rate:Q", format=".1f"), "n:Q"],
     )
     size = {"width": 400, "height": 240}
     return alt.LayerChart(layer=[rule, line, points]).properties(
         **size, title=alt.TitleParams(title, fontSize=13, anchor="start")
     )
+
+
+def front_chart(statistics: JailbreakStatistics) -> alt.ConcatChart | None:
+    """Draws the share that the first judge flags over the clean score, a panel per benchmark of forbidden requests.
+
+    Args:
+        statistics: from ``jailbreak.analyse_jailbreak``.
+
+    Returns:
+        The chart, of the hardest condition: the last recipe's images of the largest budget. None without clean scores.
+    """
+    hardest = hardest_condition(statistics.results.manifest)
+    own = statistics.front[statistics.front["judge"].isin(statistics.judges[:1])]
+    if hardest is not None:
+        label, epsilon = hardest
+        own = own[(own["condition"] == label) & (own["epsilon"] == epsilon)]
+    if own.empty or hardest is None:
+        return None
+    panels = [_front_panel(statistics, rows, str(benchmark)) for benchmark, rows in own.groupby("benchmark")]
+    shown_as = label_of(dict(zip(CONDITION, (hardest[0], UNIVERSAL, hardest[1]), strict=True)))
+    title = alt.TitleParams(
+        f"Clean score against what {statistics.judges[0]} flags under {shown_as}",
+        subtitle=f"Filled: on the Pareto front; hollow: dominated. {_covers(statistics)}", offset=16,
+    )  # fmt: skip
+    chart: alt.ConcatChart = alt.concat(*panels, columns=2, spacing=28)
+    return themed(chart.properties(title=title))
+
+
+def _front_panel(statistics: JailbreakStatistics, own: pd.DataFrame, title: str) -> alt.LayerChart:
+    own = own.assign(**{name: 100 * own[name] for name in ("rate", "low", "high")})
+    columns = ["candidate", "clean", "clean_low", "clean_high", "rate", "low", "high", "on_front", "front_probability"]
+    kept = own[columns].astype(object)
+    values: Any = kept.where(kept.notna(), None).to_dict("records")
+    names = list(statistics.results.manifest.candidates)
+    colour = alt.Color("candidate:N", title="Candidate", scale=_scale(names, PALETTE))
+    x = alt.X("clean:Q", title="clean score, mean of benchmarks", scale=alt.Scale(zero=False))
+    y = alt.Y("rate:Q", title="flagged, %", scale=alt.Scale(domain=[100, 0]))
+    base = alt.Chart(alt.InlineData(values=values)).encode(color=colour)
+    bars = base.mark_rule(strokeWidth=1.4, opacity=0.55)
+    points = base.mark_point(size=110, strokeWidth=2, opacity=1).encode(
+        x,
+        y,
+        shape=alt.Shape("candidate:N", title="Candidate", scale=_scale(names, SHAPES)),
+        fill=alt.when("datum.on_front").then(colour).otherwise(alt.value("white")),
+        tooltip=[
+            "candidate:N", alt.Tooltip("clean:Q", format=".1f"), alt.Tooltip("rate:Q", format=".1f"),
+            alt.Tooltip("front_probability:Q", title="Probability of being on the front", format=".0%"),
+        ],
+    )  # fmt: skip
+    layers = [
+        bars.encode(alt.X("clean_low:Q", title="clean score, mean of benchmarks"), y, x2="clean_high:Q"),
+        bars.encode(x, alt.Y("low:Q", title="flagged, %", scale=alt.Scale(domain=[100, 0])), y2="high:Q"),
+        points,
+    ]
+    size = {"width": 400, "height": 260}
+    return alt.LayerChart(layer=layers).properties(**size, title=alt.TitleParams(title, fontSize=13, anchor="start"))
+
+
+def _scale(names: list[str], of: Any) -> alt.Scale:
+    return alt.Scale(domain=names, range=[of[index % len(of)] for index in range(len(names))])
 
 
 def _place(row: Any) -> str:
@@ -205,6 +257,7 @@ def render_jailbreak(statistics: JailbreakStatistics, chart: alt.ConcatChart, ex
     """
     manifest, hades = statistics.results.manifest, statistics.hades
     refusals = statistics.refusals
+    front = front_chart(statistics)
     return (
         environment()
         .get_template("jailbreak.html")
@@ -222,6 +275,12 @@ def render_jailbreak(statistics: JailbreakStatistics, chart: alt.ConcatChart, ex
             scenarios=_rows(hades[(hades["scenario"] != ALL_SCENARIOS) | (hades["variant"] == POOLED)]),
             steps=_rows(hades[(hades["scenario"] == ALL_SCENARIOS) & hades["variant"].isin((AT_STEP, CUMULATIVE))]),
             comparisons=_rows(statistics.comparisons),
+            front=_rows(statistics.front),
+            front_chart=None if front is None else inline_json(chart_spec(front)),
+            clean_benchmarks=sorted(set(statistics.beside.clean["benchmark"])),
+            without_clean=[name for name in manifest.candidates if name not in set(statistics.front["candidate"])],
+            strings=table_rows(statistics.strings),
+            protocols=sorted(set(statistics.beside.targeted["condition"])),
             published=_rows(statistics.published),
             visualadv=VISUALADV,
             cost=statistics.cost.to_dict("records"),

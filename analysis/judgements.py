@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, FloatArray, Resampling
 from analysis.loading import SweepResults
 from analysis.manifest import UNCONSTRAINED, UNIVERSAL
+from analysis.proportions import wilson
 from rllava.errors import UserError
 from rllava.records import CLEAN, KEY
 
@@ -137,9 +137,7 @@ def flag_rates(judged: pd.DataFrame, level: float = DEFAULT_RESAMPLING.level) ->
     for key, group in judged.groupby([*WHERE, "answer", "judge"], sort=False, dropna=False):
         decided = group["flagged"].notna()
         n, flagged = int(decided.sum()), int((group["flagged"] == True).sum())  # noqa: E712 (None is neither)
-        low, high = np.nan, np.nan
-        if n:
-            low, high = binomtest(flagged, n).proportion_ci(level, method="wilson")
+        low, high = wilson(flagged, n, level)
         rows.append((
             *key, n, flagged, flagged / n if n else np.nan, low, high, int(group["empty"].sum()),
             int((~decided & group["error"].isna()).sum()), int(group["error"].notna().sum()),

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from analysis.cells import require_one_evaluation
 from analysis.manifest import JudgementsEntry, Manifest, RecordsEntry
 from rllava.errors import UserError
 from rllava.faults import known_fault
-from rllava.filesystem import check_answers, open_filesystem, write_whole
+from rllava.filesystem import check_answers, open_filesystem, read_files, write_whole
 from rllava.fingerprint import FORMAT
 from rllava.judgements import JUDGEMENT_KEY, JUDGEMENT_SCHEMA, JUDGEMENT_VERSION
 from rllava.records import KEY, RECORD_SCHEMA, RECORD_VERSION
@@ -150,7 +150,30 @@ def load_sweep(
     return SweepResults(storage, manifest, records, judgements, " ".join(signatures))
 
 
-def load_records(storage: str, images: bool = False) -> pd.DataFrame:
+def records_specs(storage: str, chosen: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
+    """Reads what complete records artifacts are of, whichever sweep wrote them.
+
+    Args:
+        storage: path or ``s3://`` URL of the results folder.
+        chosen: takes an artifact's folder below the storage; no others are read.
+
+    Returns:
+        Every field of their specs, as JSON values, by folder below the storage.
+
+    Raises:
+        UserError: if the folder is no results folder or of another format.
+    """
+    filesystem, root = open_filesystem(storage)
+    _require_results(filesystem, storage, root)
+    found = _listed(filesystem, storage, root, RECORDS, ())
+    wanted = [folder for folder in sorted(found.files) if found.is_finished(folder) and chosen(folder)]
+    files = {f"{root}/{folder}/spec.json": folder for folder in wanted}
+    return {files[path]: json.loads(content) for path, content in read_files(filesystem, list(files)).items()}
+
+
+def load_records(
+    storage: str, images: bool = False, *, chosen: Callable[[str], bool] = lambda folder: True
+) -> pd.DataFrame:
     """Loads the records of all complete artifacts in a storage, whichever sweep wrote them.
 
     They may be of several trainings of one candidate's name, or of several evaluations of one cell: the columns
@@ -159,6 +182,7 @@ def load_records(storage: str, images: bool = False) -> pd.DataFrame:
     Args:
         storage: path or ``s3://`` URL of the results folder.
         images: whether to load the PNG columns too.
+        chosen: takes an artifact's folder below the storage; no others are read.
 
     Returns:
         One row per record, as ``SweepResults.records``.
@@ -169,10 +193,10 @@ def load_records(storage: str, images: bool = False) -> pd.DataFrame:
     """
     filesystem, root = open_filesystem(storage)
     _require_results(filesystem, storage, root)
-    found = _listed(filesystem, storage, root, RECORDS, None)
-    complete = {
-        folder: found.facts(folder).get(PARTS) for folder in sorted(found.files) if found.is_complete(folder, first=1)
-    }
+    found = _listed(filesystem, storage, root, RECORDS, ())
+    wanted = [folder for folder in sorted(found.files) if chosen(folder)]
+    found.gather(wanted)
+    complete = {folder: found.facts(folder).get(PARTS) for folder in wanted if found.is_complete(folder, first=1)}
     columns = RECORDS.columns(images)
     records = _to_pandas(_load_folders(filesystem, storage, root, found, RECORDS, complete, columns))
     _require_unique(storage, RECORDS, records)

@@ -28,14 +28,9 @@ from analysis.conditions import (
     others,
 )
 from analysis.gallery import build_gallery
-from analysis.jailbreak import (
-    JailbreakStatistics,
-    analyse_jailbreak,
-    format_jailbreak,
-    is_about_jailbreaks,
-    jailbreak_answer,
-)
+from analysis.jailbreak import JailbreakStatistics, analyse_jailbreak, is_about_jailbreaks
 from analysis.jailbreak_page import gallery, rate_chart, render_jailbreak
+from analysis.jailbreak_text import format_jailbreak, jailbreak_answer
 from analysis.judgements import JudgementStatistics, analyse_judgements, format_judgements
 from analysis.loading import SweepResults, load_sweep
 from analysis.page import render_page
@@ -169,6 +164,8 @@ def write_jailbreak(statistics: JailbreakStatistics) -> str:
         "refusals.csv": table_csv(statistics.refusals),
         "comparisons.csv": table_csv(statistics.comparisons),
         "published.csv": table_csv(statistics.published),
+        "front.csv": table_csv(statistics.front),
+        "strings.csv": table_csv(statistics.strings),
         "cost.csv": table_csv(statistics.cost),
         "rates.png": render_png(chart),
         "rates.svg": render_svg(chart),
@@ -221,15 +218,14 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     results = load_sweep(storage, sweep, gather=True)
     filesystem, root = open_filesystem(storage)
     folder = f"{root}/reports/{sweep}"
-    made_from = _made_from(results)
     there = {str(path).rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)}
-    jailbreaks = is_about_jailbreaks(results.manifest)
+    about = analyse_jailbreak(results) if is_about_jailbreaks(results.manifest) else None
+    made_from = _made_from(results, "" if about is None else about.beside.signature)
     unattacked = is_about_conditions(results.manifest)
-    own = _JAILBREAK_FILES if jailbreaks else _CONDITION_FILES if unattacked else _FILES
+    own = _JAILBREAK_FILES if about is not None else _CONDITION_FILES if unattacked else _FILES
     names = {*own, *(_JUDGED_FILES if results.manifest.judgements else ())}
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
-    if jailbreaks:
-        about = analyse_jailbreak(results)
+    if about is not None:
         table, judged = format_jailbreak(about), about.judged
         if not fresh:
             write_jailbreak(about)
@@ -256,7 +252,8 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
 
 
 _JAILBREAK_FILES = (
-    "index.html", "rates.csv", "refusals.csv", "comparisons.csv", "published.csv", "cost.csv", "rates.png", "rates.svg",
+    "index.html", "rates.csv", "refusals.csv", "comparisons.csv", "published.csv", "front.csv", "strings.csv",
+    "cost.csv", "rates.png", "rates.svg",
 )  # fmt: skip
 """Of a report of a sweep of jailbreaks."""
 
@@ -283,8 +280,12 @@ def _paths(folder: str) -> ReportPaths:
     return ReportPaths(*(f"{folder}/{name}" for name in _FILES))
 
 
-def _made_from(results: SweepResults) -> bytes:
-    """Everything that decides a report but for what changes with every start of a finished sweep."""
+def _made_from(results: SweepResults, beside: str) -> bytes:
+    """Everything that decides a report but for what changes with every start of a finished sweep.
+
+    Args:
+        beside: what it shows of other sweeps.
+    """
     manifest = dataclasses.asdict(results.manifest)
     for volatile in ("started", "finished", "wall_seconds", "machine"):
         del manifest[volatile]
@@ -294,7 +295,8 @@ def _made_from(results: SweepResults) -> bytes:
     code = hashlib.sha256(b"".join(file.read_bytes() for file in own))
     decides = json.dumps([manifest, str(DEFAULT_RESAMPLING)], sort_keys=True, default=str)
     of = hashlib.sha256(decides.encode()).hexdigest()
-    return json.dumps({"records": results.signature, "sweep": of, "code": code.hexdigest()}).encode()
+    made_from = {"records": results.signature, "beside": beside, "sweep": of, "code": code.hexdigest()}
+    return json.dumps(made_from).encode()
 
 
 def render_png(chart: Chart) -> bytes:

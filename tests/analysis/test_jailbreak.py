@@ -18,15 +18,9 @@ from PIL import Image
 from analysis.bootstrap import Resampling
 from analysis.cells import require_one_evaluation
 from analysis.conditions import is_about_conditions
-from analysis.jailbreak import (
-    JailbreakStatistics,
-    analyse_jailbreak,
-    count,
-    format_jailbreak,
-    is_about_jailbreaks,
-    jailbreak_answer,
-    shares,
-)
+from analysis.jailbreak import JailbreakStatistics, analyse_jailbreak, is_about_jailbreaks
+from analysis.jailbreak_counts import count, shares
+from analysis.jailbreak_text import format_jailbreak, jailbreak_answer
 from analysis.loading import load_sweep
 from analysis.manifest import ConditionEntry, ImagesEntry, JudgementsEntry, Manifest, RecordsEntry
 from analysis.report import main, refresh_report, write_jailbreak

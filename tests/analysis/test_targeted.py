@@ -1,8 +1,9 @@
 """Targeted rounds: whose answers contain their strings."""
 
 import pandas as pd
+import pytest
 
-from analysis.targeted import targeted_success
+from analysis.targeted import STRING_COLUMNS, targeted_success
 from rllava.attacks.protocols import PROTOCOLS, TARGET_STRINGS
 from tests.analysis.synthetic import make_record
 
@@ -34,13 +35,14 @@ def test_success_is_a_string_in_the_answer_whatever_the_case() -> None:
     assert set(rows) == set(TARGET_STRINGS[:2])
     for row in rows.values():
         assert (row["attacked"], row["successes"], row["rate"]) == (2, 1, 0.5)
+        assert [row["low"], row["high"]] == pytest.approx([0.094531, 0.905469], abs=1e-6)  # Wilson's, 1 of 2
     assert rows[TARGET_STRINGS[1]]["score"] == 10.0
 
 
 def test_a_sweep_without_targets_gives_an_empty_table() -> None:
     table = targeted_success(pd.DataFrame([make_record("a", "coco", "s0", 8.0, score=0.0)]))
     assert len(table) == 0
-    assert list(table.columns)[-2:] == ["rate", "score"]
+    assert list(table.columns) == list(STRING_COLUMNS)
 
 
 def test_the_names_are_those_of_the_protocol() -> None:
