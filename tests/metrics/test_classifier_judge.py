@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from detoxify import Detoxify
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from rllava.errors import UserError
@@ -64,6 +65,25 @@ def test_scores_are_the_librarys_own(tmp_path: Path) -> None:
         assert verdict.flagged == bool(verdict.labels)
         assert verdict.score == max(verdict.scores.values())
     assert len({verdict.score for verdict in verdicts}) == 3
+
+
+def test_scores_are_those_of_the_detoxify_package(tmp_path: Path) -> None:
+    """The same weights, as a checkpoint of its release holds them."""
+    folder = bert(tmp_path / "bert")
+    model = transformers.BertForSequenceClassification.from_pretrained(folder)
+    architecture = {
+        "model_type": str(folder), "model_name": "BertForSequenceClassification",
+        "tokenizer_name": "PreTrainedTokenizerFast", "num_classes": len(CLASSES),
+    }  # fmt: skip
+    config = {"arch": {"args": architecture}, "dataset": {"args": {"classes": list(CLASSES)}}}
+    torch.save({"config": config, "state_dict": model.state_dict()}, tmp_path / "toxic_original.ckpt")
+    theirs = Detoxify(checkpoint=str(tmp_path / "toxic_original.ckpt"))
+    verdicts = read_judge(f"detoxify:{folder}").pinned().load()(EXCHANGES[:2])
+    renamed = {"toxic": "toxicity", "severe_toxic": "severe_toxicity", "identity_hate": "identity_attack"}
+    for exchange, verdict in zip(EXCHANGES, verdicts, strict=False):
+        own = {renamed.get(name, name): score for name, score in verdict.scores.items()}
+        assert own == pytest.approx(theirs.predict(exchange.answer), abs=1e-6)
+    assert verdicts[0].scores != verdicts[1].scores
 
 
 def test_an_answer_is_judged_by_itself(tmp_path: Path) -> None:
