@@ -1,4 +1,5 @@
-"""VisualAdv's optimiser as published beside ours: the same image from the same start and draws, and the time of a step.
+"""VisualAdv's optimiser as published beside ours: the same image from the same start and draws, the same loss and
+gradient wherever its own goes, and the time of a step.
 
     python -m benchmarks.published_universal --visualadv CHECKOUT
 
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import write_sheet
 from benchmarks.random_llava import Size, parameters, random_llava
 from rllava.attacks.common import PIXEL
+from rllava.attacks.universal import mean_and_gradient
 from rllava.data.images import CLIP_MEAN
 from rllava.data.manners import rude_corpus
 from rllava.encoders.base import CLIP_STD
@@ -56,7 +58,7 @@ class Options:
         epsilon: in 1/255.
         steps: for which time is taken, a multiple of 100; published and ours take one more.
         repeats: runs of both, in turns; the median counts.
-        same_steps: of the comparison of images in float64, on a small model.
+        same_steps: of the comparison of images in float64, and of the points compared in float32, on a small model.
         threads: of PyTorch.
         output: Markdown file to write.
     """
@@ -101,6 +103,16 @@ def _normalised(images: Tensor) -> Tensor:
 
 def _channels(images: Tensor, values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=images.dtype)[None, :, None, None]
+
+
+@dataclass
+class Point:
+    """Of the published side: the normalised image, the drawn targets, the loss, and its gradient by that image."""
+
+    image_1CHW: Tensor
+    targets: list[str]
+    loss: float
+    gradient_1CHW: Tensor | None = None
 
 
 class Published:
@@ -149,6 +161,23 @@ class Published:
         with self._stand_ins():
             found: Tensor = self._attacker("").attack_loss(self.prompt(), _normalised(image_CHW[None]), texts)
         return found
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[list["Point"]]:
+        """Gathers every point at which it takes a gradient."""
+        found: list[Point] = []
+        attack_loss = self.module.Attacker.attack_loss
+
+        def watching(attacker: Any, prompts: Any, images: Tensor, targets: Sequence[str]) -> Tensor:
+            loss: Tensor = attack_loss(attacker, prompts, images, targets)
+            if images.requires_grad:
+                point = Point(images.detach(), list(targets), float(loss))
+                images.register_hook(lambda gradient: setattr(point, "gradient_1CHW", gradient.detach()))  # type: ignore[no-untyped-call]
+                found.append(point)
+            return loss
+
+        with mock.patch.object(self.module.Attacker, "attack_loss", watching):
+            yield found
 
     def _attacker(self, folder: str) -> Any:
         arguments = types.SimpleNamespace(save_dir=folder)
@@ -256,6 +285,46 @@ def same_image(options: Options) -> float:
 
 
 @dataclass(frozen=True)
+class Gaps:
+    """How far both sides are apart at the points of the published trajectory, at the worst of them.
+
+    Attributes:
+        loss: relative.
+        gradient: norm of the difference over the norm of the published one.
+        signs: share of the entries whose sign differs.
+    """
+
+    points: int
+    loss: float
+    gradient: float
+    signs: float
+
+
+def same_points(options: Options) -> Gaps:
+    """Our loss and gradient at every point at which the published side took its own, in float32 on a small model."""
+    attempt = attempt_on(SMALL, options, options.same_steps, torch.float32)
+    published, ours = Published(options.visualadv, attempt), run_ours(attempt)
+    with published.watched() as points:
+        published.run(ours.start_CHW, ours.draws, options.same_steps)
+    numbers = {text: index for index, text in enumerate(attempt.making.corpus.targets)}
+    weight_M = torch.tensor(attempt.weights)
+    gaps = []
+    for point in points:
+        assert point.gradient_1CHW is not None
+        index_N = torch.tensor([numbers[text] for text in point.targets])
+        image_1CHW = point.image_1CHW * _channels(point.image_1CHW, CLIP_STD) + _channels(point.image_1CHW, CLIP_MEAN)
+        mean, gradient_1CHW = mean_and_gradient(attempt.loss, image_1CHW, index_N, weight_M[index_N])
+        # Ours is maximised, and taken by the pixels before they are normalised.
+        theirs_1CHW = -point.gradient_1CHW / _channels(point.gradient_1CHW, CLIP_STD)
+        gaps.append((
+            abs(-float(mean) - point.loss) / abs(point.loss),
+            float((gradient_1CHW - theirs_1CHW).norm() / theirs_1CHW.norm()),
+            float((gradient_1CHW.sign() != theirs_1CHW.sign()).float().mean()),
+        ))  # fmt: skip
+    return Gaps(len(gaps), *(max(values) for values in zip(*gaps, strict=True)))
+
+
+@dataclass(frozen=True)
 class Speed:
     """Of both sides: floating-point operations of a forward pass, and seconds per step of every run."""
 
@@ -312,7 +381,7 @@ def operations(call: Callable[[], Any]) -> int:
 def main(options: Options) -> None:
     """Compares, and writes the sheet."""
     torch.set_num_threads(options.threads)
-    difference = same_image(options)
+    difference, gaps = same_image(options), same_points(options)
     attempt = attempt_on(options.size, options, options.steps, torch.float32)
     found = speed(options, attempt)
     tokens = attempt.llava.encoders[0].spec.tokens  # type: ignore[union-attr]
@@ -323,6 +392,9 @@ def main(options: Options) -> None:
         f"{options.repeats} runs of {options.steps + 1} steps in turns, the median.\n\n"
         f"In float64, after {options.same_steps + 1} steps from the same start and draws on a small model, no pixel of "
         f"the two images differs by more than {difference:.1g}/255.\n\n"
+        f"In float32, at each of the {gaps.points} points of the published trajectory on that model: the losses differ "
+        f"by at most {gaps.loss:.1g} of themselves, the gradients by {gaps.gradient:.1g} of their norm, and at most "
+        f"{gaps.signs:.2%} of a gradient's entries have another sign.\n\n"
         f"Goal, {GOAL:.0%} of the ratio that the operations allow ({found.possible:.2f}): "
         f"{'met' if share >= GOAL else 'not met'} ({found.measured:.2f}, {share:.0%})."
     )

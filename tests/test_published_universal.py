@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import published_universal
-from benchmarks.published_universal import CODE, Options, attempt_on, same_image, speed
+from benchmarks.published_universal import CODE, Options, attempt_on, same_image, same_points, speed
 from benchmarks.random_llava import Size
 from rllava.errors import UserError
 
@@ -78,6 +78,19 @@ def test_both_sides_make_the_same_image_and_another_rule_another(tmp_path: Path)
     assert same_image(same) < 1e-9
     wrong = Options(checkout(tmp_path / "wrong", STAND_IN.replace("noise - step", "noise + step")), same_steps=100)
     assert same_image(wrong) > 1
+
+
+def test_loss_and_gradient_are_compared_where_the_published_side_goes(tmp_path: Path) -> None:
+    same = same_points(Options(checkout(tmp_path / "same"), same_steps=100))
+    assert same.points == 101
+    # Rounding of float32, through one layer; where a gradient is all but zero, its sign is rounding alone.
+    assert same.loss < 1e-5
+    assert same.gradient < 1e-4
+    assert same.signs < 0.01
+    other = STAND_IN.replace("return self.model(", "return 1.01 * self.model(")
+    wrong = same_points(Options(checkout(tmp_path / "wrong", other), same_steps=100))
+    assert wrong.loss == pytest.approx(0.0099, abs=1e-4)
+    assert wrong.gradient == pytest.approx(0.0099, abs=1e-4)
 
 
 def test_operations_are_counted_on_both_sides(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class UniversalAttack:
         """
         count = len(self._weight_M)
         index_N = torch.randperm(count, generator=self._generator)[: self.settings.batch].to(self._clean_1CHW.device)
-        mean, gradient_1CHW = _mean_and_gradient(self._loss, self._point_1CHW, index_N, self._weight_M[index_N])
+        mean, gradient_1CHW = mean_and_gradient(self._loss, self._point_1CHW, index_N, self._weight_M[index_N])
         if not self._losses and not bool(mean.isfinite()):
             raise NonFiniteLossError(
                 f"loss: its mean over targets {index_N.tolist()} is not finite at the start image ({mean.item():g}); "
@@ -218,10 +218,12 @@ def universal(
     return attack.result()
 
 
-def _mean_and_gradient(
-    loss: TargetLoss, image_1CHW: Tensor, index_N: Tensor, weight_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean loss of the drawn targets and its gradient; no gradient reaches anything but the image."""
+def mean_and_gradient(loss: TargetLoss, image_1CHW: Tensor, index_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean loss of the drawn targets and its gradient; no gradient reaches anything but the image.
+
+    Returns:
+        The mean, a scalar, and gradient_1CHW.
+    """
     leaf_1CHW = image_1CHW.detach().requires_grad_(True)
     with torch.enable_grad():
         loss_N = loss(leaf_1CHW, index_N)
