@@ -153,6 +153,7 @@ class Attack(Condition):
         self, work: ShardWork, outcomes: Sequence[Outcome], resumable: ResumableAttack
     ) -> dict[int, list[str]]:
         victim, shard = work.victim, work.shard
+        dropped = dropped_by(self.protocol, work.spec.benchmark)
 
         def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
             return victim.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
@@ -164,7 +165,7 @@ class Attack(Condition):
             epsilon=self.epsilon,
             clean_precision=self._rounds(work)[0].precision,
             seeds=shard.seeds,
-            dropped=dropped_by(self.protocol, work.spec.benchmark),
+            solved=[dropped(outcome.score) for outcome in outcomes],
             answer_loss=answer_loss(victim, shard.samples, shard.pixels_BCHW),
             answer=answer,
             most=work.batches.limit,
