@@ -187,9 +187,7 @@ class Outcome:
             self.evidence = Evidence(**{name: here(value) for name, value in state["evidence"].items()})
 
 
-def snap(
-    images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float | Sequence[float], norm: Norm = "linf"
-) -> Tensor:
+def snap(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float | Sequence[float], norm: Norm = "linf") -> Tensor:
     """The nearest images on the grid of 1/128 level that keep the budget.
 
     Args:
@@ -237,9 +235,7 @@ def unpack_images(rounded_NCHW: Tensor, rest_NCHW: Tensor) -> Tensor:
     return _from_grid(rounded_NCHW.to(torch.int32) * GRID + rest_NCHW.to(torch.int32))
 
 
-def _on_grid(
-    images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float | Sequence[float], grid: int = GRID
-) -> Tensor:
+def _on_grid(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float | Sequence[float], grid: int = GRID) -> Tensor:
     """The nearest values in 1/grid level that keep the budget, int32."""
     budgets = [epsilon] if isinstance(epsilon, int | float) else epsilon
     most_N = torch.tensor([float(int(budget * grid)) for budget in budgets], dtype=images_NCHW.dtype)

@@ -35,10 +35,8 @@ class Start:
         return self.at if self.number is None else f"{self.at} {self.number}"
 
 
-CLEAN, RANDOM, BEST, PREVIOUS, SMALLER, LARGER = map(
-    Start,
-    ("clean", "random", "best", "previous", "smaller", "larger"),  # type: ignore[arg-type]
-)
+CLEAN, RANDOM, BEST, PREVIOUS = Start("clean"), Start("random"), Start("best"), Start("previous")
+SMALLER, LARGER = Start("smaller"), Start("larger")
 
 
 def other(number: int) -> Start:

@@ -1,14 +1,14 @@
 """The smallest budget at which each sample is beaten, by bisection over a ladder of budgets.
 
 Attacks of minimal norm (DeepFool, FAB, FMN, Brendel & Bethge's) follow the boundary of a margin that can be
-differentiated. Whether an answer that is generated word by word still scores has none, so the attacks stay what they are
-at one budget, rounds that raise a loss, and the budget is searched for around them:
+differentiated. Whether an answer that is generated word by word still scores has none, so the attacks stay what they
+are at one budget, rounds that raise a loss, and the budget is searched for around them:
 
 1. All rounds at the largest budget. Who stands there is not beaten at all.
-2. Bisection downwards, by what is cheap: the image that beat the sample, projected into the smaller budget, is answered
-   (no gradient step); if it has lost its grip, the round that found it goes on from it, against the same text.
-3. Where that ends, all rounds one rung below, as they would be run at that budget alone. Who is beaten there goes on with
-   2; else the search is over.
+2. Bisection downwards, by what is cheap: the image that beat the sample, projected into the smaller budget, is
+   answered (no gradient step); if it has lost its grip, the round that found it goes on from it, against the same text.
+3. Where that ends, all rounds one rung below, as they would be run at that budget alone. Who is beaten there goes on
+   with 2; else the search is over.
 
 So the budget found has an image that shows it, and one rung below the whole protocol has failed. A sample pays for one
 or two failures of all rounds, where a list of fixed budgets pays for one at each that it withstands. What all rounds
@@ -101,10 +101,9 @@ class Descent:
         Args:
             rungs: how many budgets there are.
         """
-        if self.stage == "largest":
+        if self.rung is None:
             return rungs - 1
-        assert self.rung is not None
-        return self.rung - 1 if self.stage == "proof" else (self.failed + self.rung) // 2
+        return self.rung - 1 if self.stage == "proof" else (self.failed + self.rung) // 2  # of who is done, any
 
     def note(self, outcome: Outcome, probe: int, beaten: bool, names: Sequence[str]) -> None:
         """Takes in what rounds at a budget did, and decides what is next.
@@ -280,7 +279,7 @@ def projected(entry: Round) -> Round:
 
 
 def warm(entry: Round) -> Round:
-    """A round that goes on from the image of a larger budget; points on the way are answered, so that it can end soon."""
+    """A round that goes on from the image of a larger budget; points on the way are answered, so that it may end."""
     answers = {*entry.answers, entry.steps // 4, entry.steps // 2} - {0, entry.steps}
     return replace(
         entry, name=f"{entry.name}-warm", start=LARGER, width=1.0, judged=True, answers=tuple(sorted(answers)),

@@ -150,7 +150,7 @@ class Attack(Condition):
         )
 
     def _findings(
-        self, work: ShardWork, outcomes: Sequence[Outcome], resumable: ResumableAttack
+        self, work: ShardWork, outcomes: Sequence[Outcome], resumable: ResumableAttack[Outcome]
     ) -> dict[int, list[str]]:
         victim, shard = work.victim, work.shard
         dropped = dropped_by(self.protocol, work.spec.benchmark)
