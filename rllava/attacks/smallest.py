@@ -31,6 +31,13 @@ from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import GRID, Outcome
 from rllava.attacks.rounds import LARGER, Round
 
+BELOW_PROOF = 3
+"""Rungs that the cheap rounds try below one at which they had failed and all rounds have not: the new image is rarely
+much nearer, and each failure costs steps. Below these, all rounds have their turn again."""
+
+SHORTER = 4
+"""Of a round that goes on from the image of a larger budget, one step in so many is left: it begins beside the goal."""
+
 Stage = Literal["largest", "descent", "proof", "done"]
 
 
@@ -124,7 +131,8 @@ class Descent:
             self.best_round = outcome.best_round
         if beaten:
             if self.stage != "descent":
-                self.via, self.failed = names.index(outcome.best_round), -1
+                self.failed = -1 if self.stage == "largest" else max(-1, probe - 1 - BELOW_PROOF)
+                self.via = names.index(outcome.best_round)
                 self.text = None if outcome.evidence is None else outcome.evidence.text
             self.rung = probe
         elif self.stage == "descent":
@@ -280,8 +288,9 @@ def projected(entry: Round) -> Round:
 
 def warm(entry: Round) -> Round:
     """A round that goes on from the image of a larger budget; points on the way are answered, so that it may end."""
-    answers = {*entry.answers, entry.steps // 4, entry.steps // 2} - {0, entry.steps}
+    steps = -(-entry.steps // SHORTER)
+    answers = {*(step for step in entry.answers if step < steps), steps // 2} - {0}
     return replace(
-        entry, name=f"{entry.name}-warm", start=LARGER, width=1.0, judged=True, answers=tuple(sorted(answers)),
-        gives_up=None,
+        entry, name=f"{entry.name}-warm", steps=steps, start=LARGER, width=1.0, judged=True,
+        answers=tuple(sorted(answers)), gives_up=None,
     )  # fmt: skip

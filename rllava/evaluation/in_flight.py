@@ -15,7 +15,7 @@ from rllava.evaluation.shard_checks import Raised
 from rllava.specs import EvalSpec
 from rllava.store import Store
 
-ResultT_co = TypeVar("ResultT_co", covariant=True)
+ResultT = TypeVar("ResultT")
 
 FORMAT = "engine-v2"
 
@@ -42,10 +42,10 @@ class Saving:
     every_s: float = 60.0
 
 
-class InFlight(Protocol[ResultT_co]):
+class InFlight(Protocol[ResultT]):
     """What is kept: an engine, or a search that runs several."""
 
-    def run(self, save: Callable[[dict[str, Any]], None] | None = None, every_s: float = 60.0) -> list[ResultT_co]:
+    def run(self, save: Callable[[dict[str, Any]], None] | None = None, every_s: float = 60.0) -> list[ResultT]:
         """Attacks until nothing is left to do, and gives its state to ``save`` now and then."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class InFlight(Protocol[ResultT_co]):
         """Goes on from there."""
 
 
-class ResumableAttack(Generic[ResultT_co]):
+class ResumableAttack(Generic[ResultT]):
     """An attack and the checks that follow it, kept on one clock.
 
     Args:
@@ -63,7 +63,7 @@ class ResumableAttack(Generic[ResultT_co]):
         saving: None: nothing is kept.
     """
 
-    def __init__(self, engine: InFlight[ResultT_co], spec: EvalSpec, saving: Saving | None) -> None:
+    def __init__(self, engine: InFlight[ResultT], spec: EvalSpec, saving: Saving | None) -> None:
         self.engine, self.spec, self.saving = engine, spec, saving
         self.known: Raised = {}
         self._saved = time.monotonic()
@@ -72,7 +72,7 @@ class ResumableAttack(Generic[ResultT_co]):
             engine.load_state_dict(saved)
             self.known = saved.get("findings", {})
 
-    def run(self) -> list[ResultT_co]:
+    def run(self) -> list[ResultT]:
         """Attacks, from where it was left."""
         if self.saving is None:
             return self.engine.run()
