@@ -188,7 +188,7 @@ def shares(side: Side, column: int) -> str:
 
 def rows_of(name: str, search: Side, alone: Side, rising: Side, budgets: Sequence[float]) -> list[tuple[str, ...]]:
     """A row per fixed budget."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for column, budget in enumerate(budgets):
         mean, low, high = interval(
             search.standing_BE[:, column].astype(float) - rising.standing_BE[:, column].astype(float)

@@ -58,8 +58,6 @@ def make_plan(options: Options) -> "Plan":
     preset = PRESETS.get(options.preset)
     condition = _condition(options, preset, smallest, largest)
     grid = grid_of(options, preset, (Clean(condition.protocol.clean_precision), condition))
-    for benchmark in grid.benchmarks:
-        condition.precisions(benchmark.task.kind)
     found = checkpoints_of(options, options.encoders) if options.model else candidates_of(options, preset)
     return plan_of(options, SWEEP, replace(grid, candidates=found))
 

@@ -1,6 +1,6 @@
 """The smallest budget at which each sample is beaten, found by a search of its own.
 
-Shapes: B samples of a shard, N some of them, C channel, H/W image.
+Shapes: N some samples of a shard, C channel, H/W image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from rllava.attacks.engine import Attacked
 from rllava.attacks.outcome import GRID_VERSION, round_to_8_bits
 from rllava.attacks.protocols import Protocol
 from rllava.attacks.smallest import Descent, SmallestBudgets, ladder
-from rllava.conditions.attack import answer_loss
+from rllava.conditions.attack import answer_loss, attacked_in, findings_of, judge_of
 from rllava.conditions.condition import CONDITIONS, Condition, Setting
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.in_flight import ResumableAttack
 from rllava.evaluation.rows import image_fields, loss_fields, norm_of
 from rllava.evaluation.shard import ShardWork
-from rllava.evaluation.shard_checks import check_shard
 from rllava.records import SMALLEST
 from rllava.tasks.decoys import DECOYS_VERSION
 
@@ -124,7 +121,8 @@ class SmallestBudget(Condition):
             rows[b] |= {"linf": norm_of(found.image_CHW, shard.pixels_BCHW[b])}
             rows[b] |= image_fields(found.image_CHW, shard.pixels_BCHW[b], self._budget(found))
         self._answer_in_8_bits(work, search.searches, attacked, rows)
-        for b, names in self._findings(work, search, resumable).items():
+        solved = [found.rung is not None for found in search.searches]
+        for b, names in findings_of(work, search.largest, self.largest, solved, resumable).items():
             rows[b] |= {"checked": True, "findings": names}
         return rows
 
@@ -150,26 +148,13 @@ class SmallestBudget(Condition):
         }
 
     def _search(self, work: ShardWork) -> SmallestBudgets:
-        victim, shard, samples = work.victim, work.shard, work.shard.samples
-
-        def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
-            return victim.answer(images_NCHW, [samples[b] for b in who], work.scoring, precision)
-
-        attacked = Attacked(
-            images_BCHW=shard.pixels_BCHW,
-            labels=[work.spec.benchmark.task.labels(sample.references) for sample in samples],
-            predictions=shard.predictions,
-            scores=shard.scores,
-            seeds=shard.seeds,
-            decoys=lambda b, image_CHW: victim.decoys(image_CHW[None], samples[b], work.scoring),
-            floors=[self.below * score for score in shard.scores],
-        )
+        shard = work.shard
         return SmallestBudgets(
             self.protocol.rounds(work.spec.benchmark.task.kind),
-            attacked,
+            attacked_in(work, floors=[self.below * score for score in shard.scores]),
             budgets=self.budgets,
-            answer_loss=answer_loss(victim, samples, shard.pixels_BCHW),
-            judge=judge,
+            answer_loss=answer_loss(work.victim, shard.samples, shard.pixels_BCHW),
+            judge=judge_of(work),
             dropped=beaten_by(work.spec.benchmark),
             in_flight=work.spec.batch_size or work.batches.limit,
             batches=work.batches,
@@ -188,30 +173,6 @@ class SmallestBudget(Condition):
         for part, (answers, scores) in work.batches.run(of, attacked):
             for b, answer, score in zip(part, answers, scores, strict=True):
                 rows[b] |= {"prediction_8bit": answer, "score_8bit": score}
-
-    def _findings(
-        self, work: ShardWork, search: SmallestBudgets, resumable: ResumableAttack[Descent]
-    ) -> dict[int, list[str]]:
-        victim, shard = work.victim, work.shard
-
-        def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
-            return victim.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
-
-        return check_shard(
-            search.largest,
-            shard.pixels_BCHW,
-            shard.predictions,
-            epsilon=self.largest,
-            clean_precision=self.precisions(work.spec.benchmark.task.kind)[0],
-            seeds=shard.seeds,
-            solved=[found.rung is not None for found in search.searches],
-            answer_loss=answer_loss(victim, shard.samples, shard.pixels_BCHW),
-            answer=answer,
-            most=work.batches.limit,
-            count=work.scoring.checked,
-            known=resumable.known,
-            save=resumable.found,
-        )
 
 
 CONDITIONS.register(SmallestBudget.kind, SmallestBudget)

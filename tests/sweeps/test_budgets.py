@@ -10,6 +10,7 @@ import pytest
 from analysis.loading import load_sweep
 from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.errors import UserError
+from rllava.recipes.grid import check_grid
 from sweeps.budgets import SWEEP, Options, make_plan
 from tests.fixtures.processes import Tracked, processes_called, wait_for
 from tests.sweeps.conftest import Run
@@ -78,7 +79,7 @@ def test_a_search_whose_worker_is_killed_goes_on_and_ends_as_an_unbroken_one(
 )
 def test_mistakes_are_named_before_anything_is_read(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        make_plan(Options(**options))
+        check_grid(make_plan(Options(**options)).grid)
     assert "\n" not in str(caught.value)
 
 
