@@ -71,7 +71,7 @@ def test_a_search_whose_worker_is_killed_goes_on_and_ends_as_an_unbroken_one(
         ({"protocol": "strong"}, "--protocol: protocol strong starts from what others found"),
         ({"protocol": "paper_targeted"}, "--protocol: protocol paper_targeted wants a text said"),
         ({"protocol": "fats"}, "unknown protocol 'fats'; did you mean fast"),
-        ({"preset": "manners"}, "not for continuation; give --benchmarks of that kind"),
+        ({"preset": "manners"}, "task continuation: an attack keeps the image"),
         ({"attack_steps": 0}, "--attack-steps: expected at least 1"),
         ({"encoders": ("tiny-clpi",)}, "unknown encoder 'tiny-clpi'; did you mean tiny-clip"),
         ({"samples": 1}, "--samples 1"),
