@@ -26,7 +26,7 @@ def survival_chart(statistics: BudgetStatistics) -> alt.ConcatChart:
         "candidate:N",
         title="Candidate",
         scale=alt.Scale(domain=candidates, range=[PALETTE[n % len(PALETTE)] for n in range(len(candidates))]),
-        legend=alt.Legend(orient="bottom", columns=4, symbolLimit=0, labelLimit=260),
+        legend=alt.Legend(orient="bottom", columns=4, symbolLimit=0, labelLimit=260, symbolOpacity=1),
     )
     panels = []
     for scope in statistics.scopes:
@@ -56,9 +56,12 @@ def survival_chart(statistics: BudgetStatistics) -> alt.ConcatChart:
             ],
         )
         title = f"Average of {len(statistics.results.manifest.benchmarks)} benchmarks" if scope == AVERAGE else scope
-        panels.append((band + line).properties(width=300, height=250, title=title))
+        heading = alt.TitleParams(title, fontSize=13, anchor="start")
+        panels.append((band + line).properties(width=300, height=250, title=heading))
     chart: alt.ConcatChart = alt.concat(*panels, columns=3, spacing=28)
-    return themed(chart.properties(title=f"Not beaten up to ε, {statistics.protocol}"))
+    level = f"bands: {statistics.resampling.level:.0%} bootstrap intervals at each budget"
+    heading = alt.TitleParams("Not beaten up to ε", subtitle=f"{statistics.protocol}; {level}", offset=16)
+    return themed(chart.properties(title=heading))
 
 
 def render_budgets(statistics: BudgetStatistics, chart: alt.ConcatChart) -> str:
