@@ -247,7 +247,7 @@ def main(options: Options) -> None:
         options.output,
         "Smallest budgets beside fixed ones",
         f"`python -m benchmarks.smallest_budgets`: {options.samples} samples of each benchmark, {options.protocol}, "
-        f"{torch.get_num_threads()} threads, one process.\nA sample is beaten below {options.below:g} of its clean "
+        f"one process, threads: {torch.get_num_threads()}.\nA sample is beaten below {options.below:g} of its clean "
         f"score. The search: {len(ladder(options.smallest, options.budgets[-1], options.per_octave))} budgets from "
         f"{options.smallest:g} to {options.budgets[-1]:g}/255. Fixed: {', '.join(f'{b:g}' for b in options.budgets)}"
         "/255.\nGradient steps, forward passes, answers and seconds, summed over samples:\n\n"

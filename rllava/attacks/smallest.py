@@ -206,10 +206,10 @@ class SmallestBudgets:
         """
         saved = time.monotonic()
 
-        def keep(_: dict[str, Any]) -> None:
+        def keep(engine: dict[str, Any]) -> None:
             nonlocal saved
             assert save is not None
-            save(self.state_dict())
+            save(self._state_with(engine))
             saved = time.monotonic()
 
         while any(search.stage != "done" for search in self.searches):
@@ -221,10 +221,13 @@ class SmallestBudgets:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is known and in flight, as tensors, numbers and text."""
+        return self._state_with(None if self.engine is None else self.engine.state_dict())
+
+    def _state_with(self, engine: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "searches": [search.state_dict() for search in self.searches],
             "largest": [outcome.state_dict() for outcome in self.largest],
-            "engine": None if self.engine is None else self.engine.state_dict(),
+            "engine": engine,
             "limit": self.batches.limit,
         }
 
