@@ -18,8 +18,20 @@ from tests.sweeps.driver import finish, start
 from tests.sweeps.shown import unexpected
 
 SCRIPT = "sweeps/budgets.py"
-OPTIONS = ("--encoders", "tiny-clip", "--smallest", "2", "--largest", "16", "--per-octave", "1", "--save-every", "0")
+OPTIONS = (
+    "--encoders", "tiny-clip", "--benchmarks", "easy_captions", "--smallest", "2", "--largest", "16",
+    "--per-octave", "1", "--save-every", "0",
+)  # fmt: skip
 SAMPLES = 8
+LINES = (
+    r"\d\d:\d\d:\d\d tiny-clip +evaluating: part \d of \d \(\w+ searched up to 16/255: mean score [\d.]+\).*",
+    r"\d\d:\d\d:\d\d tiny-clip +done: clean [\d.]+, where it is beaten [\d.]+.*",
+    r"easy_captions",
+    r"candidate( +ε = \d+)+ +median ε +area",
+    r"tiny-clip( +[\d.]+ ±[\d.]+)+ +(> )?[\d.]+ +[\d.]+ ±[\d.]+",
+    r"percent not beaten at ε .*",
+)
+"""What such a sweep prints beside what all do."""
 
 
 def searched(storage: Path, pattern: str) -> list[Path]:
@@ -40,7 +52,7 @@ def test_a_search_whose_worker_is_killed_goes_on_and_ends_as_an_unbroken_one(
             for worker in processes_called(tracked, "ShardAttacker"):
                 worker.kill()
         output = finish(driver)
-        assert unexpected(output) == []
+        assert unexpected(output, LINES) == []
         assert "percent not beaten" in output
         assert searched(storage, "state-*") == []
         records = load_sweep(str(storage), SWEEP).records
@@ -48,15 +60,13 @@ def test_a_search_whose_worker_is_killed_goes_on_and_ends_as_an_unbroken_one(
     pd.testing.assert_frame_equal(*tables)
 
     rows = tables[0][tables[0]["kind"] == "smallest_budget"]
-    assert len(rows) == 2 * SAMPLES
+    assert len(rows) == SAMPLES
+    assert rows["rounds"].map(len).max() > 1, "nobody was searched for"
     assert rows["error"].isna().all()
     assert (rows["linf"] <= rows["beaten_at"].fillna(rows["epsilon"])).all()
     assert set(rows["beaten_at"].dropna()) <= {0.0, 2.0, 4.0, 8.0, 16.0}
     report = storage / "reports/budgets"
     assert {path.name for path in report.iterdir()} >= {"index.html", "curve.csv", "smallest.csv", "curve.png"}
-
-    again = finish(start(str(storage), tracked, *OPTIONS, script=SCRIPT))
-    assert "0 with something to do" in again
 
 
 @pytest.mark.parametrize(
