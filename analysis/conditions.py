@@ -21,7 +21,7 @@ from analysis.manifest import ConditionEntry, Manifest
 from analysis.scores import AVERAGE, Scores, arrange_scores
 from analysis.summary import bootstrap_scores, summarise
 from rllava.errors import UserError
-from rllava.records import CLEAN
+from rllava.records import CLEAN, SMALLEST
 
 NO_SEVERITY = 0
 """Stands for the severity of what has none: the clean image, and conditions that come in one strength."""
@@ -65,8 +65,8 @@ class ConditionStatistics:
 
 
 def others(manifest: Manifest) -> list[ConditionEntry]:
-    """The conditions of a sweep that are neither the clean image nor attacks."""
-    return [entry for entry in manifest.conditions if entry.kind not in (CLEAN, ATTACK)]
+    """The conditions of a sweep that are neither the clean image nor attacks, nor look for smallest budgets."""
+    return [entry for entry in manifest.conditions if entry.kind not in (CLEAN, ATTACK, SMALLEST)]
 
 
 def is_about_conditions(manifest: Manifest) -> bool:

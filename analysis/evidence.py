@@ -117,7 +117,7 @@ def _raised(row: Mapping[Hashable, Any]) -> dict[str, str]:
 
 
 def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
-    shares = _check_shares(attacked)
+    shares = check_shares(attacked)
     if attacked.empty:
         return {"attacked": 0, **dict.fromkeys(_MEANS, float("nan")), **shares}
     # An attack that was won needs no more steps, and ended before its step size could fall.
@@ -139,7 +139,8 @@ def _cell_evidence(attacked: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _check_shares(attacked: pd.DataFrame) -> dict[str, float]:
+def check_shares(attacked: pd.DataFrame) -> dict[str, float]:
+    """Samples ``checked``, and per check the share of them that raised it, as ``check_NAME``."""
     checked = attacked[attacked["checked"] == True]  # noqa: E712 (null: not checked)
     raised = Counter(name for names in checked["findings"] for name in names)
     shares = {f"check_{name}": raised[name] / len(checked) if len(checked) else float("nan") for name in _CHECKS}

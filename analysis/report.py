@@ -18,6 +18,8 @@ import pandas as pd
 import tyro
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
+from analysis.budget_page import render_budgets, survival_chart
+from analysis.budgets import BudgetStatistics, analyse_budgets, budgets_answer, format_budgets, is_about_budgets
 from analysis.condition_page import heat_map, render_conditions, shown_samples
 from analysis.conditions import (
     ConditionStatistics,
@@ -178,6 +180,29 @@ def write_jailbreak(statistics: JailbreakStatistics) -> str:
     return _write(statistics.results, files)
 
 
+def write_budgets(statistics: BudgetStatistics) -> str:
+    """Writes the report of a sweep of smallest budgets, into the storage it comes from.
+
+    Args:
+        statistics: from ``budgets.analyse_budgets``.
+
+    Returns:
+        Path or URL of the page.
+    """
+    chart = survival_chart(statistics)
+    files = {
+        "curve.csv": table_csv(statistics.curve),
+        "smallest.csv": table_csv(statistics.table),
+        "comparisons.csv": table_csv(statistics.comparisons),
+        "curve.png": render_png(chart),
+        "curve.svg": render_svg(chart),
+        "index.html": render_budgets(statistics, chart).encode(),
+        **_judged_files(statistics.judged),
+    }
+    assert set(files) >= set(_BUDGET_FILES)
+    return _write(statistics.results, files)
+
+
 def _by_benchmark(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["benchmark"] != AVERAGE]
 
@@ -222,13 +247,29 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     about = analyse_jailbreak(results) if is_about_jailbreaks(results.manifest) else None
     made_from = _made_from(results, "" if about is None else about.beside.signature)
     unattacked = is_about_conditions(results.manifest)
-    own = _JAILBREAK_FILES if about is not None else _CONDITION_FILES if unattacked else _FILES
+    budgets = is_about_budgets(results.manifest)
+    own = (
+        _JAILBREAK_FILES
+        if about is not None
+        else _BUDGET_FILES
+        if budgets
+        else _CONDITION_FILES
+        if unattacked
+        else _FILES
+    )
     names = {*own, *(_JUDGED_FILES if results.manifest.judgements else ())}
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
     if about is not None:
         table, judged = format_jailbreak(about), about.judged
         if not fresh:
             write_jailbreak(about)
+    elif budgets:
+        smallest = analyse_budgets(results)
+        table, judged = format_budgets(smallest), smallest.judged
+        if others(results.manifest):
+            table = f"{table}\n\n{format_conditions(analyse_conditions(results))}"
+        if not fresh:
+            write_budgets(smallest)
     elif unattacked:
         statistics = analyse_conditions(results)
         table, judged = format_conditions(statistics), statistics.judged
@@ -256,6 +297,9 @@ _JAILBREAK_FILES = (
     "cost.csv", "rates.png", "rates.svg",
 )  # fmt: skip
 """Of a report of a sweep of jailbreaks."""
+
+_BUDGET_FILES = ("index.html", "curve.csv", "smallest.csv", "comparisons.csv", "curve.png", "curve.svg")
+"""Of a report of a sweep of smallest budgets."""
 
 _CONDITION_FILES = (
     "index.html", "conditions.csv", "means.csv", "comparisons.csv", "heatmap.png", "heatmap.svg",
@@ -330,6 +374,9 @@ def main(arguments: list[str] | None = None) -> int:
             jailbreaks = analyse_jailbreak(results, options.baseline, resampling)
             said = f"{jailbreak_answer(jailbreaks)}\n\n{format_jailbreak(jailbreaks)}"
             page = write_jailbreak(jailbreaks)
+        elif is_about_budgets(results.manifest):
+            smallest = analyse_budgets(results, options.baseline, resampling)
+            said, page = f"{budgets_answer(smallest)}\n\n{format_budgets(smallest)}", write_budgets(smallest)
         elif is_about_conditions(results.manifest):
             unattacked = analyse_conditions(results, options.baseline, resampling)
             said, page = conditions_answer(unattacked), write_conditions(unattacked)

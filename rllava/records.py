@@ -13,7 +13,10 @@ import pyarrow as pa
 CLEAN = "clean"
 """Kind and label of the condition of clean answers; their epsilon is 0."""
 
-RECORD_VERSION = 5
+SMALLEST = "smallest_budget"
+"""Kind of the conditions that look for the smallest budget at which a sample is beaten."""
+
+RECORD_VERSION = 6
 """Raised when a column joins, leaves or means something else."""
 
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
@@ -23,6 +26,7 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("condition", pa.string(), "what the model was shown, name and version: clean, paper_ensemble-v1, fog-v1"),
     ("kind", pa.string(), "of the condition: clean, attack, corruption, or a plug-in's own word"),
     ("epsilon", pa.float64(), "budget, L-inf, in 1/255; 0: the clean image; null where a condition has none"),
+    ("beaten_at", pa.float64(), "of smallest_budget: where it was beaten, in 1/255; 0: clean; null: not up to epsilon"),
     ("severity", pa.int32(), "of a corruption, from 1; null where a condition has none"),
     ("restart", pa.int32(), "number of an image that was made several times; null where a condition has none"),
     ("seed", pa.int64(), "training seed of the candidate's LLaVA; null for a checkpoint from elsewhere"),
@@ -42,6 +46,7 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("linf", pa.float64(), "largest absolute pixel change of the scored image, in 1/255; at most epsilon"),
     ("steps", pa.int32(), "gradient steps over all rounds"),
     ("rounds", pa.list_(pa.string()), "rounds that attacked this sample, in order"),
+    ("round_epsilons", pa.list_(pa.float64()), "budget of each, in 1/255, where they differ (null: epsilon)"),
     ("round_predictions", pa.list_(pa.string()), "answer after each round; null after one that only prepares"),
     ("round_scores", pa.list_(pa.float64()), "metric of each"),
     ("best_round", pa.string(), "round that gave the worst score; 'clean' where no attack lowered it"),

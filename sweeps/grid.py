@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from rllava.attacks.protocols import PROTOCOLS, in_precision, with_steps
+from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
 from rllava.conditions.attack import at_budgets
 from rllava.conditions.clean import Clean
 from rllava.conditions.condition import Condition, Setting, read_condition
@@ -22,6 +22,7 @@ from sweeps.options import (
     AttackOptions,
     CandidateOptions,
     CheckpointOptions,
+    ProtocolOptions,
     QuestionOptions,
     SweepOptions,
     absolute,
@@ -45,12 +46,21 @@ def read_grid(options: AttackOptions, grid: Grid) -> Grid:
     """
     check_numbers(options)
     budgets = read_budgets(options, grid.budgets)
+    return grid_of(options, grid, at_budgets(protocol_of(options, grid), budgets))
+
+
+def protocol_of(options: ProtocolOptions, grid: Grid) -> Protocol:
+    """The protocol that options ask for, or a grid's.
+
+    Raises:
+        UserError: if there is none of that name, or the number of steps or the precision makes no sense.
+    """
     protocol = PROTOCOLS.get(options.protocol) if options.protocol else grid.protocols[0]
     if options.attack_steps is not None:
         protocol = with_steps(protocol, options.attack_steps)
     if options.attack_precision is not None:
         protocol = in_precision(protocol, options.attack_precision)
-    return grid_of(options, grid, at_budgets(protocol, budgets))
+    return protocol
 
 
 def corruption_conditions(

@@ -57,22 +57,31 @@ class SweepOptions:
 
 
 @dataclass(frozen=True)
-class AttackOptions(SweepOptions):
-    """How models are attacked.
+class ProtocolOptions(SweepOptions):
+    """By which rounds models are attacked.
 
     Attributes:
-        budgets: L-inf budgets in units of 1/255, instead of the preset's: 4 or 4/255, below 1 only as 0.5/255; 0 is the
-            clean score.
         protocol: attack protocol instead of the preset's.
         attack_steps: gradient steps of every round, instead of the protocol's; the records carry another protocol name.
         attack_precision: of the attacked model in every round, instead of the protocol's: float32 (CPUs have no fast
             half precision), float16 or bfloat16; the records carry another protocol name.
     """
 
-    budgets: tuple[str, ...] = ()
     protocol: str | None = None
     attack_steps: int | None = None
     attack_precision: str | None = None
+
+
+@dataclass(frozen=True)
+class AttackOptions(ProtocolOptions):
+    """How models are attacked.
+
+    Attributes:
+        budgets: L-inf budgets in units of 1/255, instead of the preset's: 4 or 4/255, below 1 only as 0.5/255; 0 is the
+            clean score.
+    """
+
+    budgets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rllava.evaluation.pipeline import EvalJob, PoolArguments, evaluate, facts_o
 from rllava.filesystem import remove_folder
 from rllava.image_spec import ImageSpec
 from rllava.judgement_spec import JudgementSpec
-from rllava.records import CLEAN
+from rllava.records import CLEAN, SMALLEST
 from rllava.snapshot import PARTS
 from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Runner, Step, WorkItem, Workshop, ensure
@@ -228,9 +228,12 @@ def scores(plan: Plan, steps: Sequence[Step]) -> Done:
         means.setdefault(condition.short, []).append(float(np.mean(values)) if values else float("nan"))
     clean = [np.mean(means[name]) for name, condition in conditions.items() if condition.kind == CLEAN]
     others = [name for name, condition in conditions.items() if condition.kind != CLEAN]
+    searched = [name for name in others if conditions[name].kind == SMALLEST]
     budgets = {name: size for name in others if (size := conditions[name].epsilon) is not None}
     hardest, where = others, "under all others"
-    if budgets:
+    if searched:
+        hardest, where = searched, "where it is beaten"
+    elif budgets:
         hardest, where = [max(budgets, key=lambda name: budgets[name])], "at the largest budget"
     shown = float(np.mean([np.mean(means[name]) for name in hardest])) if hardest else None
     return Done(float(clean[0]) if clean else None, shown, where)

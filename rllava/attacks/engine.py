@@ -10,7 +10,7 @@ Shapes: B all samples, L samples in flight, N some of them, C channel, H/W image
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from rllava.attacks.common import PIXEL, Look, Norm, l2_norm, loss_and_gradient, loss_only, project, start_point
 from rllava.attacks.memory import Batches
 from rllava.attacks.outcome import Evidence, Outcome, snap
-from rllava.attacks.rounds import Round, Start
+from rllava.attacks.rounds import LARGER, Round, Start
 from rllava.attacks.stepper import ATTACKS, Entering, Lanes
 
 
@@ -54,6 +54,8 @@ class Attacked:
         decoys: wrong answers of a sample, for rounds that aim at them; None where no round does.
         others: images that other evaluations found, by the start that they are; where a sample has none, the clean
             image.
+        texts: what rounds attack that start from a larger budget's image, by sample, in place of their label's text.
+        floors: per sample, the score below which nothing is left to attack, whatever else is dropped; None: no such.
     """
 
     images_BCHW: Tensor
@@ -63,6 +65,8 @@ class Attacked:
     seeds: Sequence[int]
     decoys: Decoys | None = None
     others: Mapping[Start, Tensor] | None = None
+    texts: Mapping[int, str] | None = None
+    floors: Sequence[float] | None = None
 
 
 @dataclass
@@ -82,7 +86,7 @@ class _Run:
 
 
 class Engine:
-    """A protocol's rounds over some samples at one budget.
+    """A protocol's rounds over some samples, each at its own budget.
 
     A round may only lower a sample's score. A sample whose score in a round (or on the clean image) is dropped takes
     no part in later rounds; neither does one that lacks the round's label. Samples start in order. Between two rounds
@@ -90,11 +94,12 @@ class Engine:
     protocol.
 
     Args:
-        epsilon: budget in 1/255.
+        epsilon: budget in 1/255, of all or of each sample.
         answer_loss: see :data:`AnswerLoss`.
         judge: see :data:`Judge`.
         dropped: whether nothing is left to attack at a score.
         batches: splits looks that do not fit into memory; by default one that starts at that.
+        takes: per sample, the numbers of the rounds that it takes part in; None: all do in all.
 
     Raises:
         ValueError: if an attack of a round does not keep budgets of that norm.
@@ -105,19 +110,21 @@ class Engine:
         rounds: Sequence[Round],
         attacked: Attacked,
         *,
-        epsilon: float,
+        epsilon: float | Sequence[float],
         answer_loss: AnswerLoss,
         judge: Judge,
         dropped: Callable[[float], bool],
         in_flight: int,
         batches: Batches | None = None,
         norm: Norm = "linf",
+        takes: Sequence[Collection[int]] | None = None,
     ) -> None:
         assert in_flight >= 1
         for entry in rounds:
             if norm not in ATTACKS.get(entry.attack).norms:
                 raise ValueError(f"round {entry.name}: attack {entry.attack} keeps no {norm} budget")
-        self.rounds, self.attacked, self.epsilon = tuple(rounds), attacked, epsilon
+        self.rounds, self.attacked, self.takes = tuple(rounds), attacked, takes
+        self.budgets = [epsilon] * len(attacked.labels) if isinstance(epsilon, int | float) else list(epsilon)
         self.answer_loss, self.judge, self.dropped, self.most = answer_loss, judge, dropped, in_flight
         self.batches, self.norm = batches or Batches(in_flight), norm
         self.columns = max((entry.steps for entry in self.rounds), default=0)
@@ -132,19 +139,25 @@ class Engine:
         self.kind = self.kinds[0] if self.kinds else ("float32", "apgd", False)
         self.waiting: dict[tuple[str, str, bool], list[tuple[int, int]]] = {kind: [] for kind in self.kinds}
         for sample, score in enumerate(attacked.scores):
-            if not dropped(score):
+            if not self.is_dropped(sample, score):
                 self._enqueue(sample, 0)
         self.running: list[_Run] = []
         self.lanes: Lanes | None = None
 
-    def run(self, save: Callable[[dict[str, Any]], None] | None = None, every_s: float = 60.0) -> list[Outcome]:
+    def run(
+        self,
+        save: Callable[[dict[str, Any]], None] | None = None,
+        every_s: float = 60.0,
+        saved: float | None = None,
+    ) -> list[Outcome]:
         """Attacks until nothing is left to do.
 
         Args:
             save: given :meth:`state_dict` now and then.
             every_s: seconds between two states; 0 saves after every look.
+            saved: when the last one was, by the monotonic clock; None: now.
         """
-        saved = time.monotonic()
+        saved = time.monotonic() if saved is None else saved
         while self._fill():
             self._look()
             if save is not None and time.monotonic() - saved >= every_s:
@@ -187,6 +200,10 @@ class Engine:
             self.lanes = self.attack(norm=self.norm, **tensors)
         self.batches.limit = min(self.batches.limit, int(state["limit"]))
 
+    def is_dropped(self, sample: int, score: float) -> bool:
+        """Whether nothing is left to attack of a sample at a score."""
+        return self.dropped(score) or (self.attacked.floors is not None and score < self.attacked.floors[sample])
+
     @property
     def precision(self) -> str:
         """Of the model that is attacked at the moment."""
@@ -218,7 +235,7 @@ class Engine:
         rounds = [self.rounds[run.round] for run in starting]
         clean_NCHW = self.attacked.images_BCHW[samples]
         points = [self._start_point(run) for run in starting]
-        budgets = [self.epsilon * entry.width for entry in rounds]
+        budgets = [self.budgets[run.sample] * entry.width for run, entry in zip(starting, rounds, strict=True)]
         lanes = self.attack.enter(
             Entering(
                 clean_NCHW,
@@ -237,7 +254,7 @@ class Engine:
     def _start_point(self, run: _Run) -> Tensor:
         entry, sample = self.rounds[run.round], run.sample
         clean_1CHW, outcome = self.attacked.images_BCHW[sample][None], self.outcomes[sample]
-        budget = self.epsilon * entry.width
+        budget = self.budgets[sample] * entry.width
         if entry.start.at == "random":
             return start_point("random", clean_1CHW, budget, [self._seed(run)], self.norm)[0]
         image_CHW = clean_1CHW[0]
@@ -300,15 +317,16 @@ class Engine:
                 images.append(self.lanes.point_LCHW[row])
         if not due:
             return done
-        clean_NCHW = self.attacked.images_BCHW[[self.running[row].sample for row in due]]
-        images_NCHW = snap(torch.stack(images), clean_NCHW, self.epsilon, self.norm)
-        assert within(images_NCHW, clean_NCHW, self.epsilon, self.norm), "an attack left its budget"
+        samples = [self.running[row].sample for row in due]
+        clean_NCHW, budgets = self.attacked.images_BCHW[samples], [self.budgets[sample] for sample in samples]
+        images_NCHW = snap(torch.stack(images), clean_NCHW, budgets, self.norm)
+        assert within(images_NCHW, clean_NCHW, budgets, self.norm), "an attack left its budget"
         for verdicts in self.batches.run(lambda part: self._judge(images_NCHW, due, part), range(len(due))):
             for n, answer, score in verdicts:
                 run = self.running[due[n]]
                 if run.worst is None or score < run.worst[1]:
                     run.worst = (answer, score, images_NCHW[n].clone())  # a view would keep the whole batch alive
-        dropped = [row for row in due if self.dropped(self.running[row].worst[1])]  # type: ignore[index]
+        dropped = [row for row in due if self.is_dropped(self.running[row].sample, self.running[row].worst[1])]  # type: ignore[index]
         return sorted({*done, *dropped})
 
     def _judge(self, images_NCHW: Tensor, rows: Sequence[int], part: Sequence[int]) -> list[tuple[int, str, float]]:
@@ -329,7 +347,7 @@ class Engine:
             else:
                 answer, score, image_CHW = run.worst
                 outcome.note(entry, evidence, image_CHW, (answer, score))
-                if self.dropped(score):
+                if self.is_dropped(run.sample, score):
                     continue
             if entry.gives_up is not None and bool((evidence.loss_S < entry.gives_up).all()):
                 continue
@@ -360,8 +378,12 @@ class Engine:
         """What a round attacks of a sample; None where the sample has no such thing and skips the round."""
         entry, outcome, labels = self.rounds[index], self.outcomes[sample], self.attacked.labels[sample]
         label = entry.label
+        if self.takes is not None and index not in self.takes[sample]:
+            return None
         if entry.start.found and entry.start not in (self.attacked.others or {}):
             return None
+        if entry.start == LARGER and label.of != "tokens" and sample in (self.attacked.texts or {}):
+            return Aim(sample, (self.attacked.texts or {})[sample])
         text: str | None
         match label.of:
             case "tokens":
@@ -401,8 +423,10 @@ def _where(flags: Sequence[bool], value: bool) -> list[int]:
     return [row for row, flag in enumerate(flags) if flag == value]
 
 
-def within(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float, norm: Norm = "linf") -> bool:
-    """Whether the promise every attack makes is kept: no image left the budget, in 1/255, by more than rounding."""
+def within(images_BCHW: Tensor, clean_BCHW: Tensor, budgets: Sequence[float], norm: Norm = "linf") -> bool:
+    """Whether the promise every attack makes is kept: no image left its budget, in 1/255, by more than rounding."""
     delta_BCHW = images_BCHW - clean_BCHW
-    largest = delta_BCHW.abs().max() if norm == "linf" else l2_norm(delta_BCHW).max()
-    return float(largest) / PIXEL <= epsilon + 1e-3
+    largest_B = delta_BCHW.abs().flatten(1).amax(1) if norm == "linf" else l2_norm(delta_BCHW)
+    return all(
+        value / PIXEL <= budget + 1e-3 for value, budget in zip(largest_B.flatten().tolist(), budgets, strict=True)
+    )

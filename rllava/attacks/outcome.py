@@ -3,14 +3,14 @@
 Shapes: N samples, C channel, H/W image, S steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rllava.attacks.common import PIXEL, AttackResult, History, Norm
+from rllava.attacks.common import PIXEL, AttackResult, History, Norm, expand
 from rllava.attacks.rounds import Round
 from rllava.attacks.stepper import Lanes
 
@@ -187,13 +187,13 @@ class Outcome:
             self.evidence = Evidence(**{name: here(value) for name, value in state["evidence"].items()})
 
 
-def snap(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float, norm: Norm = "linf") -> Tensor:
+def snap(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float | Sequence[float], norm: Norm = "linf") -> Tensor:
     """The nearest images on the grid of 1/128 level that keep the budget.
 
     Args:
         images_NCHW: adversarial images in [0, 1].
         clean_NCHW: clean images, multiples of 1/255.
-        epsilon: budget in 1/255.
+        epsilon: budget in 1/255, of all or of each.
         norm: of the budget. In L2, what lies between two points of the grid goes to the one nearer to the clean image:
             no sum of squares grows.
 
@@ -235,11 +235,13 @@ def unpack_images(rounded_NCHW: Tensor, rest_NCHW: Tensor) -> Tensor:
     return _from_grid(rounded_NCHW.to(torch.int32) * GRID + rest_NCHW.to(torch.int32))
 
 
-def _on_grid(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float, grid: int = GRID) -> Tensor:
+def _on_grid(images_NCHW: Tensor, clean_NCHW: Tensor, epsilon: float | Sequence[float], grid: int = GRID) -> Tensor:
     """The nearest values in 1/grid level that keep the budget, int32."""
-    most = float(int(epsilon * grid))
+    budgets = [epsilon] if isinstance(epsilon, int | float) else epsilon
+    most_N = torch.tensor([float(int(budget * grid)) for budget in budgets], dtype=images_NCHW.dtype)
+    most_N111 = expand(most_N.to(images_NCHW.device))
     unit = PIXEL / grid
-    delta_NCHW = ((images_NCHW - clean_NCHW) / unit).round().clamp(-most, most)
+    delta_NCHW = ((images_NCHW - clean_NCHW) / unit).round().clamp(-most_N111, most_N111)
     return ((clean_NCHW / unit).round() + delta_NCHW).clamp(0, 255 * grid).to(torch.int32)
 
 
@@ -247,13 +249,13 @@ def _from_grid(values_NCHW: Tensor) -> Tensor:
     return values_NCHW.to(torch.float32) * (PIXEL / GRID)
 
 
-def round_to_8_bits(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float) -> Tensor:
+def round_to_8_bits(images_BCHW: Tensor, clean_BCHW: Tensor, epsilon: float | Sequence[float]) -> Tensor:
     """The nearest 8-bit images that keep the budget; the clean images are 8-bit images themselves.
 
     Args:
         images_BCHW: adversarial images in [0, 1].
         clean_BCHW: clean images, multiples of 1/255.
-        epsilon: budget in 1/255.
+        epsilon: budget in 1/255, of all or of each.
 
     Returns:
         Images whose every value is a multiple of 1/255, within the whole levels that the budget allows.

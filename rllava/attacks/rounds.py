@@ -13,12 +13,13 @@ class Start:
     Attributes:
         at: ``clean``: the clean image. ``random``: a random point of the budget. ``best``: the sample's worst image so
             far. ``previous``: where its last round ended. ``smaller``: the image of this evaluation at the next smaller
-            budget of the sweep. ``other``: the image of another evaluation; where there is none of the last two, the
-            round is skipped.
+            budget of the sweep. ``larger``: the image that beat the sample at a larger budget
+            (:mod:`rllava.attacks.smallest`). ``other``: the image of another evaluation. Where there is none of the
+            last three, the round is skipped.
         number: of the other evaluation, see :attr:`rllava.attacks.protocols.Protocol.after`.
     """
 
-    at: Literal["clean", "random", "best", "previous", "smaller", "other"]
+    at: Literal["clean", "random", "best", "previous", "smaller", "larger", "other"]
     number: int | None = None
 
     def __post_init__(self) -> None:
@@ -27,14 +28,15 @@ class Start:
 
     @property
     def found(self) -> bool:
-        """Whether another evaluation has to be there."""
-        return self.at in ("smaller", "other")
+        """Whether an image has to be there that was found before."""
+        return self.at in ("smaller", "larger", "other")
 
     def __str__(self) -> str:
         return self.at if self.number is None else f"{self.at} {self.number}"
 
 
-CLEAN, RANDOM, BEST, PREVIOUS, SMALLER = map(Start, ("clean", "random", "best", "previous", "smaller"))  # type: ignore[arg-type]
+CLEAN, RANDOM, BEST, PREVIOUS = Start("clean"), Start("random"), Start("best"), Start("previous")
+SMALLER, LARGER = Start("smaller"), Start("larger")
 
 
 def other(number: int) -> Start:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rllava.attacks.engine import Aim, AnswerLoss, Attacked, Engine
+from rllava.attacks.engine import Aim, AnswerLoss, Attacked, Engine, Judge
 from rllava.attacks.outcome import GRID_VERSION, Outcome, round_to_8_bits
 from rllava.attacks.protocols import Protocol
 from rllava.attacks.rounds import Round
@@ -124,54 +124,23 @@ class Attack(Condition):
         return rows
 
     def _engine(self, work: ShardWork) -> Engine:
-        victim, shard, samples = work.victim, work.shard, work.shard.samples
-
-        def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
-            return victim.answer(images_NCHW, [samples[b] for b in who], work.scoring, precision)
-
-        attacked = Attacked(
-            images_BCHW=shard.pixels_BCHW,
-            labels=[work.spec.benchmark.task.labels(sample.references) for sample in samples],
-            predictions=shard.predictions,
-            scores=shard.scores,
-            seeds=shard.seeds,
-            decoys=lambda b, image_CHW: victim.decoys(image_CHW[None], samples[b], work.scoring),
-            others=work.others,
-        )
         return Engine(
             self._rounds(work),
-            attacked,
+            attacked_in(work),
             epsilon=self.epsilon,
-            answer_loss=answer_loss(victim, samples, shard.pixels_BCHW),
-            judge=judge,
+            answer_loss=answer_loss(work.victim, work.shard.samples, work.shard.pixels_BCHW),
+            judge=judge_of(work),
             dropped=dropped_by(self.protocol, work.spec.benchmark),
             in_flight=work.spec.batch_size or work.batches.limit,
             batches=work.batches,
         )
 
     def _findings(
-        self, work: ShardWork, outcomes: Sequence[Outcome], resumable: ResumableAttack
+        self, work: ShardWork, outcomes: Sequence[Outcome], resumable: ResumableAttack[Outcome]
     ) -> dict[int, list[str]]:
-        victim, shard = work.victim, work.shard
-
-        def answer(images_NCHW: Tensor, who: Sequence[int], precision: str) -> list[str]:
-            return victim.answer(images_NCHW, [shard.samples[b] for b in who], work.scoring, precision)[0]
-
-        return check_shard(
-            outcomes,
-            shard.pixels_BCHW,
-            shard.predictions,
-            epsilon=self.epsilon,
-            clean_precision=self._rounds(work)[0].precision,
-            seeds=shard.seeds,
-            dropped=dropped_by(self.protocol, work.spec.benchmark),
-            answer_loss=answer_loss(victim, shard.samples, shard.pixels_BCHW),
-            answer=answer,
-            most=work.batches.limit,
-            count=work.scoring.checked,
-            known=resumable.known,
-            save=resumable.found,
-        )
+        dropped = dropped_by(self.protocol, work.spec.benchmark)
+        solved = [dropped(outcome.score) for outcome in outcomes]
+        return findings_of(work, outcomes, self.epsilon, solved, resumable)
 
     def _rounds(self, work: ShardWork) -> tuple[Round, ...]:
         return self.protocol.rounds(work.spec.benchmark.task.kind)
@@ -192,6 +161,68 @@ def within(protocol: Protocol, size: float) -> Condition:
 def at_budgets(protocol: Protocol, sizes: Iterable[float]) -> tuple[Condition, ...]:
     """Conditions :func:`within` several budgets, which rise."""
     return tuple(within(protocol, size) for size in sorted(sizes))
+
+
+def attacked_in(work: ShardWork, floors: Sequence[float] | None = None) -> Attacked:
+    """The samples of a shard, as an engine attacks them.
+
+    Args:
+        floors: per sample, the score below which nothing is left to attack; None: no such.
+    """
+    shard, samples = work.shard, work.shard.samples
+    return Attacked(
+        images_BCHW=shard.pixels_BCHW,
+        labels=[work.spec.benchmark.task.labels(sample.references) for sample in samples],
+        predictions=shard.predictions,
+        scores=shard.scores,
+        seeds=shard.seeds,
+        decoys=lambda b, image_CHW: work.victim.decoys(image_CHW[None], samples[b], work.scoring),
+        others=work.others,
+        floors=floors,
+    )
+
+
+def judge_of(work: ShardWork) -> Judge:
+    """Answers of the victim, and their scores."""
+
+    def judge(images_NCHW: Tensor, who: Sequence[int], precision: str) -> tuple[list[str], list[float]]:
+        return work.victim.answer(images_NCHW, [work.shard.samples[b] for b in who], work.scoring, precision)
+
+    return judge
+
+
+def findings_of(
+    work: ShardWork,
+    outcomes: Sequence[Outcome],
+    epsilon: float,
+    solved: Sequence[bool],
+    resumable: ResumableAttack[Any],
+) -> dict[int, list[str]]:
+    """What the attack checks find in some of the attacks on a shard, at one budget.
+
+    Args:
+        solved: per sample, whether nothing is left to attack.
+        resumable: keeps what was found so far.
+
+    Returns:
+        Per checked sample, the names of the checks that were raised.
+    """
+    shard, judge = work.shard, judge_of(work)
+    return check_shard(
+        outcomes,
+        shard.pixels_BCHW,
+        shard.predictions,
+        epsilon=epsilon,
+        clean_precision=work.spec.precisions[0],
+        seeds=shard.seeds,
+        solved=solved,
+        answer_loss=answer_loss(work.victim, shard.samples, shard.pixels_BCHW),
+        answer=lambda images_NCHW, who, precision: judge(images_NCHW, who, precision)[0],
+        most=work.batches.limit,
+        count=work.scoring.checked,
+        known=resumable.known,
+        save=resumable.found,
+    )
 
 
 def answer_loss(victim: Victim, samples: Sequence[Sample], clean_BCHW: Tensor) -> AnswerLoss:

@@ -4,18 +4,18 @@ import io
 import logging
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from rllava.attacks.engine import Engine
-from rllava.attacks.outcome import Outcome
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.shard_checks import Raised
 from rllava.specs import EvalSpec
 from rllava.store import Store
+
+ResultT = TypeVar("ResultT")
 
 FORMAT = "engine-v2"
 
@@ -42,7 +42,20 @@ class Saving:
     every_s: float = 60.0
 
 
-class ResumableAttack:
+class InFlight(Protocol[ResultT]):
+    """What is kept: an engine, or a search that runs several."""
+
+    def run(self, save: Callable[[dict[str, Any]], None] | None = None, every_s: float = 60.0) -> list[ResultT]:
+        """Attacks until nothing is left to do, and gives its state to ``save`` now and then."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is in flight."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+
+
+class ResumableAttack(Generic[ResultT]):
     """An attack and the checks that follow it, kept on one clock.
 
     Args:
@@ -50,7 +63,7 @@ class ResumableAttack:
         saving: None: nothing is kept.
     """
 
-    def __init__(self, engine: Engine, spec: EvalSpec, saving: Saving | None) -> None:
+    def __init__(self, engine: InFlight[ResultT], spec: EvalSpec, saving: Saving | None) -> None:
         self.engine, self.spec, self.saving = engine, spec, saving
         self.known: Raised = {}
         self._saved = time.monotonic()
@@ -59,7 +72,7 @@ class ResumableAttack:
             engine.load_state_dict(saved)
             self.known = saved.get("findings", {})
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[ResultT]:
         """Attacks, from where it was left."""
         if self.saving is None:
             return self.engine.run()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rllava.attacks.common import PIXEL
-from rllava.attacks.outcome import GRID, Outcome, pack_images
+from rllava.attacks.outcome import GRID, Evidence, Outcome, pack_images
 from rllava.data.images import encode_png
 from rllava.evaluation.samples import Sample
 from rllava.fingerprint import fingerprint
@@ -60,11 +60,10 @@ def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
     """What an attack did to a sample."""
     # An attack that failed proves no robustness; an answer that scores 0 needs no other proof.
     error = outcome.error if outcome.score > 0 else None
-    fields = {
+    return {
         "prediction": outcome.prediction,
         "score": outcome.score if error is None else None,
-        # In whole steps of the grid, so that no rounding shows it above the budget.
-        "linf": round(float((outcome.image_CHW - clean_CHW).abs().max()) / PIXEL * GRID) / GRID,
+        "linf": norm_of(outcome.image_CHW, clean_CHW),
         "steps": outcome.steps,
         "rounds": outcome.rounds,
         "round_predictions": outcome.round_predictions,
@@ -72,15 +71,26 @@ def attack_fields(outcome: Outcome, clean_CHW: Tensor) -> dict[str, Any]:
         "best_round": outcome.best_round,
         "zero_gradient_share": outcome.zero_gradient_share,
         "error": error,
+        **loss_fields(outcome.evidence),
     }
-    if outcome.evidence is not None:
-        best_S = outcome.evidence.loss_S.cummax(0).values
-        fields |= {
-            "loss_clean": float(best_S[0]),
-            "loss_best": float(best_S[-1]),
-            "loss_last_rise": outcome.evidence.last_rise,
-        }
-    return fields
+
+
+def norm_of(image_CHW: Tensor, clean_CHW: Tensor) -> float:
+    """L-inf norm of what was added to an image, in 1/255: in whole steps of the grid, so that no rounding shows it
+    above the budget."""
+    return round(float((image_CHW - clean_CHW).abs().max()) / PIXEL * GRID) / GRID
+
+
+def loss_fields(evidence: Evidence | None) -> dict[str, Any]:
+    """What a round did to the loss; nothing of none."""
+    if evidence is None:
+        return {}
+    best_S = evidence.loss_S.cummax(0).values
+    return {
+        "loss_clean": float(best_S[0]),
+        "loss_best": float(best_S[-1]),
+        "loss_last_rise": evidence.last_rise,
+    }
 
 
 def image_fields(image_CHW: Tensor, clean_CHW: Tensor, epsilon: float) -> dict[str, Any]:

@@ -45,7 +45,7 @@ Raised = Mapping[int, Sequence[str]]
 
 def check_shard(
     outcomes: Sequence[Outcome], clean_BCHW: Tensor, predictions: Sequence[str], *, epsilon: float,
-    clean_precision: str, seeds: Sequence[int], dropped: Callable[[float], bool], answer_loss: AnswerLoss,
+    clean_precision: str, seeds: Sequence[int], solved: Sequence[bool], answer_loss: AnswerLoss,
     answer: Answer, most: int, count: int = CHECKED_PER_SHARD, known: Raised | None = None,
     save: Callable[[Raised], None] | None = None,
 ) -> dict[int, list[str]]:  # fmt: skip
@@ -54,7 +54,7 @@ def check_shard(
     Args:
         epsilon: budget in 1/255.
         clean_precision: in which they were given.
-        dropped: whether nothing is left to attack at a score; such samples need no excuse.
+        solved: per sample, whether nothing is left to attack; such samples need no excuse.
         most: samples that go through the model at a time.
         known: what an earlier call gave to ``save``; those samples' attacks are not checked again.
         save: given, after each part of the samples, what was found so far.
@@ -75,8 +75,7 @@ def check_shard(
     for _, group in groupby(sorted(left, key=kind), key=kind):
 
         def check(part: Sequence[int]) -> None:
-            solved = [dropped(outcomes[b].score) for b in part]
-            names = _check(part, solved, outcomes, clean_BCHW, epsilon, seeds, answer_loss)
+            names = _check(part, [solved[b] for b in part], outcomes, clean_BCHW, epsilon, seeds, answer_loss)
             found.update(zip(part, names, strict=True))
             if save is not None:
                 save(found)

@@ -7,6 +7,7 @@ from rllava.attacks.protocols import Protocol
 from rllava.conditions.attack import Attack
 from rllava.conditions.clean import Clean
 from rllava.conditions.condition import Condition
+from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from rllava.recipes.candidate import Candidate
@@ -66,8 +67,9 @@ class Grid:
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
-        """Of its attacks, each once."""
-        return tuple(dict.fromkeys(attack.protocol for attack in self.attacks))
+        """Of its attacks and searches, each once."""
+        found = (entry.protocol for entry in self.conditions if isinstance(entry, Attack | SmallestBudget))
+        return tuple(dict.fromkeys(found))
 
     @property
     def budgets(self) -> tuple[float, ...]:

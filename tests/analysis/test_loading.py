@@ -134,7 +134,7 @@ def test_a_file_of_another_schema_is_named(small: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (2, r"records of schema record-v2, and this version of rllava reads record-v5 \(column 'condition' is "
+        (2, r"records of schema record-v2, and this version of rllava reads record-v6 \(column 'condition' is "
             r"missing\); read them with the version that wrote them, or delete the storage's records/ and run "
             "the sweep again"),
         (99, "records of schema record-v99, which a later version of rllava wrote; update rllava"),

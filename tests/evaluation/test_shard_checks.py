@@ -41,7 +41,7 @@ def outcomes(result: AttackResult) -> list[Outcome]:
 def check_shard(result: AttackResult, dropped: bool = False) -> dict[int, list[str]]:
     return shard_checks.check_shard(
         outcomes(result), PIXELS_BCHW, ["right"] * COUNT, epsilon=EPSILON, clean_precision="float32",
-        seeds=list(range(COUNT)), dropped=lambda score: dropped, answer_loss=answer_loss,
+        seeds=list(range(COUNT)), solved=[dropped] * COUNT, answer_loss=answer_loss,
         answer=lambda images_NCHW, who, precision: ["right"] * len(who), most=4,
     )  # fmt: skip
 

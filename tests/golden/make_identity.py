@@ -19,6 +19,7 @@ from rllava.attacks.outcome import GRID, GRID_VERSION
 from rllava.attacks.protocols import PROTOCOLS
 from rllava.conditions.attack import at_budgets
 from rllava.conditions.condition import CONDITIONS
+from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.corruptions import CORRUPTIONS, SIZING_VERSION
 from rllava.data.images import MAX_SIDE, PADDING_COLOUR, PREPROCESSING_VERSION
@@ -137,6 +138,7 @@ class Snapshot:
         for preset in map(PRESETS.get, PRESETS):
             self._note_preset(preset)
         self._note_jailbreaks()
+        self._note_smallest_budgets()
 
     def _note_preset(self, preset: Grid) -> None:
         plan = plan_of(preset, preset.protocols[0].name)
@@ -167,6 +169,14 @@ class Snapshot:
                 self._note(f"jailbreak image {spec.name}", spec)
             for evaluation, _ in plan.evaluations(candidate):
                 self._note(f"jailbreak {evaluation.name}", evaluation)
+
+    def _note_smallest_budgets(self) -> None:
+        for preset in map(PRESETS.get, ("tiny", "paper")):
+            plan = plan_of(preset, preset.protocols[0].name)
+            searched = (SmallestBudget(plan.grid.protocols[0], max(preset.budgets)),)
+            plan = dataclasses.replace(plan, grid=dataclasses.replace(plan.grid, conditions=searched))
+            for spec, _ in plan.evaluations(plan.grid.candidates[0]):
+                self._note(f"{preset.name} {spec.condition.label} {spec.candidate} {spec.benchmark.name}", spec)
 
     def _note(self, key: str, spec: Any) -> None:
         self.recipes[key] = self._hold(spec)

@@ -13,7 +13,7 @@ import pytest
 
 from rllava.errors import UserError
 from rllava.recipes import PRESETS, parse_candidate
-from sweeps import corruptions, pretrain_encoders
+from sweeps import budgets, corruptions, pretrain_encoders
 from sweeps.encoder_ablation import Options, main, make_plan
 from tests.sweeps.conftest import Run
 
@@ -169,7 +169,11 @@ def test_the_grammar_of_candidates() -> None:
 
 @pytest.mark.parametrize(
     ("script", "options"),
-    [("sweeps/encoder_ablation.py", Options), ("sweeps/corruptions.py", corruptions.Options)],
+    [
+        ("sweeps/encoder_ablation.py", Options),
+        ("sweeps/corruptions.py", corruptions.Options),
+        ("sweeps/budgets.py", budgets.Options),
+    ],
 )
 def test_help_explains_every_option(script: str, options: type) -> None:
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=600, check=True)

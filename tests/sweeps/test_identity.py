@@ -19,6 +19,7 @@ from rllava.conditions.attack import within
 from rllava.conditions.clean import Clean
 from rllava.conditions.corruption import Corruption
 from rllava.conditions.shown import Shown
+from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.conditions.universal import Universal
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.instructions import INSTRUCTIONS
@@ -132,7 +133,8 @@ def other(field: Field, spec: Any) -> Iterator[Any]:
         "objective": ("mine",),
         "file": (Pinned("prompts.txt", "1" * 64), Pinned("prompts.txt", "2" * 64)),
         "weights": (Pinned("elsewhere", "1" * 64), MadeBy(RECIPES[1]), MadeBy(RECIPES[2])),
-        "protocol": (with_steps(PROTOCOLS.get("strong"), 7),),
+        "protocol": (with_steps(PROTOCOLS.get("strong"), 7), with_steps(PROTOCOLS.get("fast"), 7)),
+        "below": (0.25,),
         "condition": (Clean("float16"), within(PROTOCOLS.get("strong"), 7.0)),
         "evaluation": (dataclasses.replace(spec.evaluation, candidate="b"),) if isinstance(spec, JudgementSpec) else (),
         "judge": (Lexicon("words.txt", ("red",)),),
@@ -206,7 +208,8 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(
     assert corpus is not None
     making = Making(strong, corpus, 16.0, picture, held_out=EMBEDDED.held_out)
     shown = (Shown("picture", picture), Universal(making), ImageSpec(answers.model, answers.encoders, making))
-    held = (snapshot.checkpoint, continued, captions.benchmark, judged, Clean(), Corruption("fog"), *shown)
+    searched = SmallestBudget(PROTOCOLS.get("fast"), 16.0)
+    held = (snapshot.checkpoint, continued, captions.benchmark, judged, Clean(), Corruption("fog"), searched, *shown)
     specs = {type(spec).__name__: spec for spec in all_specs(held)}
     assert specs.keys() == snapshot.kinds.keys()
     found = {(name, f.name) for name, spec in specs.items() for f in fields_of(type(spec)) if not moves(spec, f)}
