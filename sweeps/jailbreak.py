@@ -11,6 +11,7 @@ Its images and corpora are for measuring robustness: keep those made against rea
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rllava.errors import UserError
@@ -21,6 +22,7 @@ from sweeps.question import main_of
 if TYPE_CHECKING:
     from rllava.conditions.condition import Condition
     from rllava.data.benchmarks import BenchmarkSpec
+    from rllava.missing import Missing
     from rllava.recipes import Candidate, Grid
     from rllava.recipes.jailbreaks import Jailbreaks
     from rllava.universal_spec import Recipe
@@ -78,16 +80,50 @@ def make_plan(options: Options) -> "Plan":
             raise UserError(f"--{name} {value}: expected at least {least}")
     from rllava.recipes import PRESETS  # imports torch and transformers
     from rllava.recipes.jailbreaks import JAILBREAKS
+
+    PRESETS.get(options.preset)
+    tried = JAILBREAKS.get(options.preset)
+    if absent := _absent(options):
+        from rllava.missing import refuse_missing
+        from sweeps.plan import missing_inputs
+
+        # Others may be missing too, and all are told at once: the plan is that of other files, which are there.
+        there = JAILBREAKS.get("tiny")
+        stand_in = replace(tried, corpus=there.corpus, picture=there.picture)
+        refuse_missing([*absent, *missing_inputs(_plan(replace(options, corpus=None, picture=None), stand_in))])
+    return _plan(options, tried)
+
+
+def _absent(options: Options) -> "list[Missing]":
+    """Files of the options that are not there."""
+    from rllava.missing import Missing
+
+    named = {"--corpus": options.corpus, "--picture": options.picture}
+    return [
+        Missing(f"of {option}", path, "you")
+        for option, path in named.items()
+        if path is not None and not path.startswith("easy_vqa:") and not Path(path).is_file()
+    ]
+
+
+def _plan(options: Options, tried: "Jailbreaks") -> "Plan":
+    from rllava.recipes import PRESETS
     from sweeps.grid import grid_of
     from sweeps.grid import make_plan as plan_of
 
-    preset, tried = PRESETS.get(options.preset), JAILBREAKS.get(options.preset)
+    given = {
+        "--corpus FILE": bool(options.corpus or tried.corpus),
+        "--picture FILE": bool(options.picture or tried.picture),
+        "--judges, at least two of them, e.g. lexicon:WORDS.txt refusal": bool(options.judges or tried.judges),
+    }
+    if not all(given.values()):
+        lacking = "; ".join(option for option, there in given.items() if not there)
+        raise UserError(f"preset {options.preset} leaves some things to you; give {lacking}")
+    preset = PRESETS.get(options.preset)
     grid = replace(preset, benchmarks=_benchmarks(options, preset), candidates=_candidates(options, preset))
     grid = grid_of(options, grid, _conditions(options, tried, preset.clean.precision))
     grid = replace(grid, benchmarks=tuple(_drawn(options, spec) for spec in grid.benchmarks))
     plan = plan_of(options, SWEEP, grid)
-    if not plan.judges and not tried.judges:
-        raise UserError("--judges: name at least two, e.g. --judges lexicon:WORDS.txt refusal")
     return plan if plan.judges else replace(plan, judges=tried.judges)
 
 
@@ -133,9 +169,6 @@ def _conditions(options: Options, tried: "Jailbreaks", precision: str) -> "list[
 
     corpus = Corpus(options.corpus, read_corpus(options.corpus)) if options.corpus else tried.corpus
     picture = Picture(options.picture) if options.picture else tried.picture
-    for option, value in (("corpus", corpus), ("picture", picture)):
-        if value is None:
-            raise UserError(f"--{option}: preset {options.preset} has none; give a file")
     assert corpus is not None
     assert picture is not None
     picture = picture.pinned()

@@ -17,6 +17,7 @@ from rllava.data.prompts import is_pinned, missing_prompts, pin_benchmark
 from rllava.data.shards import Listing, Tasks, in_this_process, read_description
 from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
+from rllava.evaluation.target_tokens import check_corpus
 from rllava.faults import explain
 from rllava.filesystem import check_answers
 from rllava.fingerprint import fingerprint
@@ -300,6 +301,11 @@ def _open_weights(plan: Plan) -> None:
     for candidate in plan.grid.candidates:
         if isinstance(candidate.model, CheckpointSpec):
             check_checkpoint(candidate.model, candidate.used)
+    # Images that differ in budget and number alone are made against the same targets.
+    images = [image for candidate in plan.grid.candidates for image, _ in plan.images(candidate)]
+    targets = {(image.model, image.encoders, image.making.recipe, image.making.corpus): image for image in images}
+    for image in targets.values():
+        check_corpus(image)
 
 
 def _encoders(plan: Plan) -> list[EncoderSpec]:

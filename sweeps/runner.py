@@ -323,6 +323,8 @@ def tune_over(
         shutil.rmtree(scratch, ignore_errors=True)
         if not plan.store.is_local:
             remove_folder(plan.store.filesystem, f"{plan.store.root}/ray/{name}")
+    if results.num_terminated + results.num_errors < len(candidates):
+        raise KeyboardInterrupt  # Tune has heard it, ended the trials, and returned as if they were done
     if board.refusals:
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:

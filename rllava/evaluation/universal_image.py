@@ -21,14 +21,13 @@ from rllava.attacks.universal import Rate, UniversalAttack, UniversalResult, Uni
 from rllava.check_names import LAST_RISE_LIMIT, LOOKS, ZERO_GRADIENT_LIMIT
 from rllava.data.images import decode_png, encode_png, preprocess
 from rllava.data.shards import parquet_bytes
-from rllava.errors import UserError
 from rllava.evaluation.in_flight import read_state, write_state
 from rllava.evaluation.rows import to_uint8
+from rllava.evaluation.target_tokens import room_of, target_tokens
 from rllava.evaluation.victim import TARGETS_AT_A_TIME, Victim
 from rllava.image_spec import ImageSpec
 from rllava.metrics.judges.judge import Exchange
-from rllava.model.conversation import IGNORE, IMAGE_MARKER, TEMPLATES, Tokens, pieces, tokenize
-from rllava.model.llava import spliced_labels
+from rllava.model.conversation import IGNORE, IMAGE_MARKER, Tokens
 from rllava.store import Store
 from rllava.universal_spec import HeldOut
 
@@ -191,23 +190,9 @@ class Attempt:
         return self.corpus_loss if held_out is None else Rating(self.victim, self.making.precision, held_out)
 
     def _tokens(self) -> list[Tokens]:
-        recipe, llava = self.making.recipe, self.llava
-        template = TEMPLATES.get(recipe.conversation or llava.conversation)
-        room = getattr(cast(Any, llava.connector.language_model).config, "max_position_embeddings", None)
-        visual = sum(encoder.tokens for encoder in self.spec.encoders)
-        found = []
-        for number, target in enumerate(self.making.corpus.targets, start=1):
-            # An empty request, laid out as it is; and no end token: the model is to begin so, and may go on.
-            laid_out = pieces(template, [(f"{IMAGE_MARKER}\n", target)], bare=True)
-            tokens = without_end(tokenize(llava.tokenizer, laid_out), llava.stop_ids)
-            length = len(spliced_labels(tokens, visual))
-            if room is not None and length > room:
-                raise UserError(
-                    f"corpus '{self.making.corpus.name}': target {number} takes {length} tokens with its prompt and "
-                    f"{visual} visual ones, and the language model has room for {room}; shorten it"
-                )
-            found.append(tokens)
-        return found
+        llava = self.llava
+        room = room_of(cast(Any, llava.connector.language_model).config)
+        return target_tokens(self.making, self.spec.encoders, llava.tokenizer, llava.conversation, room)
 
 
 class Rating:
@@ -224,13 +209,6 @@ class Rating:
         said = [Exchange(prompt, text) for prompt, text in zip(self.held_out.prompts, answers, strict=True) if text]
         flagged = sum(bool(verdict.flagged) for verdict in self.judge(said)) if said else 0
         return flagged / len(answers)
-
-
-def without_end(tokens: Tokens, stop_ids: Sequence[int]) -> Tokens:
-    """A conversation up to its last answer, the token that ends that left out, if one does."""
-    last = max(index for index, label in enumerate(tokens.labels) if label != IGNORE)
-    kept = last if tokens.ids[last] in stop_ids else last + 1
-    return Tokens(tokens.ids[:kept], tokens.labels[:kept])
 
 
 def _still_rising(loss_S: Tensor) -> bool:

@@ -68,9 +68,12 @@ def test_answers_are_drawn_as_asked() -> None:
         ({"budgets": ("0", "16")}, "--budgets: 0 is the clean picture"),
         ({"budgets": ("0.06",)}, "--budgets 0.06: budgets are in units of 1/255"),
         ({"recipes": ("visualad",)}, "did you mean visualadv"),
-        ({"corpus": "gone.txt"}, "corpus 'gone.txt' cannot be read"),
-        ({"picture": "gone.png"}, "picture gone.png cannot be read"),
-        ({"preset": "paper"}, "--corpus: preset paper has none; give a file"),
+        ({"corpus": "gone.txt"}, r"1 input is missing: from you: gone.txt \(of --corpus\)"),
+        ({"picture": "easy_vqa:train-x"}, "easy-VQA has no image 'train-x'"),
+        (
+            {"preset": "paper"},
+            "leaves some things to you; give --corpus FILE; --picture FILE; --judges, at",
+        ),
         ({"preset": "none"}, "unknown preset 'none'"),
     ],
 )
@@ -88,7 +91,26 @@ def test_a_corpus_too_small_for_a_step_and_a_sweep_without_judges_are_refused(tm
     corpus.write_text("\n".join(map(str, range(10))))
     picture.write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be decoded"):
-        planned(preset="paper", corpus=str(corpus), picture=str(picture))
+        planned(preset="paper", corpus=str(corpus), picture=str(picture), judges=("refusal",))
+
+
+def test_a_corpus_and_a_picture_that_are_not_there_are_missed_with_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLLAVA_WEIGHTS", "weights")
+    monkeypatch.setenv("RLLAVA_DATA", "data")
+    options = {"preset": "paper", "corpus": "gone.txt", "picture": "gone.png", "judges": ("detoxify", "refusal")}
+    with pytest.raises(UserError, match=r"inputs are missing: from you: gone.txt .*, gone.png ") as caught:
+        planned(**options)
+    told = str(caught.value)
+    assert "\n" not in told
+    for other in ("toxic-bert", "vicuna-7b-v1.5", "llava_v1_5_mix665k.json"):
+        assert other in told
+
+
+def test_a_target_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join([*map(str, range(10)), "red " * 3000]))
+    with pytest.raises(UserError, match=r"corpus '.*corpus.txt': target 11 takes \d+ tokens .*; shorten it"):
+        check_inputs(planned(corpus=str(corpus), encoders=("tiny-clip",)))
 
 
 def test_requests_are_not_attacked_as_questions_are() -> None:
