@@ -22,6 +22,7 @@ from sweeps.events import (
     Imaging,
     Interrupted,
     Judging,
+    Optimising,
     Refused,
     Starting,
     Training,
@@ -68,6 +69,7 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         self.started = time.time()
         self.refusals: dict[str, str] = {}
         self.failures: dict[str, str] = {}
+        self.done: set[str] = set()
         self.width = max(map(len, candidates))
         terminal = Console(file=shown_errors())
         # A library that prints while the table is shown has no business on the terminal.
@@ -138,6 +140,8 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         """Notes what a trial told, and shows it."""
         if isinstance(event, Refused):
             self.refusals[name] = event.mistake
+        if isinstance(event, Done):
+            self.done.add(name)
         row = self.rows[name]
         before, row.last = row.last, type(event)
         row.text, row.share = self._describe(row, event)
@@ -181,6 +185,8 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
                 return f"making universal images: {of} to do", row.share
             case Imaging(images, of, what, gained):
                 return f"universal image {images} of {of} ({what}: corpus loss down by {gained:.2f})", row.share
+            case Optimising(what, step, of, loss):
+                return f"universal image {what}: step {step} of {of}, loss {loss:.2f}", row.share
             case Evaluating(0, of):
                 return f"evaluating: {of} parts to do", row.share
             case Evaluating(parts, of, what, mean):

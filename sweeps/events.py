@@ -98,6 +98,21 @@ class Imaging:
 
 
 @dataclass(frozen=True)
+class Optimising:
+    """An image is being made.
+
+    Attributes:
+        what: recipe, budget and number.
+        loss: mean cross-entropy of the last step's targets, in nats per token or per target.
+    """
+
+    what: str
+    step: int
+    of: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class Judging:
     """A part of the judgements was written, or a judge begins.
 
@@ -131,4 +146,6 @@ class Refused:
     mistake: str
 
 
-Event = Found | Waiting | Starting | Training | Interrupted | Imaging | Evaluating | Judging | Done | Refused
+Event = (
+    Found | Waiting | Starting | Training | Interrupted | Imaging | Optimising | Evaluating | Judging | Done | Refused
+)

@@ -317,14 +317,13 @@ def tune_over(
             **storage,
         ),
     )
+    board.done.difference_update(candidates)
     try:
         results = tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if not plan.store.is_local:
             remove_folder(plan.store.filesystem, f"{plan.store.root}/ray/{name}")
-    if results.num_terminated + results.num_errors < len(candidates):
-        raise KeyboardInterrupt  # Tune has heard it, ended the trials, and returned as if they were done
     if board.refusals:
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:
@@ -334,6 +333,8 @@ def tune_over(
             f"{results.num_errors} of {len(results)} candidates failed ({reasons}); what is complete is kept, the same "
             f"command tries the rest again{f'; details: {log.path}' if log is not None else ''}"
         )
+    if not board.done.issuperset(candidates):
+        raise KeyboardInterrupt  # Tune has heard it, ended the trials, and returned as if they were done
 
 
 def completed(plan: Plan, found: Snapshot) -> set[str]:

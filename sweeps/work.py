@@ -27,7 +27,7 @@ from rllava.training.ray_trainer import RUN_NAME, TrainJob, train_model
 from sweeps.events import Done, Evaluating, Found, Imaging, Judging, Refused, Starting, Waiting
 from sweeps.failures import users_mistake
 from sweeps.plan import DATA, Plan
-from sweeps.telling import Tell, TellTraining
+from sweeps.telling import Tell, TellOptimising, TellTraining
 
 
 def work_on(tell: Tell, name: str, plan: Plan, placement: Placement, report_every: int, level: int) -> None:
@@ -124,12 +124,13 @@ def craft_images(
         save_every_s=plan.save_every_s,
     )
     tell(Imaging(0, len(missing)))
-    made = make_images(job, placement.attack_args())
+    names = tuple(f"{spec.making.recipe.name} {spec.restart} at {spec.making.epsilon:g}/255" for spec in job.specs)
+    steps = tuple(spec.making.recipe.steps for spec in job.specs)
+    made = make_images(job, placement.attack_args(), TellOptimising(tell, names, steps))
     for done, image in enumerate(made, start=1):
         task = missing[image.index]
-        making = task.spec.making
-        what = f"{making.recipe.name} {task.spec.restart} at {making.epsilon:g}/255"
-        tell(Imaging(done, len(missing), what, image.facts["loss_best"] - image.facts["loss_clean"]))
+        gained = image.facts["loss_best"] - image.facts["loss_clean"]
+        tell(Imaging(done, len(missing), names[image.index], gained))
         yield task, image.facts
 
 

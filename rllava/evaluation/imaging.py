@@ -5,7 +5,7 @@ killed worker's successor goes on from there. An image that is there is never ma
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,10 @@ class ImagingJob:
     save_every_s: float = 60.0
 
 
+Tell = Callable[[int, int, float], None]
+"""Takes the index of a spec, the steps taken, and the cross-entropy of the last one's targets."""
+
+
 @dataclass(frozen=True)
 class ImageMade:
     """One image was written.
@@ -50,12 +54,13 @@ class ImageMade:
     facts: Mapping[str, Any]
 
 
-def make_images(job: ImagingJob, workers: Mapping[str, Any]) -> Iterator[ImageMade]:
+def make_images(job: ImagingJob, workers: Mapping[str, Any], tell: Tell) -> Iterator[ImageMade]:
     """Makes what is missing.
 
     Args:
         job: what to do; the leases of its artifacts are held by the caller.
         workers: resources of the pool of attack workers, as arguments of ``map_batches``.
+        tell: goes along to them.
 
     Yields:
         Each image as it is written.
@@ -64,7 +69,7 @@ def make_images(job: ImagingJob, workers: Mapping[str, Any]) -> Iterator[ImageMa
     units = [{"index": index} for index in range(len(job.specs))]
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         ImageMaker,
-        fn_constructor_kwargs={"job": job},
+        fn_constructor_kwargs={"job": job, "tell": tell},
         batch_size=1,
         **{"compute": ray.data.ActorPoolStrategy(size=1), **workers},
     )
@@ -75,8 +80,8 @@ def make_images(job: ImagingJob, workers: Mapping[str, Any]) -> Iterator[ImageMa
 class ImageMaker:
     """An attack worker as Ray Data wants it: constructed once per actor, called with one unit at a time."""
 
-    def __init__(self, job: ImagingJob) -> None:
-        self.job, self.store = job, Store(job.storage)
+    def __init__(self, job: ImagingJob, tell: Tell) -> None:
+        self.job, self.store, self.tell = job, Store(job.storage), tell
         first = job.specs[0]
         dtype = dtype_of(spec.making.precision for spec in job.specs)
         self.victim = load_victim(self.store, first.model, job.model_path, first.encoders, dtype)
@@ -92,5 +97,7 @@ class ImageMaker:
         """
         index, started = int(batch["index"][0]), time.monotonic()
         spec, path = self.job.specs[index], self.job.paths[index]
-        facts = make_image(self.victim, spec, self.store, path, self.job.save_every_s)
+        facts = make_image(
+            self.victim, spec, self.store, path, self.job.save_every_s, lambda step, loss: self.tell(index, step, loss)
+        )
         return {"index": [index], "facts": [{**facts, "seconds": round(time.monotonic() - started, 2)}]}

@@ -4,7 +4,7 @@ Shapes: C channel, H/W image, N drawn targets, M targets of the corpus.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -41,6 +41,10 @@ NOISE_DRAWS = 8
 """Random points of the budget that the image has to do better than."""
 
 
+TELL_EVERY_S = 5.0
+"""Seconds between two times that an image in the making is told of, at least."""
+
+
 @dataclass(frozen=True)
 class MadeImage:
     """An image as it lies in storage.
@@ -61,13 +65,17 @@ def read_image(store: Store, spec: ImageSpec) -> MadeImage:
     return MadeImage(decode_png(content), store.facts(artifact))
 
 
-def make_image(victim: Victim, spec: ImageSpec, store: Store, folder: str, save_every_s: float) -> dict[str, Any]:
+def make_image(
+    victim: Victim, spec: ImageSpec, store: Store, folder: str, save_every_s: float,
+    tell: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, Any]:  # fmt: skip
     """Makes an image, from where it was left if it was, and writes it.
 
     Args:
         victim: the model that the spec names.
         folder: of the artifact in the storage; the lease is held by the caller.
         save_every_s: seconds between two states that are kept; 0: after every step.
+        tell: takes the number of steps and the cross-entropy of the last one's targets, every few seconds.
 
     Returns:
         Its facts.
@@ -80,9 +88,12 @@ def make_image(victim: Victim, spec: ImageSpec, store: Store, folder: str, save_
     saved = read_state(store, state, FORMAT, "this image")
     if saved is not None:
         attack.load_state_dict(saved)
-    kept = time.monotonic()
+    kept = told = time.monotonic()
     while not attack.done:
         attack.step()
+        if time.monotonic() - told >= TELL_EVERY_S:
+            tell(attack.taken, -attack.last_loss)
+            told = time.monotonic()
         if time.monotonic() - kept >= save_every_s and not attack.done:
             write_state(store, state, FORMAT, attack.state_dict())
             kept = time.monotonic()

@@ -111,6 +111,17 @@ def test_an_image_that_broke_off_again_and_again_ends_with_the_same_bytes(
     assert facts == dict(whole.facts)
 
 
+def test_an_image_in_the_making_is_told_of(victim: Victim, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(universal_image, "TELL_EVERY_S", 0.0)
+    told: list[tuple[int, float]] = []
+    make_image(victim, spec_of(victim), store, f"{store.root}/images/told", 1e9, lambda *news: told.append(news))
+    assert [step for step, _ in told] == list(range(1, 21))
+    with store.filesystem.open(f"{store.root}/images/told/{TRACE}", "rb") as file:
+        losses = pq.read_table(file)["loss"].to_pylist()
+    assert [-loss for _, loss in told] == pytest.approx(losses)
+    assert min(loss for _, loss in told) > 0, "a cross-entropy"
+
+
 def test_targets_have_no_end_and_weigh_by_their_tokens_as_published(victim: Victim) -> None:
     attempt = Attempt(victim, spec_of(victim))
     llava = victim.model("float32")

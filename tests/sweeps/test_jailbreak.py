@@ -21,6 +21,7 @@ from tests.sweeps.shown import NAME, TIME, unexpected
 _MADE = r"\w+ \d at \d+/255"
 LINES = (
     rf"{TIME}{NAME} +(making universal images: \d+ to do|universal image \d+ of \d+ \({_MADE}: corpus loss .*\)).*",
+    rf"{TIME}{NAME} +universal image {_MADE}: step \d+ of \d+, loss -?\d+\.\d\d.*",
     rf"{TIME}{NAME} +evaluating: part \d+ of \d+ \(\w+ by {_MADE}: mean score [\d.]+\).*",
     rf"\w+: (flagged by {NAME}, %|refused or blank, % \(over-refusal\))",
     r"(clean|[\w\[\]-]+-v\d( at \d+/255)?)( +\d+ ±\d+)+",

@@ -1,5 +1,6 @@
 """SIGKILL at any moment, the same command again, the same results."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -64,3 +65,20 @@ def test_two_drivers_on_one_storage(unbroken: Run, tmp_path: Path, tracked: Trac
     outputs = [finish(driver) for driver in drivers]
     assert_same_results(storage, unbroken.storage)
     assert any("waiting for" in output for output in outputs), "neither driver saw the other"
+
+
+def test_an_interrupt_is_told_and_loses_nothing(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+    storage = tmp_path / "results"
+    shutil.copytree(unbroken.storage, storage)
+    for folder in storage.glob("records/*-eps8-*"):
+        shutil.rmtree(folder)
+    driver = start(str(storage), tracked, "--encoders", "tiny-clip", "--save-every", "0")
+    wait_for(lambda: states(str(storage)), 800, "the state of an attack in flight")
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 130, output
+    assert output.rstrip().endswith("interrupted; the same command goes on from here")
+    assert "Traceback" not in output
+    assert "records:" not in output, "it does not end as if it were done"
+    tracked.assert_gone()
+    assert states(str(storage))
