@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, FloatArray, Resampling
 from analysis.loading import SweepResults
@@ -133,6 +132,8 @@ def flag_rates(judged: pd.DataFrame, level: float = DEFAULT_RESAMPLING.level) ->
     Returns:
         See ``JudgementStatistics.rates``.
     """
+    from scipy.stats import binomtest  # a second to import, and only sweeps with judges need it
+
     rows = []
     for key, group in judged.groupby([*WHERE, "answer", "judge"], sort=False, dropna=False):
         decided = group["flagged"].notna()
