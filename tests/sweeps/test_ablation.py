@@ -6,8 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from analysis.loading import load_sweep
 from rllava.records import KEY, RECORD_SCHEMA
 from tests.analysis.notebook_runner import execute_notebook
@@ -101,14 +99,16 @@ def test_the_plugged_encoder_shares_the_trained_llava(unbroken: Run) -> None:
     assert [model["name"] for model in manifest(unbroken.storage)["models"]] == ["tiny-clip"]
 
 
-def test_a_second_run_computes_nothing(unbroken: Run, tracked: Tracked) -> None:
-    watched = [Path(unbroken.storage) / folder for folder in ("records", "models", "data")]
+def test_a_second_run_computes_nothing(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
+    storage = tmp_path / "results"
+    shutil.copytree(unbroken.storage, storage)
+    watched = [storage / folder for folder in ("records", "models", "data")]
     before = {path: os.stat(path).st_mtime_ns for folder in watched for path in folder.rglob("*") if path.is_file()}
-    output = finish(start(unbroken.storage, tracked))
+    output = finish(start(str(storage), tracked))
     after = {path: os.stat(path).st_mtime_ns for folder in watched for path in folder.rglob("*") if path.is_file()}
     assert after == before
     assert "0 with something to do" in output
-    assert all(entry["reused"] for entry in manifest(unbroken.storage)["records"])
+    assert all(entry["reused"] for entry in manifest(str(storage))["records"])
     assert tracked.alive() == []
 
 
@@ -184,6 +184,6 @@ def test_strong_starts_from_what_fast_and_the_paper_found_for_every_candidate(
     assert not list((storage / "records").rglob("state-*"))
 
 
-@pytest.mark.usefixtures("unbroken")
-def test_the_notebook_runs_on_real_records(unbroken: Run) -> None:
-    execute_notebook(unbroken.storage, "encoder_ablation")
+def test_the_notebook_runs_on_real_records(unbroken: Run, tmp_path: Path) -> None:
+    shutil.copytree(unbroken.storage, tmp_path / "results")
+    execute_notebook(str(tmp_path / "results"), "encoder_ablation")
