@@ -29,14 +29,14 @@ def test_the_driver_is_killed_in_training_and_again_in_the_attack(
 ) -> None:
     storage = str(tmp_path / "results")
     driver = start(storage, tracked, *ALONE)
-    wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
+    wait_for(lambda: checkpoints(storage), 800, "a training checkpoint")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     tracked.assert_gone()
     assert not list(Path(storage).glob("models/*/COMPLETE"))
 
     driver = start(storage, tracked, *ALONE)
-    wait_for(lambda: parts(storage), 300, "a part of records")
+    wait_for(lambda: parts(storage), 800, "a part of records")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     tracked.assert_gone()
@@ -50,11 +50,11 @@ def test_the_driver_is_killed_in_training_and_again_in_the_attack(
 def test_a_training_worker_and_an_attack_worker_are_killed(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
     storage = str(tmp_path / "results")
     driver = start(storage, tracked, *ALONE, "--save-every", "0")
-    wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
+    wait_for(lambda: checkpoints(storage), 800, "a training checkpoint")
     (trainer,) = processes_called(tracked, "RayTrainWorker")
     trainer.kill()
     # In the middle of a shard's attack: its successor goes on from the state, to the same bits.
-    wait_for(lambda: states(storage), 300, "the state of an attack in flight")
+    wait_for(lambda: states(storage), 800, "the state of an attack in flight")
     for attacker in processes_called(tracked, "ShardAttacker"):
         attacker.kill()
     finish(driver)
