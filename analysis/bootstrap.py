@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri  # scipy.stats.norm is these, and takes a second to import
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -108,12 +108,12 @@ def bca_interval(bootstrap: Bootstrap, level: float = 0.95) -> tuple[FloatArray,
     known_K = np.maximum(np.isfinite(draws_BK).sum(axis=0), 1)
     below_K = (draws_BK < mean_K - margin_K).sum(axis=0) / known_K
     equal_K = (np.abs(draws_BK - mean_K) <= margin_K).sum(axis=0) / known_K
-    bias_K = norm.ppf(np.clip(below_K + equal_K / 2, 0.5 / known_K, 1 - 0.5 / known_K))
+    bias_K = ndtri(np.clip(below_K + equal_K / 2, 0.5 / known_K, 1 - 0.5 / known_K))
     acceleration_K = _acceleration(bootstrap.influence)
     bounds = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
-        shifted_K = bias_K + norm.ppf(tail)
-        share_K = norm.cdf(bias_K + shifted_K / (1 - acceleration_K * shifted_K))
+        shifted_K = bias_K + ndtri(tail)
+        share_K = ndtr(bias_K + shifted_K / (1 - acceleration_K * shifted_K))
         bounds.append(column_quantiles(draws_BK, share_K))
     return bounds[0], bounds[1]
 

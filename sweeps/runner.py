@@ -34,7 +34,7 @@ from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
 from sweeps.manifest import write_manifest
 from sweeps.plan import Plan, check_sources, prepare_data
-from sweeps.trial import Work, run_trial
+from sweeps.trial import Work, inherited_environment, run_trial
 from sweeps.work import work_on
 
 LOGS = "logs"
@@ -116,7 +116,8 @@ def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str
         prepare_data(plan, board.say, tasks)
     for level, names in enumerate(levels):
         if names:
-            with board:
+            environment = inherited_environment() if info.is_local else contextlib.nullcontext()
+            with board, environment:
                 tune_over(plan, level, names, placement, min(trials, len(names)), board)
     if most or rows:
         found = plan.store.snapshot(plan.artifacts(), keep=True)

@@ -4,12 +4,15 @@ The work (:mod:`sweeps.work`) runs beside the trial (:mod:`cluster.beside`). Thi
 handed the work as a reference that it does not open: a process that only waits need not load torch.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 
 from cluster.beside import run_beside
 
@@ -39,3 +42,22 @@ def run_trial(config: dict[str, Any], work: Work) -> None:
     """
     for event in run_beside(work.function, work.arguments, config["candidate"]):
         tune.report({"event": event})
+
+
+@contextlib.contextmanager
+def inherited_environment() -> Iterator[None]:
+    """A stretch of code in which Ray Tune gives trials no environment variables of their own.
+
+    For a local Ray, whose processes all have this process's variables already (the one that Tune adds is for PyTorch
+    Lightning). What has variables of its own gets a fresh process, and so does all that it starts: idle processes,
+    which have imported everything by now, would not be used again. On a cluster, where variables are those of its
+    nodes, Tune passes credentials on by them.
+
+    Yields:
+        Nothing.
+    """
+    with (
+        mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}),
+        mock.patch.object(class_cache, "ENV_VARS_TO_PROPAGATE", set()),
+    ):
+        yield

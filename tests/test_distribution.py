@@ -15,7 +15,15 @@ def ray_head():
     return object()
 
 @pytest.fixture
+def local_ray():
+    return object()
+
+@pytest.fixture
 def tracked():
+    return object()
+
+@pytest.fixture
+def unbroken():
     return object()
 
 @pytest.fixture
@@ -24,24 +32,38 @@ def child():
 """
 TESTS = """
 import os
+import time
+from pathlib import Path
 import pytest
 
 @pytest.mark.parametrize("k", range(4))
-def test_on_ray(ray_head, k):
+def test_alone(k):
     pass
 
 @pytest.mark.parametrize("k", range(4))
-def test_on_its_own_ray(tracked, k):
-    pass
+def test_a_sweep(tracked, unbroken, k):
+    # The first one goes on when the other process has begun one too.
+    folder = Path(os.environ["SWEEPS"])
+    (folder / os.environ["PYTEST_XDIST_WORKER"]).touch()
+    deadline = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 @pytest.mark.parametrize("k", range(4))
 def test_on_both(tracked, ray_head, k):
     pass
 
 @pytest.mark.parametrize("k", range(4))
-def test_alone(k):
+def test_on_its_process_ray(local_ray, k):
+    pass
+
+@pytest.mark.parametrize("k", range(4))
+def test_on_ray(ray_head, unbroken, k):
     pass
 """
+
+
+ORDER = ["test_on_both", "test_on_ray", "test_on_its_process_ray", "test_a_sweep", "test_alone"]
 
 
 @pytest.fixture
@@ -53,14 +75,24 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 @pytest.mark.processes
-def test_what_shares_a_ray_runs_in_one_process_and_what_starts_one_in_another(project: pytest.Pytester) -> None:
+def test_what_shares_a_ray_runs_in_one_process_and_sweeps_where_there_is_room(
+    project: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEPS", str(tmp_path_factory.mktemp("sweeps")))
     project.makepyfile(test_one=TESTS, test_two=TESTS, test_three=TESTS)
     done = project.runpytest_subprocess("-n", "2", "-v")
-    done.assert_outcomes(passed=48)
-    ran = re.findall(r"\[(gw\d)\].*PASSED \S+::(test_\w+)", done.stdout.str())
-    (shared,) = {worker for worker, name in ran if name in ("test_on_ray", "test_on_both")}
-    (own,) = {worker for worker, name in ran if name == "test_on_its_own_ray"}
-    assert shared != own
+    done.assert_outcomes(passed=60)
+    ran = re.findall(r"\[(gw\d)\].*PASSED (\S+)::(test_\w+)", done.stdout.str())
+    (head,) = {worker for worker, _, name in ran if name in ("test_on_ray", "test_on_both")}
+    (local,) = {worker for worker, _, name in ran if name == "test_on_its_process_ray"}
+    assert head != local
+    sweeps = {(worker, file) for worker, file, name in ran if name == "test_a_sweep"}
+    assert len(sweeps) > 3, "the sweeps of one file are for one process alone"
+    alone = [file for _, file, name in ran if name == "test_alone"]
+    assert len({(worker, file) for worker, file, name in ran if name == "test_alone"}) == len(set(alone)) == 3
+    for worker in ("gw0", "gw1"):
+        own = [name for who, _, name in ran if who == worker]
+        assert own == sorted(own, key=lambda name: max(1, ORDER.index(name))), "what takes longest does not come first"
 
 
 @pytest.mark.processes

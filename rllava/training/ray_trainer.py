@@ -19,6 +19,7 @@ from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rllava.data.ray_dataset import micro_batches
@@ -79,10 +80,20 @@ def _dashboard_answers() -> bool:
     return True
 
 
-class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
-    """Ray Train's own, which takes reports sooner, and lacks an actor that looks after its controller by the dashboard.
+class _NoDatasets(DatasetsCallback):  # type: ignore[misc]  # Ray has no types
+    """Hands Ray Data's settings on to the workers, as Ray's does, but starts no actor that would share out datasets."""
 
-    Without a dashboard, as in a local Ray, that actor looks for one in vain, and every run waits 12 s for it to stop.
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        """As Ray's; nothing for a worker's context."""
+        return {}
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+    """Ray Train's own, which takes reports sooner, and lacks two actors.
+
+    One looks after its controller by the dashboard. Without a dashboard, as in a local Ray, it looks for one in vain,
+    and every run waits 12 s for it to stop. The other shares out the trainer's datasets: workers that read for
+    themselves, as ours do, need no such process.
     """
 
     def fit(self) -> Any:
@@ -92,6 +103,9 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
+        if not self.datasets:
+            alone = _NoDatasets(self.train_run_context, self.datasets)
+            callbacks = [alone if type(callback) is DatasetsCallback else callback for callback in callbacks]
         if _dashboard_answers():
             return callbacks
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]

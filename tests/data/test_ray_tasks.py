@@ -66,7 +66,7 @@ def test_the_driver_is_killed_in_the_middle_and_the_same_command_goes_on(
         return sorted(folder.glob("part-*.parquet"))
 
     driver = subprocess.Popen(command, env=tracked.env, stdout=subprocess.DEVNULL)
-    wait_for(lambda: len(shards()) >= 3, 240, "some shards", poll_s=0.02)
+    wait_for(lambda: len(shards()) >= 3, 800, "some shards", poll_s=0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     tracked.assert_gone()

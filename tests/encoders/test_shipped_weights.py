@@ -47,7 +47,7 @@ def test_the_script_makes_encoders_under_ray_train_and_goes_on_after_a_kill(tmp_
     command = [sys.executable, "sweeps/pretrain_encoders.py", "--storage", str(storage), "--output", str(output)]
     command += ["--scale", "0.04", "--checkpoint-every", "2", "--workers", "2", "--test-images", "32"]
     killed = subprocess.Popen([*command, "--encoders", "tiny-clip"], env=tracked.env, stdout=subprocess.DEVNULL)
-    wait_for(lambda: [*storage.glob("encoders/tiny-clip-*/ray-train/checkpoint_manager*")], 300, "a checkpoint")
+    wait_for(lambda: [*storage.glob("encoders/tiny-clip-*/ray-train/checkpoint_manager*")], 800, "a checkpoint")
     kill_tree(killed.pid)
     tracked.kill()
     assert not [*storage.glob("encoders/*/COMPLETE")], "it was to be killed before its end"

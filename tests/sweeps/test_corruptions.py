@@ -31,7 +31,7 @@ def test_a_killed_worker_loses_no_part_and_the_clean_answers_are_found(
     shutil.copytree(unbroken.storage, storage)
     before = {path: path.stat().st_mtime_ns for path in storage.glob("*/*/*") if path.name.startswith(("part", "COMP"))}
     driver = start(str(storage), tracked, *OPTIONS, script=SCRIPT)
-    wait_for(lambda: corrupted(storage), 300, "a part of records")
+    wait_for(lambda: corrupted(storage), 800, "a part of records")
     for worker in processes_called(tracked, "ShardAttacker"):
         worker.kill()
     survived = {path: path.stat().st_mtime_ns for path in corrupted(storage)}

@@ -139,7 +139,7 @@ def test_a_worker_that_makes_images_is_killed_and_nothing_is_made_twice(
         "--recipes", "visualadv_strong", "--steps", "40", "--save-every", "0",
     )  # fmt: skip
     driver = start(str(storage), tracked, *options, script="sweeps/jailbreak.py")
-    wait_for(lambda: list(storage.glob("images/*/state.pt")), 300, "the state of an image in flight")
+    wait_for(lambda: list(storage.glob("images/*/state.pt")), 800, "the state of an image in flight")
     for maker in processes_called(tracked, "ImageMaker"):
         maker.kill()
     output = finish(driver)

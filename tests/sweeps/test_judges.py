@@ -46,7 +46,7 @@ def test_an_endpoint_that_goes_down_costs_nothing_but_its_last_part(
         described(endpoint)
         driver = start(str(storage), tracked, *options)
         # The phrases' parts, and one of the endpoint's.
-        wait_for(lambda: driver.poll() is not None or len(parts(storage)) > 4, 300, "its first part")
+        wait_for(lambda: driver.poll() is not None or len(parts(storage)) > 4, 800, "its first part")
         port, asked = endpoint.port, len(endpoint.seen)
     output, _ = driver.communicate(timeout=300)
     assert driver.returncode in (1, 2), output

@@ -8,6 +8,10 @@ from tests.fixtures.processes import Tracked, processes_called, wait_for
 from tests.sweeps.conftest import Run
 from tests.sweeps.driver import assert_same_results, finish, start
 
+CANDIDATE = "tiny-clip"
+ALONE = ("--encoders", CANDIDATE)
+"""It trains, and makes all kinds of parts; what ends beside others is in test_neighbours.py."""
+
 
 def checkpoints(storage: str) -> list[Path]:
     return list(Path(storage).glob("models/*/ray-train/checkpoint*/stage.json"))
@@ -25,45 +29,45 @@ def test_the_driver_is_killed_in_training_and_again_in_the_attack(
     unbroken: Run, tmp_path: Path, tracked: Tracked
 ) -> None:
     storage = str(tmp_path / "results")
-    driver = start(storage, tracked)
-    wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
+    driver = start(storage, tracked, *ALONE)
+    wait_for(lambda: checkpoints(storage), 800, "a training checkpoint")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     tracked.assert_gone()
     assert not list(Path(storage).glob("models/*/COMPLETE"))
 
-    driver = start(storage, tracked)
-    wait_for(lambda: parts(storage), 300, "a part of records")
+    driver = start(storage, tracked, *ALONE)
+    wait_for(lambda: parts(storage), 800, "a part of records")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     tracked.assert_gone()
     survived = {path: path.stat().st_mtime_ns for path in parts(storage)}
 
-    finish(start(storage, tracked))
-    assert_same_results(storage, unbroken.storage)
+    finish(start(storage, tracked, *ALONE))
+    assert_same_results(storage, unbroken.storage, CANDIDATE)
     assert {path: path.stat().st_mtime_ns for path in survived} == survived, "a finished part was computed again"
 
 
 def test_a_training_worker_and_an_attack_worker_are_killed(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
     storage = str(tmp_path / "results")
-    driver = start(storage, tracked, "--save-every", "0")
-    wait_for(lambda: checkpoints(storage), 240, "a training checkpoint")
+    driver = start(storage, tracked, *ALONE, "--save-every", "0")
+    wait_for(lambda: checkpoints(storage), 800, "a training checkpoint")
     (trainer,) = processes_called(tracked, "RayTrainWorker")
     trainer.kill()
     # In the middle of a shard's attack: its successor goes on from the state, to the same bits.
-    wait_for(lambda: states(storage), 300, "the state of an attack in flight")
+    wait_for(lambda: states(storage), 800, "the state of an attack in flight")
     for attacker in processes_called(tracked, "ShardAttacker"):
         attacker.kill()
     finish(driver)
-    assert_same_results(storage, unbroken.storage)
+    assert_same_results(storage, unbroken.storage, CANDIDATE)
     assert states(storage) == []
 
 
 def test_two_drivers_on_one_storage(unbroken: Run, tmp_path: Path, tracked: Tracked) -> None:
     storage = str(tmp_path / "results")
-    drivers = [start(storage, tracked) for _ in range(2)]
+    drivers = [start(storage, tracked, *ALONE) for _ in range(2)]
     outputs = [finish(driver) for driver in drivers]
-    assert_same_results(storage, unbroken.storage)
+    assert_same_results(storage, unbroken.storage, CANDIDATE)
     assert any("waiting for" in output for output in outputs), "neither driver saw the other"
 
 

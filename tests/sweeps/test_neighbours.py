@@ -51,7 +51,7 @@ def test_a_trial_that_ends_and_one_that_is_killed_leave_the_others_alone(
     # However busy the machine is: the others are held in the middle of their attacks until the short one has ended.
     held = hold_in_their_attacks(storage, LONG, OTHER)
     wait_for(lambda: (attacked / "COMPLETE").exists(), 800, "the end of the short trial")
-    trials = wait_for(lambda: found if len(found := processes_called(tracked, "ImplicitFunc")) == 2 else [], 300, "two")
+    trials = wait_for(lambda: found if len(found := processes_called(tracked, "ImplicitFunc")) == 2 else [], 800, "two")
     trials[0].kill()
     for work in held:
         with contextlib.suppress(psutil.NoSuchProcess):  # the killed trial's goes with it

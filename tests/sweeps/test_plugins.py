@@ -42,7 +42,7 @@ def test_a_sweep_uses_them_all_and_a_killed_judge_loses_no_part(
         *("--judges", f"lexicon:{words}", f"gate:{gate}", "brevity:1"),
     )
     driver = start(str(storage), tracked, *options, packages=packages)
-    wait_for(lambda: driver.poll() is not None or list(gate.glob("at-work-*")), 300, "the judge at work")
+    wait_for(lambda: driver.poll() is not None or list(gate.glob("at-work-*")), 800, "the judge at work")
     assert driver.poll() is None, finish(driver)
     before = judged(storage)
     assert len(before) == CONDITIONS * SHARDS, "the word list's are written, the gate's are not"

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from rllava.training.loop import (
     only_weights,
     recompute_layers,
 )
+from tests.fixtures.forks import Forks
 from tests.fixtures.ray_cluster import free_port
 
 CONVERSATION = [
@@ -41,33 +40,24 @@ OPTIONS = {"steps": 5, "micro": 4, "zero": 2, "rates": BOTH}
 
 
 def train(
-    out: Path, workers: int, packages: Path | None = None, **options: Any
+    forks: Forks, out: Path, workers: int, packages: Path | None = None, **options: Any
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Runs a stage with so many processes; a deliberate death is no error."""
     out.mkdir(exist_ok=True)
-    arguments = json.dumps({**OPTIONS, "out": str(out), **options})
+    arguments = [json.dumps({**OPTIONS, "out": str(out), **options})]
     shared = {
-        **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": "0",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
     }
-    if packages is not None:
-        shared["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "tests.training.stage_process", arguments]
-    group = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        for rank in range(workers)
-    ]
-    ends = [process.communicate(timeout=600) for process in group]
-    codes = {process.returncode for process in group}
+    group = [(arguments, {**shared, "RANK": str(rank)}) for rank in range(workers)]
+    log = out / "printed.txt"
+    codes = set(forks.run("tests.training.stage_process", group, log, packages))
     if "die_at" in options:
-        assert codes == {9}
+        assert codes == {9}, log.read_text()[-3000:]
         return {}, []
-    assert codes == {0}, ends[0][1].decode()[-3000:]
+    assert codes == {0}, log.read_text()[-3000:]
     return load_file(out / "weights.safetensors"), json.loads((out / "losses.json").read_text())
 
 
@@ -82,11 +72,13 @@ def assert_same(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
+def uninterrupted(
+    forks: Forks, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
     """Final weights by (workers, ZeRO stage)."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return {
-        (workers, zero): train(folder / f"{workers}-{zero}", workers, zero=zero)[0]
+        (workers, zero): train(forks, folder / f"{workers}-{zero}", workers, zero=zero)[0]
         for workers, zero in ((1, 2), (2, 2), (2, 3))
     }
 
@@ -101,19 +93,21 @@ def test_zero_stages_and_worker_counts_reach_the_same_weights(
 
 @pytest.mark.parametrize(("workers", "zero"), [(1, 2), (2, 3)])
 def test_a_killed_stage_goes_on_to_the_same_weights(
-    uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
+    forks: Forks, uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
 ) -> None:
-    train(tmp_path / "killed", workers, zero=zero, die_at=2)
-    resumed, losses = train(tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2"))
+    train(forks, tmp_path / "killed", workers, zero=zero, die_at=2)
+    resumed, losses = train(
+        forks, tmp_path / "resumed", workers, zero=zero, resume=str(tmp_path / "killed" / "checkpoint-2")
+    )
     assert len(losses) == OPTIONS["steps"] - 2
     assert_same(resumed, uninterrupted[workers, zero], atol=0.0)
 
 
 @pytest.mark.parametrize(("workers", "zero"), [(1, 2), (2, 3)])
 def test_layers_that_are_computed_again_reach_the_same_weights(
-    uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
+    forks: Forks, uninterrupted: dict[tuple[int, int], dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero: int
 ) -> None:
-    weights, _ = train(tmp_path / "again", workers, zero=zero, gradient_checkpointing=True)
+    weights, _ = train(forks, tmp_path / "again", workers, zero=zero, gradient_checkpointing=True)
     assert_same(weights, uninterrupted[workers, zero], atol=0.0)
 
 
@@ -173,49 +167,49 @@ def untrained() -> dict[str, torch.Tensor]:
     return {**connector.state_dict(), **{f"encoders.0.{key}": value for key, value in encoder.state_dict().items()}}
 
 
-def test_a_part_without_a_rate_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_part_without_a_rate_stays_as_it_is(forks: Forks, tmp_path: Path) -> None:
     before = untrained()
-    after, losses = train(tmp_path / "out", 1, rates={"projectors": 1e-3}, steps=2)
+    after, losses = train(forks, tmp_path / "out", 1, rates={"projectors": 1e-3}, steps=2)
     assert {key.split(".")[0] for key in after} == {"projectors", "language_model"}
     assert {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])} == {"projectors"}
     assert len(losses) == 2
 
 
-def test_each_part_learns_at_its_own_rate(tmp_path: Path) -> None:
+def test_each_part_learns_at_its_own_rate(forks: Forks, tmp_path: Path) -> None:
     """AdamW's first step changes every weight that has a gradient by the rate, whatever the gradient's size."""
     rates = {"projectors": 1e-3, "language_model": 1e-4, "encoders": 1e-5}
     before = untrained()
-    after, _ = train(tmp_path / "out", 1, rates=rates, steps=1, warmup=0.0)
+    after, _ = train(forks, tmp_path / "out", 1, rates=rates, steps=1, warmup=0.0)
     for part, rate in rates.items():
         moved = [(after[key] - before[key]).abs().max() for key in after if key.startswith(part) and key in before]
         assert float(max(moved)) == pytest.approx(rate, rel=0.02), part
 
 
-def test_trained_encoders_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_trained_encoders_go_on_after_a_kill(forks: Forks, tmp_path: Path) -> None:
     stage = {"rates": dict.fromkeys(PARTS, 1e-3), "zero": 3, "steps": 4}
-    whole, _ = train(tmp_path / "whole", 2, **stage)
+    whole, _ = train(forks, tmp_path / "whole", 2, **stage)
     before = untrained()
     assert {key.split(".")[0] for key in whole if not torch.equal(whole[key], before[key])} == set(PARTS)
-    train(tmp_path / "killed", 2, die_at=2, **stage)
-    resumed, _ = train(tmp_path / "resumed", 2, resume=str(tmp_path / "killed" / "checkpoint-2"), **stage)
+    train(forks, tmp_path / "killed", 2, die_at=2, **stage)
+    resumed, _ = train(forks, tmp_path / "resumed", 2, resume=str(tmp_path / "killed" / "checkpoint-2"), **stage)
     assert_same(resumed, whole, atol=0.0)
 
 
 def test_an_objective_of_another_package_draws_the_same_on_any_number_of_workers(
-    packages: Path, tmp_path: Path
+    forks: Forks, packages: Path, tmp_path: Path
 ) -> None:
     """Its noise comes from the samples' places in the stream, not from the workers that they are on."""
     stage = {"objective": "llava_on_noise", "steps": 2, "packages": packages}
-    alone, losses = train(tmp_path / "alone", 1, **stage)
-    shared, same = train(tmp_path / "shared", 2, **stage)
+    alone, losses = train(forks, tmp_path / "alone", 1, **stage)
+    shared, same = train(forks, tmp_path / "shared", 2, **stage)
     assert losses == pytest.approx(same, abs=1e-5)  # sums of other portions
     assert_same(alone, shared, atol=1e-4)
-    _, without = train(tmp_path / "without", 1, steps=2)
+    _, without = train(forks, tmp_path / "without", 1, steps=2)
     assert abs(losses[0] - without[0]) > 1e-4
 
 
-def test_a_worker_with_text_alone_stays_in_step_with_one_with_images(tmp_path: Path) -> None:
-    weights, losses = train(tmp_path / "mixed", 2, steps=1, text_alone=[1])
+def test_a_worker_with_text_alone_stays_in_step_with_one_with_images(forks: Forks, tmp_path: Path) -> None:
+    weights, losses = train(forks, tmp_path / "mixed", 2, steps=1, text_alone=[1])
     assert len(losses) == 1
     assert all(torch.isfinite(value).all() for value in weights.values())
 

@@ -1,8 +1,6 @@
 """The training of encoders: the same on any number of workers and after a kill."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +12,25 @@ from rllava.errors import UserError
 from rllava.graph import step_of
 from rllava.training.encoder_objectives import ENCODER_OBJECTIVES
 from rllava.training.pretraining import RECIPES, PretrainSpec, batches, check_batch, read_state
+from tests.fixtures.forks import Forks
 from tests.training.pretrain_process import BATCH, STEPS, random_pairs, small, train
 
 NAMES = [spec.objective for spec in RECIPES]
 
 
-def by_workers(workers: int, folder: Path) -> dict[str, Any]:
-    output = folder / "found.pt"
-    command = [sys.executable, "-m", "tests.training.pretrain_process"]
-    group = [
-        subprocess.Popen([*command, str(rank), str(workers), str(folder / "rendezvous"), str(output)])
-        for rank in range(workers)
-    ]
-    assert [process.wait(timeout=300) for process in group] == [0] * workers
+def by_workers(forks: Forks, workers: int, folder: Path) -> dict[str, Any]:
+    output, log = folder / "found.pt", folder / "printed.txt"
+    group = [([str(rank), str(workers), str(folder / "rendezvous"), str(output)], {}) for rank in range(workers)]
+    codes = forks.run("tests.training.pretrain_process", group, log, None)
+    assert codes == [0] * workers, log.read_text()[-3000:]
     return dict(torch.load(output, weights_only=True))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def found(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """Losses and weights by the number of workers and the objective."""
     alone = {spec.objective: train(small(spec), torch.float64) for spec in RECIPES}
-    return {1: alone, **{count: by_workers(count, tmp_path_factory.mktemp(str(count))) for count in (2, 4)}}
+    return {1: alone, **{count: by_workers(forks, count, tmp_path_factory.mktemp(str(count))) for count in (2, 4)}}
 
 
 @pytest.mark.processes

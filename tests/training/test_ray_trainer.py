@@ -2,6 +2,7 @@
 
 import pytest
 from ray.train import ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rllava.training import ray_trainer
@@ -16,5 +17,7 @@ def test_nobody_waits_for_an_actor_that_needs_the_dashboard_where_there_is_none(
     assert callbacks
     assert not any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
     monkeypatch.setattr(ray_trainer, "_dashboard_answers", lambda: True)
+    assert [type(callback) for callback in callbacks].count(ray_trainer._NoDatasets) == 1
+    assert DatasetsCallback not in map(type, callbacks), "it would start an actor that shares out no datasets"
     (cleaner,) = {*map(type, trainer._create_default_callbacks())} - {*map(type, callbacks)}
     assert cleaner is PlacementGroupCleanerCallback
