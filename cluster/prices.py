@@ -49,7 +49,7 @@ def read_prices(path: str | None = None) -> Prices:
     found: dict[str, dict[str, float]] = {}
     for name, entry in content.get("instances", {}).items():
         if not isinstance(entry, dict):
-            raise UserError(f"--prices {path}: instances.{name} is no table; write [instances.\"{name}\"]")
+            raise UserError(f'--prices {path}: instances.{name} is no table; write [instances."{name}"]')
         found[name] = {market: entry[market] for market in ("on_demand", "spot") if market in entry}
         for market, price in found[name].items():
             if isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0:

@@ -1,4 +1,4 @@
-"""When a sweep's work would run: list scheduling over levels, trials, pools of workers, and nodes that have to come first.
+"""When a sweep's work would run: list scheduling over levels, trials, pools, and nodes that have to come first.
 
 As on Ray: trials of a level run so many at a time, in their order. A trial does one thing after the other; a training
 waits until all its workers have room at once, a pool starts with the workers that have, and takes more as nodes come.
@@ -100,7 +100,7 @@ class _Running:
     node: _Node | None = None
 
 
-class NoRoom(ValueError):
+class NoRoomError(ValueError):
     """A request fits on no node of any type."""
 
 
@@ -115,7 +115,7 @@ def schedule(
         at_a_time: trials that run at once.
 
     Raises:
-        NoRoom: if something fits nowhere.
+        NoRoomError: if something fits nowhere.
     """
     simulation = _Simulation(machinery, trial_request)
     for level in levels:
@@ -144,7 +144,7 @@ class _Simulation:
         self._enter()
         while self.running or self.queue:
             if not self.events:
-                raise NoRoom("nothing is left that could make room")
+                raise NoRoomError("nothing is left that could make room")
             self.now, _, act = heapq.heappop(self.events)
             act()
 
@@ -287,7 +287,7 @@ class _Simulation:
             return
         kinds = [kind for kind in self.machinery.kinds if kind.room(request)]
         if not kinds and request:
-            raise NoRoom(f"no node type has room for {dict(request)}")
+            raise NoRoomError(f"no node type has room for {dict(request)}")
         coming = sum(node.kind.room(request) for node in self.nodes if not node.up)
         for kind in kinds:
             while coming < count and self._may(kind):

@@ -1,4 +1,4 @@
-"""Counts what modules do without doing it: parameters, operations and memory, on tensors that have shapes and no content.
+"""Counts what modules do without doing it: parameters, operations, memory, on tensors without content.
 
 Nothing of a model's size is ever allocated: a 7B is counted on a laptop in seconds.
 
@@ -66,14 +66,14 @@ def _fields(found: Pass) -> tuple[float, ...]:
     return (found.forward, found.backward, found.kept, found.peak)
 
 
-class Tally(TorchDispatchMode):
+class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up operations, and the bytes of what has been made and is still held, within ``with Tally() as tally``.
 
     A storage counts from the operator that made it until nothing refers to it any more; views cost nothing.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
         self.bytes = 0
         self.peak = 0
@@ -151,7 +151,7 @@ def run_pass(call: Callable[[Tensor], Tensor], inputs: Tensor, module: nn.Module
     """
     there = [*module.parameters(), *module.buffers()]
     trained = [weight for weight in module.parameters() if weight.requires_grad]
-    hooks = [weight.register_post_accumulate_grad_hook(_drop) for weight in trained]
+    hooks = [weight.register_post_accumulate_grad_hook(_drop) for weight in trained]  # type: ignore[no-untyped-call]
     with Tally() as tally:
         tally.ignore(inputs, *there)
         out = call(inputs * 1 if inputs.requires_grad else inputs)

@@ -7,7 +7,6 @@ Shapes: B batch, C channel, H/W image, P visual tokens, T sequence, D width.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor
 from rllava.counting import Pass, at_size, emptied, parameters_of, run_pass, without_content
 from rllava.encoders import Encoder, EncoderSpec, input_size
 from rllava.encoders.base import bare_encoder
-from rllava.model.causal_lm import decoder, layers, logits
-from rllava.model.llava import Connector, build_projector
+from rllava.model.causal_lm import decoder, embedding_width, logits
+from rllava.model.llava import Connector, build_projector, projector_depth
 from rllava.model.shapes import Shape, bare_language_model
 from rllava.specs import Stage
 from rllava.training.loop import recompute_layers
@@ -120,50 +119,85 @@ def parameters(llava: Llava) -> Parameters:
     )
 
 
-def attack_step(llava: Llava, texts: Texts, precision: str, batch: int, gradient: bool = True) -> Cost:
-    """One look of an attack: the answers' loss, and with a gradient its way back to the pixels.
-
-    Weights count in the precision of the step; a copy in another one comes on top.
-    """
-    encoders = [_encoder_pass(spec, input_size(llava.encoders), precision, batch, gradient) for spec in llava.encoders]
-    connector = _connector_pass(llava, texts, precision, batch, "attack" if gradient else "look")
-    held = sum(found.kept for found in encoders)
-    # Ensembles go one by one through their encoders, and back in the reverse order.
-    highest = max([held + connector.peak, *(held + found.peak - found.kept for found in encoders)])
-    pixels = 3 * input_size(llava.encoders) ** 2 * 4 * batch
-    flops = sum(found.flops for found in encoders) + connector.flops
-    return Cost(flops, parameters(llava).total * BYTES[precision], highest + 2 * pixels)
+def step_flops(llava: Llava, texts: Texts, gradient: bool = True) -> float:
+    """Operations of one look of an attack at one sample; with a gradient, of the way back to the pixels as well."""
+    size = input_size(llava.encoders)
+    encoders = sum(_encoder_pass(spec, size, "float32", 1, gradient).flops for spec in llava.encoders)
+    length = llava.visual_tokens + texts.after + texts.answer
+    language = _language_flops(_key(llava.language_model), "attack" if gradient else "look", False)
+    return encoders + _projector_flops(llava, 2 if gradient else 1) + language.at(length, texts.before, texts.answer)
 
 
-def answer(llava: Llava, texts: Texts, precision: str, batch: int, new_tokens: float) -> Cost:
-    """An answer: the prompt, and every token after the first by itself.
+def encoder_flops(llava: Llava, gradient: bool = True) -> float:
+    """The encoders' part of :func:`step_flops`."""
+    size = input_size(llava.encoders)
+    return sum(_encoder_pass(spec, size, "float32", 1, gradient).flops for spec in llava.encoders)
+
+
+def answer_flops(llava: Llava, texts: Texts, new_tokens: float) -> float:
+    """Operations of an answer: the prompt, and every token after the first by itself.
 
     Args:
         new_tokens: that are generated.
     """
-    prompt = attack_step(llava, Texts(texts.before, texts.after, 1), precision, batch, gradient=False)
-    each = 2.0 * parameters(llava).language_model * batch  # one token's products with all weights
-    cache = _cache_bytes(llava, BYTES[precision]) * (texts.before + texts.after + llava.visual_tokens + new_tokens)
-    return Cost(prompt.flops + each * max(0.0, new_tokens - 1), prompt.weights, prompt.activations + cache * batch)
+    prompt = step_flops(llava, Texts(0, texts.before + texts.after, 1), gradient=False)
+    return prompt + 2.0 * parameters(llava).language_model * max(0.0, new_tokens - 1)
+
+
+def attack_step(llava: Llava, texts: Texts, precision: str, batch: int) -> Cost:
+    """One look of an attack with its way back to the pixels.
+
+    Weights count in the precision of the step; a copy in another one comes on top.
+    """
+    size, width = input_size(llava.encoders), BYTES[precision]
+    encoders = [_encoder_pass(spec, size, precision, batch, True) for spec in llava.encoders]
+    length = llava.visual_tokens + texts.after + texts.answer
+    key = _key(llava.language_model)
+    language = _language_pass(key, length, texts.before, texts.answer, precision, batch, "attack")
+    held = sum(found.kept for found in encoders) + _projected_bytes(llava, width, batch)
+    # Ensembles go one by one through their encoders, and back in the reverse order.
+    highest = max([held + language.peak, *(held + found.peak - found.kept for found in encoders)])
+    pixels = 3 * size**2 * 4 * batch
+    flops = step_flops(llava, texts) * batch
+    return Cost(flops, parameters(llava).total * width, highest + 2 * pixels)
+
+
+def answering_bytes(llava: Llava, texts: Texts, precision: str, batch: int, new_tokens: float) -> float:
+    """What answers of some samples need on top of the weights: keys and values, and the prompt's last layer."""
+    tokens = texts.before + texts.after + llava.visual_tokens + new_tokens
+    config = llava.language_model.config
+    inner = int(getattr(config, "intermediate_size", 4 * llava.width))
+    layer = tokens * (4 * llava.width + 3 * inner) * BYTES[precision]
+    return float(batch * (tokens * _cache_bytes(llava, BYTES[precision]) + layer + 4 * config.vocab_size))
 
 
 def train_step(llava: Llava, stage: Stage, texts: Texts, workers: int) -> Cost:
     """One micro-batch of a training stage on one of its workers; the optimiser's step is counted in its memory."""
-    precision, batch = stage.precision, stage.micro_batch
-    trains_encoders = stage.rates.encoders is not None
-    size = input_size(llava.encoders)
+    precision, batch, width = stage.precision, stage.micro_batch, BYTES[stage.precision]
+    trains_encoders, size = stage.rates.encoders is not None, input_size(llava.encoders)
     encoders = [_encoder_pass(spec, size, precision, batch, False, trains_encoders) for spec in llava.encoders]
     length = min(texts.length + llava.visual_tokens, stage.max_length)
-    cut = Texts(0, max(0, length - llava.visual_tokens - texts.answer), texts.answer)
     part = "all" if stage.rates.language_model is not None else "projectors"
-    connector = _connector_pass(llava, cut, precision, batch, part, stage.gradient_checkpointing)
-    held = sum(found.kept for found in encoders) if trains_encoders else 0.0
-    alone = max(found.peak for found in encoders)
-    pixels = 3 * size**2 * 4 * batch
-    features = sum(spec.tokens * spec.width for spec in llava.encoders) * batch * BYTES[precision]
-    activations = max(held + features + connector.peak, held + alone) + pixels
-    flops = sum(found.flops for found in encoders) + connector.flops
-    return Cost(flops, training_states(parameters(llava), stage, workers), activations)
+    key, checkpointing = _key(llava.language_model), stage.gradient_checkpointing
+    language = _language_pass(key, length, 0, texts.answer, precision, batch, part, checkpointing)
+    held = _projected_bytes(llava, width, batch)
+    held += sum(found.kept for found in encoders) if trains_encoders else 0.0
+    highest = max([held + language.peak, *(held + found.peak for found in encoders)])
+    flops = sum(found.flops for found in encoders) + batch * _projector_flops(llava, 3)
+    flops += batch * _language_flops(key, part, checkpointing).at(length, 0, texts.answer)
+    return Cost(flops, training_states(parameters(llava), stage, workers), highest + 3 * size**2 * 4 * batch)
+
+
+def _projector_flops(llava: Llava, passes: int) -> float:
+    """Of one sample: a product forward, one back to the tokens, one for the weights."""
+    each = (_projector_parameters(llava.projector, spec.width, llava.width) * spec.tokens for spec in llava.encoders)
+    return 2.0 * passes * sum(each)
+
+
+def _projected_bytes(llava: Llava, width: int, batch: int) -> float:
+    """Encoders' tokens, the projectors' layers in between, and what they are interleaved to."""
+    layers_between = 2 * projector_depth(llava.projector)
+    return batch * width * sum(spec.tokens * (spec.width + layers_between * llava.width) for spec in llava.encoders)
 
 
 def training_states(found: Parameters, stage: Stage, workers: int) -> float:
@@ -185,23 +219,6 @@ def training_states(found: Parameters, stage: Stage, workers: int) -> float:
     weights = engine * width / shared[0] + (found.total - engine) * width
     buffers = min(trained, BUCKET) * width + (min(engine, LIVE) * width if stage.zero_stage == 3 and workers > 1 else 0)
     return weights + trained * width / shared[1] + trained * (8 + master) / shared[2] + buffers
-
-
-def samples_that_fit(llava: Llava, texts: Texts, precision: str, copies: float, memory: float, most: int) -> int:
-    """How many samples an attack looks at together.
-
-    Args:
-        copies: bytes of weights in other precisions.
-        memory: of the device, in bytes.
-        most: samples there are.
-
-    Returns:
-        From 0 (not even one fits) to ``most``.
-    """
-    one, two = (attack_step(llava, texts, precision, count) for count in (1, 2))
-    each = max(two.activations - one.activations, 1.0)
-    free = memory - one.weights - copies - (one.activations - each)
-    return max(0, min(most, int(free // each)))
 
 
 def _key(shape: Shape) -> str:
@@ -269,72 +286,83 @@ def _run_encoder(spec: EncoderSpec, size: int, precision: str, batch: int, to_pi
         return run_pass(call, pixels_BCHW, encoder)
 
 
-def _connector_pass(
-    llava: Llava, texts: Texts, precision: str, batch: int, part: str, checkpointing: bool = False
-) -> Pass:
-    widths = tuple((spec.tokens, spec.width) for spec in llava.encoders)
-    key, config = _key(llava.language_model), llava.language_model.config
-    sizes = [
-        at_size(
-            *(_run_connector(widths, llava.projector, key, texts, precision, count, part, checkpointing, of)
-              for of in (2, 3)),
-            (2, 3), config.num_hidden_layers,
-        )
-        for count in (1, 2)
-    ]  # fmt: skip
-    return at_size(*sizes, (1, 2), batch)
+@dataclass(frozen=True)
+class _Polynomial:
+    """Operations of a language model: per token, per pair of tokens, and per labelled token."""
+
+    token: float
+    pair: float
+    label: float
+
+    def at(self, length: int, before: int, labels: int) -> float:
+        """Of a sequence of that length after a prefix that is encoded already."""
+        return self.token * length + self.pair * length * (length + before) + self.label * labels
 
 
 @functools.cache
-def _run_connector(
-    widths: Sequence[tuple[int, int]], kind: str, config: str, texts: Texts, precision: str, batch: int, part: str,
-    checkpointing: bool, depth: int,
+def _language_flops(config: str, part: str, checkpointing: bool) -> _Polynomial:
+    """Found by three counts: a longer sequence, and more labels, add what they add whatever the length."""
+    depth = _CONFIGS[config].num_hidden_layers
+
+    def count(length: int, labels: int) -> float:
+        two, three = (_run_language(config, length, 0, labels, "float32", 1, part, checkpointing, of) for of in (2, 3))
+        return at_size(two, three, (2, 3), depth).flops
+
+    one, two, more = count(64, 1), count(128, 1), count(64, 33)
+    label = (more - one) / 32
+    pair = (two - label - 2 * (one - label)) / (128**2 - 2 * 64**2)
+    return _Polynomial((one - label - 64**2 * pair) / 64, pair, label)
+
+
+@functools.cache
+def _language_pass(
+    config: str, length: int, before: int, labels: int, precision: str, batch: int, part: str,
+    checkpointing: bool = False,
 ) -> Pass:  # fmt: skip
-    """Projectors and a language model of few layers, from visual tokens to the loss.
+    """Memory is counted at one and two samples, and of few layers."""
+    depth = _CONFIGS[config].num_hidden_layers
+    sizes = []
+    for count in (1, 2):
+        shape = (config, length, before, labels, precision, count, part, checkpointing)
+        two, three = (_run_language(*shape, of) for of in (2, 3))
+        sizes.append(at_size(two, three, (2, 3), depth))
+    return at_size(sizes[0], sizes[1], (1, 2), batch)
+
+
+@functools.cache
+def _run_language(
+    config: str, length: int, before: int, labels: int, precision: str, batch: int, part: str, checkpointing: bool,
+    depth: int,
+) -> Pass:  # fmt: skip
+    """A language model of few layers, from embeddings to the loss.
 
     Args:
-        part: ``attack``: the gradient of the visual tokens; ``look``: none; ``projectors`` or ``all``: what is trained.
+        part: ``attack`` or ``projectors``: the gradient of the embeddings; ``look``: none; ``all``: of its weights too.
     """
     dtype = getattr(torch, precision)
-    bare = bare_language_model(_CONFIGS[config], depth)
-    with torch.device("meta"):
-        projectors = [build_projector(kind, width, _CONFIGS[config].hidden_size) for _, width in widths]
-    connector = Connector(projectors, bare).requires_grad_(False)
-    prefix = texts.before if part in ("attack", "look") else 0
+    model = bare_language_model(_CONFIGS[config], depth)
+    if checkpointing:
+        recompute_layers(Connector([], model.train()))
     with without_content(), torch.set_grad_enabled(part != "look"):
-        connector = emptied(connector, dtype)
-        if checkpointing:
-            recompute_layers(connector.train())
-        if part in ("projectors", "all"):
-            connector.projectors.requires_grad_(True)
-            connector.language_model.requires_grad_(part == "all")
-        features = [torch.empty(batch, tokens, width, dtype=dtype) for tokens, width in widths]
-        anchor = features[0].requires_grad_(part == "attack")
-        length = texts.length - (texts.before if prefix else 0)
-        word_BTD = torch.empty(batch, length, _CONFIGS[config].hidden_size, dtype=dtype)
+        model = emptied(model, dtype).requires_grad_(part == "all")
+        word_BTD = torch.empty(batch, length, embedding_width(model), dtype=dtype, requires_grad=part != "look")
 
-        def call(first_BPD: Tensor) -> Tensor:
-            return _loss(connector, [first_BPD, *features[1:]], word_BTD, prefix, texts.answer)
+        def call(inputs_BTD: Tensor) -> Tensor:
+            return _loss(model, inputs_BTD, before, labels)
 
-        return run_pass(call, anchor, connector)
+        return run_pass(call, word_BTD, model)
 
 
-def _loss(connector: Any, features: list[Tensor], word_BTD: Tensor, prefix: int, labelled: int) -> Tensor:
+def _loss(model: Any, inputs_BTD: Tensor, before: int, labels: int) -> Tensor:
     """As :meth:`rllava.model.llava.Connector.forward`, but for looking at ids."""
-    visual_BPD = connector.visual_tokens(features)
-    inputs_BTD = torch.cat([visual_BPD, word_BTD], dim=1)
-    model, batch = connector.language_model, inputs_BTD.shape[0]
+    batch, _, width = inputs_BTD.shape
     cache: dict[str, Any] = {"use_cache": False}
-    if prefix:
+    if before:
+        # The prefix was encoded once; an attack copies its keys and values for every look.
         with torch.no_grad():
-            before_BTD = inputs_BTD.new_empty(batch, prefix, inputs_BTD.shape[2])
-            cache = {"past_key_values": decoder(model)(inputs_embeds=before_BTD, use_cache=True).past_key_values}
+            prefix_BTD = inputs_BTD.new_empty(batch, before, width)
+            cache = {"past_key_values": decoder(model)(inputs_embeds=prefix_BTD, use_cache=True).past_key_values}
     hidden_BTD = decoder(model)(inputs_embeds=inputs_BTD, **cache).last_hidden_state
-    logits_NV = logits(model, hidden_BTD[:, -labelled:].flatten(0, 1))
+    logits_NV = logits(model, hidden_BTD[:, -labels:].flatten(0, 1))
     loss: Tensor = F.cross_entropy(logits_NV, torch.zeros(logits_NV.shape[0], dtype=torch.int64))
     return loss
-
-
-def depth_of(shape: Shape) -> int:
-    """Layers of a language model."""
-    return len(layers(bare_language_model(shape.config)))

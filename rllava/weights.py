@@ -285,7 +285,7 @@ def pin_weights(spec: Spec) -> Spec:
 
 
 def stand_in(spec: Spec) -> Spec:
-    """A spec that has a fingerprint, though nobody looks at its weights: nothing that was made from them is found by it.
+    """A spec that has a fingerprint, though nobody looks at its weights: nothing is found by it.
 
     Returns:
         The spec with a hash that nothing has; as it is if it has one.

@@ -5,11 +5,23 @@ is collected beside.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cluster.rates import Work
 from rllava.data.benchmarks import BenchmarkSpec
-from rllava.footprint import BYTES, Cost, Llava, Texts, answer, attack_step, parameters, train_step
+from rllava.footprint import (
+    BYTES,
+    Cost,
+    Llava,
+    Texts,
+    answer_flops,
+    answering_bytes,
+    attack_step,
+    encoder_flops,
+    parameters,
+    step_flops,
+    train_step,
+)
 from rllava.image_spec import ImageSpec
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import LanguageModelSpec
@@ -48,8 +60,7 @@ class Needed:
     """What one step takes.
 
     Attributes:
-        cost: of its largest pass: memory.
-        samples: that pass looks at so many together.
+        cost: of a training, that of its largest pass: memory.
         read: bytes from storage or disk.
         written: bytes to storage.
         steps: gradient steps, expected; of a training, those of the optimiser.
@@ -58,7 +69,6 @@ class Needed:
 
     amounts: tuple[Amount, ...]
     cost: Cost | None = None
-    samples: int = 1
     read: float = 0.0
     written: float = 0.0
     steps: float = 0.0
@@ -87,13 +97,12 @@ class Counter:
 
     def llava(self, model: ModelSpec | CheckpointSpec, encoders: Sequence[object] | None = None) -> Llava | None:
         """What is counted for a model; None if its language model's shape is not known."""
-        if isinstance(model, CheckpointSpec):
-            spec = _language_model_of(model)
-        else:
-            spec = model.language_model
+        spec = _language_model_of(model) if isinstance(model, CheckpointSpec) else model.language_model
         shape = shape_of(spec)
         if shape is None:
-            self.assumed[f"{spec.label}: neither its files nor a published shape are here; its phases are not counted"] = None
+            self.assumed[
+                f"{spec.label}: neither its files nor a published shape are here; its phases are not counted"
+            ] = None
             return None
         used = tuple(encoders) if encoders is not None else model.encoders
         return Llava(used, shape, model.projector)  # type: ignore[arg-type]
@@ -118,7 +127,6 @@ class Counter:
         return Needed(
             tuple(amounts),
             max(costs, key=lambda cost: cost.memory),
-            max(stage.micro_batch for stage in spec.stages),
             read + self.workers * len(spec.stages) * found.total * 2,
             saved + self._checkpoints(spec, found.projectors, found.language_model),
             steps,
@@ -143,38 +151,44 @@ class Counter:
         llava = self.llava(spec.model, spec.encoders)
         if llava is None:
             return Needed(())
-        samples, texts = self.plan.samples(spec.benchmark), self._texts(spec.model, spec.benchmark)
-        shards = -(-samples // spec.benchmark.rows_per_shard)
-        rows = min(batch, spec.benchmark.rows_per_shard)
-        share = self._share(spec)
-        amounts, costs, taken = [], [], 0.0
-        for passes in spec.condition.passes(spec.benchmark, texts.labels):
-            bare = replace(texts.texts, before=0, after=0, answer=1) if passes.encoders_only else texts.texts
-            step, look = (attack_step(llava, bare, passes.precision, 1, gradient) for gradient in (True, False))
-            calls = shards * -(-spec.benchmark.rows_per_shard // max(1, rows))
+        samples, found = self.plan.samples(spec.benchmark), self._texts(spec.model, spec.benchmark)
+        portions = -(-samples // max(1, min(batch, spec.benchmark.rows_per_shard)))
+        share, texts, task = self._share(spec), found.texts, spec.benchmark.task
+        new = min(task.decoding.max_new_tokens, texts.answer)
+        amounts, taken = [], 0.0
+        for passes in spec.condition.passes(spec.benchmark, found.labels):
             if passes.steps or passes.looks:
-                per = [passes.steps * part * step.flops + passes.looks * part * look.flops for part in (share, 1.0)]
-                whole = calls * (passes.steps + passes.looks)
-                amounts.append(Amount("attack", passes.precision, samples * per[0], whole, samples * per[1]))
-                costs.append(attack_step(llava, texts.texts, passes.precision, rows))
+                step, look = (
+                    encoder_flops(llava, gradient) if passes.encoders_only else step_flops(llava, texts, gradient)
+                    for gradient in (True, False)
+                )
+                each = passes.steps * step + passes.looks * look
+                calls = portions * (passes.steps + passes.looks)
+                amounts.append(Amount("attack", passes.precision, samples * share * each, calls, samples * each))
                 taken += samples * passes.steps * share
             if passes.answers:
-                new = min(spec.benchmark.task.decoding.max_new_tokens, texts.texts.answer)
-                said = answer(llava, texts.texts, passes.precision, 1, new)
-                draws = spec.benchmark.task.decoding.draws
-                each = [passes.answers * part * said.flops * draws for part in (share, 1.0)]
-                whole = calls * passes.answers * new
-                amounts.append(Amount("answers", passes.precision, samples * each[0], whole, samples * each[1]))
-                costs.append(answer(llava, texts.texts, passes.precision, rows, new))
-        found = parameters(llava)
-        cost = max(costs, key=lambda cost: cost.activations)
-        weights = sum(found.total * BYTES[precision] for precision in self.precisions(spec))
-        size = max(encoder.image_size for encoder in spec.encoders)
+                each = passes.answers * answer_flops(llava, texts, new) * task.decoding.draws
+                calls = portions * passes.answers * new
+                amounts.append(Amount("answers", passes.precision, samples * share * each, calls, samples * each))
+        total, size = parameters(llava).total, max(encoder.image_size for encoder in spec.encoders)
         return Needed(
-            tuple(amounts), replace(cost, weights=weights), rows,
-            samples * _image_bytes(spec.benchmark.source) + found.total * BYTES[spec.precisions[-1]],
-            samples * 3 * size**2 * (1.0 if taken else 0.5), taken,
-        )  # fmt: skip
+            tuple(amounts),
+            read=samples * _image_bytes(spec.benchmark.source) + total * BYTES[spec.precisions[-1]],
+            written=samples * 3 * size**2 * (1.0 if taken else 0.5),
+            steps=taken,
+        )
+
+    def pool_memory(self, spec: EvalSpec, batch: int) -> Cost | None:
+        """Memory of an attack worker at its largest pass: weights in all precisions, and what a batch needs on top."""
+        llava = self.llava(spec.model, spec.encoders)
+        if llava is None:
+            return None
+        texts, precisions = self.texts(spec).texts, self.precisions(spec)
+        weights = sum(parameters(llava).total * BYTES[precision] for precision in precisions)
+        needs = [answering_bytes(llava, texts, entry, batch, texts.answer) for entry in precisions]
+        if spec.condition.searches:
+            needs += [attack_step(llava, texts, precision, batch).activations for precision in precisions]
+        return Cost(0.0, weights, max(needs))
 
     def precisions(self, spec: EvalSpec) -> tuple[str, ...]:
         """In which the weights lie there at the same time: float32 and a copy in half, or one of them."""
@@ -188,11 +202,10 @@ class Counter:
         recipe = spec.making.recipe
         texts = Texts(0, 60, recipe.batch * TOKENS_PER_TARGET)
         self.assumed[f"universal images: targets of {TOKENS_PER_TARGET} tokens, the prompt 60"] = None
-        step = attack_step(llava, texts, spec.making.precision, 1)
-        flops = recipe.steps * step.flops
+        flops = recipe.steps * step_flops(llava, texts)
         amount = Amount("images", spec.making.precision, flops, recipe.steps, flops)
         size = max(encoder.image_size for encoder in spec.encoders)
-        return Needed((amount,), step, 1, 0.0, 3 * size**2, recipe.steps)
+        return Needed((amount,), written=3 * size**2, steps=recipe.steps)
 
     def texts(self, spec: EvalSpec) -> Measured:
         """Of an evaluation's questions and answers."""

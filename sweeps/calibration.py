@@ -1,4 +1,5 @@
 """placeholder"""
+
 from sweeps.known_rates import Known
 from sweeps.plan import Plan
 

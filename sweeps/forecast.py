@@ -15,9 +15,8 @@ from cluster.node_types import Gpu, Machinery, NodeType
 from cluster.placement import Placement
 from cluster.prices import Prices, check_prices
 from cluster.rates import GROUP_START_S, LOAD_RATE, POOL_START_S, Rate, Work
-from cluster.schedule import NoRoom, Phase, Timetable, Trial, schedule
-from rllava.errors import UserError
-from rllava.footprint import Parameters, parameters, samples_that_fit
+from cluster.schedule import NoRoomError, Phase, Timetable, Trial, schedule
+from rllava.footprint import Parameters, parameters
 from rllava.missing import Missing
 from rllava.snapshot import Snapshot
 from rllava.specs import EvalSpec, ModelSpec
@@ -111,7 +110,11 @@ class Forecast:
     @property
     def total_usd(self) -> float | None:
         """Of all node types; None if one that is used has no price."""
-        used = [self.cost_usd[name] for name, hours in (self.timetable.node_hours if self.timetable else {}).items() if hours]
+        used = [
+            self.cost_usd[name]
+            for name, hours in (self.timetable.node_hours if self.timetable else {}).items()
+            if hours
+        ]
         return None if None in used or not used else sum(value for value in used if value is not None)
 
 
@@ -138,7 +141,7 @@ def forecast(
     levels = builder.trials(steps)
     try:
         timetable = schedule(levels, machinery, placement.trial, trials)
-    except NoRoom as error:
+    except NoRoomError as error:
         timetable = None
         notes.append(f"the machines cannot hold it: {error}")
     memory = builder.memory()
@@ -179,6 +182,7 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
+        self.fits: dict[Any, int] = {}
 
     def steps(self) -> list[StepForecast]:
         """All of them: data, then level by level and trial by trial."""
@@ -222,21 +226,23 @@ class _Builder:
         if self.plan.grid.batch_size:
             return self.plan.grid.batch_size
         kinds = self._kinds(self.placement.attack_worker)
-        return max(1, *(self._fit(spec, kind) for kind in kinds)) if kinds else 1
+        return max([1, *(self._fit(spec, kind) for kind in kinds)])
 
     def _fit(self, spec: EvalSpec, kind: NodeType) -> int:
-        llava = self.counter.llava(spec.model, spec.encoders)
-        if llava is None:
-            return 1
-        memory = kind.gpu.memory if kind.gpu is not None else kind.memory
-        precisions = self.counter.precisions(spec)
-        total = parameters(llava).total
-        texts, rows = self.counter.texts(spec).texts, spec.benchmark.rows_per_shard
-        fits = []
-        for precision in precisions:
-            copies = sum(total * (2 if other != "float32" else 4) for other in precisions if other != precision)
-            fits.append(samples_that_fit(llava, texts, precision, copies, memory, rows))
-        return min(fits)
+        """How many samples a worker on such a node looks at together; the longest texts of a candidate decide."""
+        key = (spec.model, spec.encoders, spec.precisions, kind.name)
+        if key not in self.fits:
+            longest = max(
+                self.plan.grid.benchmarks,
+                key=lambda benchmark: self.counter.texts(replace(spec, benchmark=benchmark)).texts.length,
+            )
+            one, two = (self.counter.pool_memory(replace(spec, benchmark=longest), count) for count in (1, 2))
+            if one is None or two is None:
+                return 1
+            each = max(two.activations - one.activations, 1.0)
+            free = _memory_of(kind) - one.weights - (one.activations - each)
+            self.fits[key] = max(0, int(free // each))
+        return min(self.fits[key], spec.benchmark.rows_per_shard)
 
     def _kinds(self, request: Mapping[str, float]) -> list[NodeType]:
         return [kind for kind in self.machinery.kinds if kind.most and kind.room(request)]
@@ -349,15 +355,13 @@ class _Builder:
         return found
 
     def _attack_memory(self, name: str, specs: Sequence[EvalSpec]) -> list[Memory]:
-        first = {spec.benchmark.name: spec for spec in reversed(specs)}
-        sized = [(self.counter.evaluation(spec, self._batch(spec)), spec) for spec in first.values()]
-        sized = [(needed, spec) for needed, spec in sized if needed.cost is not None]
-        if not sized:
+        spec = max(specs, key=lambda spec: self.counter.texts(spec).texts.length)
+        batch = min(self._batch(spec), spec.benchmark.rows_per_shard)
+        cost = self.counter.pool_memory(spec, batch)
+        if cost is None:
             return []
-        needed, spec = max(sized, key=lambda pair: pair[0].cost.memory if pair[0].cost else 0.0)
-        assert needed.cost is not None
         fits = {kind.name: self._fit(spec, kind) for kind in self._kinds(self.placement.attack_worker)}
-        return [Memory(f"attack, {'+'.join(spec.precisions)}", name, needed.cost.memory, needed.samples, fits)]
+        return [Memory(f"attack, {'+'.join(spec.precisions)}", name, cost.memory, batch, fits)]
 
 
 def _memory_of(kind: NodeType) -> float:

@@ -49,10 +49,19 @@ def _steps(found: Forecast) -> str:
 
 def _sizes(found: Forecast) -> str:
     rows = [
-        [name, _count(size.encoders), _count(size.projectors), _count(size.language_model), _count(size.total), str(tokens)]
+        [
+            name,
+            _count(size.encoders),
+            _count(size.projectors),
+            _count(size.language_model),
+            _count(size.total),
+            str(tokens),
+        ]
         for name, (size, tokens) in found.sizes.items()
     ]
-    return _grid(["parameters", "encoders", "projectors", "language model", "all", "visual tokens"], rows) if rows else ""
+    return (
+        _grid(["parameters", "encoders", "projectors", "language model", "all", "visual tokens"], rows) if rows else ""
+    )
 
 
 def _memory(found: Forecast) -> str:
@@ -95,7 +104,9 @@ def _time(found: Forecast) -> str:
     if found.timetable is None:
         return text
     nodes = ", ".join(f"{count} {name}" for name, count in found.timetable.most_nodes.items())
-    wall = f"wall-clock time: {_duration(found.timetable.wall_s)}, {found.trials} candidates at a time, on up to {nodes}"
+    wall = (
+        f"wall-clock time: {_duration(found.timetable.wall_s)}, {found.trials} candidates at a time, on up to {nodes}"
+    )
     return f"{text}\n{wall}"
 
 
@@ -118,7 +129,8 @@ def _money(found: Forecast) -> str:
     text = _grid(["node type", "instance", "market", "node-hours", "USD"], rows)
     if lacking:
         return f"{text}\ncost: no price for {', '.join(lacking)}; give a table with --prices"
-    return f"{text}\ncost: {'?' if total is None else f'{total:,.0f}'} USD at the prices of {found.prices}; storage and traffic not counted"
+    usd = "?" if total is None else f"{total:,.0f}"
+    return f"{text}\ncost: {usd} USD at the prices of {found.prices}; storage and traffic not counted"
 
 
 def _rests(found: Forecast) -> list[str]:

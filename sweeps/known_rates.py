@@ -86,7 +86,9 @@ class Known:
         if self.searches and not self.step_shares:
             lines.append(f"{STEPS_SHARE.what}: {STEPS_SHARE.value:g}, {STEPS_SHARE.source}")
         for (label, size), (share, samples) in sorted(self.step_shares.items()):
-            lines.append(f"steps of {label} at {size:g}/255: {share:.0%} of the most, over {samples} samples in storage")
+            lines.append(
+                f"steps of {label} at {size:g}/255: {share:.0%} of the most, over {samples} samples in storage"
+            )
         return lines
 
 

@@ -61,10 +61,14 @@ def texts_of_stage(stage: Stage, language_model: LanguageModelSpec) -> Measured:
         return Measured(_longest(found, stage.micro_batch))
     plain, labelled = TRAINED.get(stage.data.name, (60, 60))
     missing = "data" if tokenizer is not None else "tokenizer"
-    return Measured(Texts(0, plain, labelled), assumed=f"{stage.data.name}: {plain + labelled} tokens of text, {missing} not here")
+    return Measured(
+        Texts(0, plain, labelled), assumed=f"{stage.data.name}: {plain + labelled} tokens of text, {missing} not here"
+    )
 
 
-def texts_of_benchmark(benchmark: BenchmarkSpec, conversation: str, language_model: LanguageModelSpec | None) -> Measured:
+def texts_of_benchmark(
+    benchmark: BenchmarkSpec, conversation: str, language_model: LanguageModelSpec | None
+) -> Measured:
     """Of a benchmark's questions and their first labels."""
     tokenizer = None if language_model is None else _tokenizer(language_model)
     task = benchmark.task

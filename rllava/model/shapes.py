@@ -1,4 +1,4 @@
-"""Shapes of language models: their configurations, from their files or, where those are not here, from what is published.
+"""Shapes of language models: configurations from their files or, where those are not here, as published.
 
 Nothing is fetched, and no file of weights is opened.
 """
@@ -34,16 +34,31 @@ class Published:
 
 PUBLISHED = {
     "vicuna-7b-v1.5": Published(
-        dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-             num_key_value_heads=32, vocab_size=32000, max_position_embeddings=4096),
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32000,
+            "max_position_embeddings": 4096,
+        },
         "config.json of the hub's lmsys/vicuna-7b-v1.5 (Llama 2 7B)",
     ),
     "smollm2-135m-instruct": Published(
-        dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-             num_key_value_heads=3, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True),
+        {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
         "config.json of the hub's HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,12 @@ def shape_of(spec: LanguageModelSpec) -> Shape | None:
     if path is not None and (path / "config.json").exists():
         return Shape(_read_config(path / "config.json"), f"config.json of {path.name}")
     published = PUBLISHED.get(spec.name)
-    return None if published is None else Shape(LlamaConfig(**published.arguments), published.source)
+    return None if published is None else llama(published.arguments, published.source)
+
+
+def llama(arguments: Mapping[str, Any], source: str) -> Shape:
+    """A Llama of some size."""
+    return Shape(LlamaConfig(**arguments), source)
 
 
 def _read_config(file: Path) -> Any:
