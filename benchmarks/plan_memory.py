@@ -90,7 +90,7 @@ def step(encoders: list[Any], connector: Any, pixels_BCHW: Tensor, dtype: torch.
     return torch.autograd.grad(loss, pixels_BCHW)[0]
 
 
-class FrozenTracker(MemTracker):
+class FrozenTracker(MemTracker):  # type: ignore[no-untyped-call]
     """PyTorch's tracker for models that get no gradients: a weight without one takes no hook."""
 
     def _track_module_params_and_buffers(self, module: Any, install_grad_hooks: bool = True) -> tuple[int, int]:

@@ -178,6 +178,17 @@ class Counter:
             steps=taken,
         )
 
+    def unit_flops(self, spec: EvalSpec, work: Work) -> float:
+        """Operations of one sample's look with a gradient, or of its answer."""
+        llava = self.llava(spec.model, spec.encoders)
+        assert llava is not None
+        texts = self.texts(spec).texts
+        return step_flops(llava, texts) if work == "attack" else answer_flops(llava, texts, self.new_tokens(spec))
+
+    def new_tokens(self, spec: EvalSpec) -> float:
+        """Tokens of an answer, about: those of the first label, at most as many as may be generated."""
+        return float(min(spec.benchmark.task.decoding.max_new_tokens, self.texts(spec).texts.answer))
+
     def pool_memory(self, spec: EvalSpec, batch: int) -> Cost | None:
         """Memory of an attack worker at its largest pass: weights in all precisions, and what a batch needs on top."""
         llava = self.llava(spec.model, spec.encoders)

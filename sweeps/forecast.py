@@ -32,6 +32,7 @@ class StepForecast:
 
     Attributes:
         kind: folder of the storage.
+        path: of its artifact, below the storage's root.
         found: whether it is there already; then it takes nothing.
         worker_s: seconds of all its workers together; None: not estimated.
         most_s: the same, if no sample stops early.
@@ -40,6 +41,7 @@ class StepForecast:
 
     kind: str
     name: str
+    path: str
     trial: str
     level: int
     found: bool
@@ -199,7 +201,9 @@ class _Builder:
 
     def _data(self, spec: Any) -> StepForecast:
         there = self.found.is_complete(self.plan.data(spec).relative)
-        return StepForecast("data", spec.name, "", -1, there, Needed(()), 0.0, 0.0, 0.0, "")
+        return StepForecast(
+            "data", spec.name, self.plan.data(spec).relative, "", -1, there, Needed(()), 0.0, 0.0, 0.0, ""
+        )
 
     def _step(self, step: Step, trial: str, level: int) -> StepForecast:
         item = self.plan.task(step)
@@ -208,7 +212,7 @@ class _Builder:
         seconds, most, source = (0.0, 0.0, "") if there else self._seconds(step, needed)
         worker = self.placement.train_worker if step.kind == "models" else self.placement.attack_worker
         return StepForecast(
-            step.kind, step.spec.name, trial, level, there, needed, seconds, most,
+            step.kind, step.spec.name, item.artifact.relative, trial, level, there, needed, seconds, most,
             (seconds or 0.0) * worker.get("GPU", 0.0), source,
         )  # fmt: skip
 
@@ -270,12 +274,12 @@ class _Builder:
 
     def trials(self, steps: Sequence[StepForecast]) -> list[list[Trial]]:
         """What the schedule is given: per level, the trials with something to do."""
-        by_key = {(step.level, step.trial, step.kind, step.name): step for step in steps}
+        by_path = {step.path: step for step in steps}
         levels = []
-        for number, trials in enumerate(self.plan.levels):
+        for trials in self.plan.levels:
             level = []
             for name, of in trials.items():
-                own = [(step, by_key[number, name, step.kind, step.spec.name]) for step in of]
+                own = [(step, by_path[self.plan.task(step).artifact.relative]) for step in of]
                 phases = self._phases([(step, entry) for step, entry in own if not entry.found])
                 if phases:
                     level.append(Trial(name, tuple(phases)))
@@ -304,7 +308,7 @@ class _Builder:
         for step, entry in own:
             seconds = entry.worker_s or 0.0
             if step.kind == "images":
-                units[entry.name] = seconds
+                units[entry.path] = seconds
                 continue
             benchmark = step.spec.benchmark
             count = step.first or benchmark.shards_of(benchmark.samples)

@@ -185,7 +185,7 @@ def _machines(machinery: Machinery) -> dict[str, Any]:
 
 def _step(step: StepForecast) -> dict[str, Any]:
     return {
-        "kind": step.kind, "name": step.name, "candidate": step.trial, "level": step.level, "found": step.found,
+        "kind": step.kind, "name": step.name, "path": step.path, "candidate": step.trial, "level": step.level, "found": step.found,
         "flops": step.needed.flops, "gradient_steps": step.needed.steps, "read_bytes": step.needed.read,
         "written_bytes": step.needed.written, "worker_seconds": step.worker_s, "worker_seconds_at_most": step.most_s,
         "gpu_seconds": step.gpu_s, "rate": step.rate,

@@ -59,7 +59,7 @@ def plan_ahead(options: SweepOptions, plan: Plan) -> Forecast:
     threads = max(1.0, usable_cores() / (trials * workers)) if machinery.local else 1.0
     known = from_storage(plan, found, threads, workers)
     if options.calibrate:
-        calibrate(plan, known, int(threads))
+        calibrate(plan, known, workers, int(threads))
     return forecast(plan, found, missing, machinery, placement, trials, prices, known)
 
 

@@ -56,7 +56,7 @@ def texts_of_stage(stage: Stage, language_model: LanguageModelSpec) -> Measured:
     """Of a stage's samples, the image's tokens left out."""
     tokenizer = _tokenizer(language_model)
     if tokenizer is not None and not missing_data([stage.data.source]):
-        rows = _instructions(stage.data)
+        rows = instruction_rows(stage.data)
         found = [_of_training(conversation_tokens(tokenizer, stage.conversation, row)) for row in rows]
         return Measured(_longest(found, stage.micro_batch))
     plain, labelled = TRAINED.get(stage.data.name, (60, 60))
@@ -129,7 +129,8 @@ def _entries(benchmark: BenchmarkSpec) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _instructions(spec: InstructionSpec) -> tuple[str, ...]:
+def instruction_rows(spec: InstructionSpec) -> tuple[str, ...]:
+    """The first conversations of instruction data that is here, as JSON."""
     rows = []
     for instruction in list_instructions(spec)[:ROWS]:
         turns: list[dict[str, str]] = []
