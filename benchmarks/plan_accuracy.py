@@ -2,9 +2,9 @@
 
     python -m benchmarks.plan_accuracy [--preset tiny] [--nodes 0] [--storage DIR] [--output FILE]
 
-The sweep is planned three times: calibrated, before anything has run; after its first candidate has, whose steps then
-say how fast the others go; and, with --nodes, its wall-clock time on a cluster of so many local nodes. Then it runs, and
-its storage says what every step took. A machine that does other things measures those, too: the load is in the sheet.
+The sweep is planned twice: calibrated, before anything has run; and after its first candidate has, whose steps then say
+how fast the others go. Then it runs, on this machine or, with --nodes, on a cluster of so many local nodes, and its
+storage says what every step took. A machine that does other things measures those, too: the load is in the sheet.
 """
 
 import json
@@ -122,8 +122,9 @@ def sheet(
     lines = [
         f"# Plans of the preset {options.preset}, and what came",
         "",
-        f"`python -m benchmarks.plan_accuracy --preset {options.preset}`, {os.cpu_count()} cores, load average {load:.1f} "
-        "(above the number of cores: other work took its share). Seconds of workers, start-up of groups included.",
+        f"`python -m benchmarks.plan_accuracy --preset {options.preset}`, {os.cpu_count()} cores, load average "
+        f"{load:.1f} (above the number of cores: other work took its share). "
+        "Seconds of workers, start-up of groups included.",
         "",
         "| plan | phase | steps | predicted, s | took, s | off by, % |",
         "| --- | --- | --- | --- | --- | --- |",

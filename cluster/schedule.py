@@ -187,10 +187,11 @@ class _Simulation:
     def _next(self, running: _Running) -> None:
         if running.waiting:
             phase = running.waiting.pop(0)
-            job = _Job(running, phase, list(phase.units))
             if not phase.units:
                 self._next(running)
                 return
+            self._check_room(phase)
+            job = _Job(running, phase, list(phase.units))
             self.jobs.append(job)
             self._staff(job)
             if job.wants:
@@ -200,6 +201,17 @@ class _Simulation:
         self._give(running.node, self.trial_request)
         self.running -= 1
         self._enter()
+
+    def _check_room(self, phase: Phase) -> None:
+        """Refuses what would wait for ever."""
+        counts = [(kind, min(kind.most, self.machinery.most)) for kind in self.machinery.kinds]
+        room = sum(count * kind.room(phase.request) for kind, count in counts)
+        needed = phase.workers if phase.together else 1
+        if room < needed:
+            raise NoRoomError(
+                f"{phase.name} needs {needed} workers of {dict(phase.request)} at once, and all node types together "
+                f"have room for {room}"
+            )
 
     def _staff(self, job: _Job) -> None:
         if job not in self.jobs:
@@ -244,15 +256,12 @@ class _Simulation:
         self._place()
 
     def _take_all(self, request: Request, count: int) -> list[_Node]:
-        taken: list[_Node] = []
-        while len(taken) < count:
-            node = self._take(request)
-            if node is None:
-                for other in taken:
-                    self._give(other, request)
-                return []
-            taken.append(node)
-        return taken
+        """Room for so many at once, or none."""
+        room = sum(_times(node.free, request) for node in self.nodes if node.up)
+        if room < count:
+            return []
+        taken = [self._take(request) for _ in range(count)]
+        return [node for node in taken if node is not None]
 
     def _take(self, request: Request) -> _Node | None:
         """A node with room: of those that are busy already, the fullest, so that others can go."""
@@ -274,12 +283,16 @@ class _Simulation:
                 self._at(self.now + node.kind.idle_s, lambda: self._retire(node))
 
     def _retire(self, node: _Node) -> None:
-        now, idle = self.now, node.idle_since
-        if node in self.nodes and idle is not None and node.kind.idle_s is not None:
-            gone = now - idle >= node.kind.idle_s - 1e-6 and node.kind.name != self.machinery.head
-            if gone:
-                self._bill(node, now)
-                self.nodes.remove(node)
+        idle, limit = node.idle_since, node.kind.idle_s
+        if node not in self.nodes or idle is None or limit is None or node.kind.name == self.machinery.head:
+            return
+        if self.now - idle < limit - 1e-6:
+            return  # it has worked since
+        if any(node.kind.room(request) for request, _ in self._unmet()):
+            self._at(self.now + limit, lambda: self._retire(node))  # somebody waits for it, and for others beside
+            return
+        self._bill(node, self.now)
+        self.nodes.remove(node)
 
     def _ask(self, request: Request, count: int) -> None:
         """Starts nodes until those that are on their way have room for so many."""
@@ -310,6 +323,8 @@ class _Simulation:
         node.up = True
         node.idle_since = self.now
         self._place()
+        if node.idle_since is not None and node.kind.idle_s is not None:  # whoever wanted it has gone
+            self._at(self.now + node.kind.idle_s, lambda: self._retire(node))
 
     def _bill(self, node: _Node, until: float) -> None:
         self.billed[node.kind.name] = self.billed.get(node.kind.name, 0.0) + until - node.asked
@@ -317,3 +332,8 @@ class _Simulation:
 
 def _fits(free: Mapping[str, float], request: Request) -> bool:
     return all(free.get(name, 0.0) >= amount - 1e-6 for name, amount in request.items() if amount)
+
+
+def _times(free: Mapping[str, float], request: Request) -> int:
+    """How many workers of a request find room."""
+    return min((int((free.get(name, 0.0) + 1e-6) // amount) for name, amount in request.items() if amount), default=0)

@@ -104,9 +104,8 @@ def _time(found: Forecast) -> str:
     if found.timetable is None:
         return text
     nodes = ", ".join(f"{count} {name}" for name, count in found.timetable.most_nodes.items())
-    wall = (
-        f"wall-clock time: {_duration(found.timetable.wall_s)}, {found.trials} candidates at a time, on up to {nodes}"
-    )
+    where = "this machine" if found.machinery.local else f"up to {nodes}"
+    wall = f"wall-clock time: {_duration(found.timetable.wall_s)}, {found.trials} candidates at a time, on {where}"
     return f"{text}\n{wall}"
 
 
@@ -185,11 +184,21 @@ def _machines(machinery: Machinery) -> dict[str, Any]:
 
 def _step(step: StepForecast) -> dict[str, Any]:
     return {
-        "kind": step.kind, "name": step.name, "path": step.path, "candidate": step.trial, "level": step.level, "found": step.found,
-        "flops": step.needed.flops, "gradient_steps": step.needed.steps, "read_bytes": step.needed.read,
-        "written_bytes": step.needed.written, "worker_seconds": step.worker_s, "worker_seconds_at_most": step.most_s,
-        "gpu_seconds": step.gpu_s, "rate": step.rate,
-    }  # fmt: skip
+        "kind": step.kind,
+        "name": step.name,
+        "path": step.path,
+        "candidate": step.trial,
+        "level": step.level,
+        "found": step.found,
+        "flops": step.needed.flops,
+        "gradient_steps": step.needed.steps,
+        "read_bytes": step.needed.read,
+        "written_bytes": step.needed.written,
+        "worker_seconds": step.worker_s,
+        "worker_seconds_at_most": step.most_s,
+        "gpu_seconds": step.gpu_s,
+        "rate": step.rate,
+    }
 
 
 def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
