@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plan_memory import TEXTS, parts, seven_b, step, tracked
+from benchmarks.plan_memory import TEXTS, TRACKED, parts, seven_b, step, tracked
 from rllava.counting import CPU_ATTENTION, Pass, at_size, emptied, parameters_of, run_pass, without_content
 from rllava.encoders import encoder_spec
 from rllava.footprint import Llava, Parameters, Texts, attack_step, parameters, step_flops, train_step, training_states
@@ -67,7 +67,7 @@ def decoder_parameters(llava: Llava) -> int:
 
 def test_memory_of_7b_is_that_of_pytorchs_tracker() -> None:
     llava = seven_b("clip-l-336")
-    predicted, found = attack_step(llava, TEXTS, "float16", 1), tracked(llava, "float16", 1)
+    predicted, found = attack_step(llava, TRACKED, "float16", 1), tracked(llava, "float16", 1)
     assert predicted.memory == pytest.approx(found, rel=0.15)
     # Weights alone would agree as well: what comes on top has to agree by itself.
     assert predicted.activations == pytest.approx(found - 2 * parameters(llava).total, rel=0.15)
