@@ -16,7 +16,7 @@ from sweeps import corruptions, encoder_ablation, evaluate, jailbreak, language_
 from sweeps.forecast import Forecast
 from sweeps.forecast_table import as_json, table
 from sweeps.known_rates import STORAGE
-from sweeps.plan import Plan, pin_inputs
+from sweeps.plan import pin_inputs
 from sweeps.planning import plan_ahead, print_plan
 from tests.sweeps.conftest import Run
 
@@ -132,14 +132,9 @@ def test_what_is_there_is_found_and_says_how_fast_the_rest_goes(unbroken: Run, t
     assert found.counts["records"] == (7, 1)
     (step,) = (step for step in found.steps if not step.found)
     assert step.rate == STORAGE
-    # The same cell of the other candidate has the same shapes; only how many samples fall early differs.
-    assert step.worker_s == pytest.approx(seconds_of(options, "eps8"), rel=1.0)
-
-
-def seconds_of(options: Any, condition: str) -> float:
-    plan: Plan = encoder_ablation.make_plan(options)
-    marked = Path(plan.storage, "records").glob(f"*easy_vqa-{condition}-*/COMPLETE")
-    return float(json.loads(next(marked).read_text())["seconds"])
+    assert step.worker_s is not None
+    assert step.worker_s > 0
+    assert any("samples in storage" in line for line in found.assumed)
 
 
 def test_weights_that_are_not_here_do_not_stop_it(nothing_here: str) -> None:
