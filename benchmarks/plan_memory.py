@@ -64,7 +64,7 @@ def middling(name: str) -> Llava:
 
 
 def parts(llava: Llava, dtype: torch.dtype, fake: bool) -> tuple[list[Any], Any]:
-    """Encoders and connector with the real architecture; random weights, or none."""
+    """Encoders and connector with the real architecture; random weights, or none, on the meta device."""
     with torch.device("meta" if fake else "cpu"):
         encoders: list[Any] = [bare_encoder(spec).requires_grad_(False).eval() for spec in llava.encoders]
         projectors = [build_projector(llava.projector, spec.width, llava.width) for spec in llava.encoders]
@@ -75,7 +75,7 @@ def parts(llava: Llava, dtype: torch.dtype, fake: bool) -> tuple[list[Any], Any]
             torch.nn.init.normal_(weight, std=0.02)
     connector = Connector(projectors, model).requires_grad_(False).eval()
     if fake:
-        return [emptied(encoder, dtype) for encoder in encoders], emptied(connector, dtype)
+        return encoders, connector
     return [encoder.to(dtype) for encoder in encoders], connector.to(dtype)
 
 
@@ -106,8 +106,9 @@ class FrozenTracker(MemTracker):  # type: ignore[no-untyped-call]
 def tracked(llava: Llava, precision: str, batch: int) -> float:
     """Bytes at the peak of a step, as PyTorch's tracker sees it on fake tensors."""
     dtype = getattr(torch, precision)
+    encoders, connector = parts(llava, dtype, fake=True)  # some constructors look at numbers
     with without_content():
-        encoders, connector = parts(llava, dtype, fake=True)
+        encoders, connector = [emptied(encoder, dtype) for encoder in encoders], emptied(connector, dtype)
         pixels_BCHW = torch.empty(batch, 3, *[input_size(llava.encoders)] * 2, requires_grad=True)
         tracker = FrozenTracker()
         tracker.track_external(*encoders, connector, pixels_BCHW)
