@@ -94,6 +94,8 @@ def training_step_s(model: ModelSpec, stage: Stage, workers: int, clock: Clock) 
     own = replace(stage, steps=STEPS, global_batch=stage.global_batch // workers)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
+    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, value)  # DeepSpeed looks for its launcher's
     encoders = [build_encoder(spec) for spec in model.encoders]
     connector, tokenizer = build_connector(model, getattr(torch, stage.precision))
     ends: list[float] = []
