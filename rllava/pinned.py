@@ -36,5 +36,8 @@ class MadeBy:
 
 Weights = Pinned | MadeBy
 
+NOTHINGS_HASH = "0" * 64
+"""Stands in for the hash of what is not looked at: no file has it."""
+
 WEIGHTS = "weights.safetensors"
 """File that a step of kind ``encoders`` leaves; the facts of its marker hold its ``sha256``."""

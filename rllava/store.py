@@ -131,6 +131,10 @@ class Store:
                 "rllava, or choose another folder with --storage"
             )
 
+    def holds_anything(self) -> bool:
+        """Whether this is a results folder already."""
+        return bool(self.filesystem.exists(f"{self.root}/{_ROOT_MARKER}"))
+
     def artifact(self, kind: Kind, name: str, spec: Any) -> Artifact:
         """Where the result of a spec lies.
 

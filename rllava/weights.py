@@ -37,7 +37,7 @@ from torch import Tensor
 from rllava.errors import UserError
 from rllava.hub import INDEXES, WHOLE, from_hub, index_files, reachable
 from rllava.missing import Missing
-from rllava.pinned import Pinned, Weights
+from rllava.pinned import NOTHINGS_HASH, Pinned, Weights
 
 EMA = ("state_dict_ema", "model_ema")
 PLAIN = ("state_dict", "model")
@@ -282,6 +282,17 @@ def pin_weights(spec: Spec) -> Spec:
     if path is None or spec.weights.sha256 is not None:
         return spec
     return dataclasses.replace(spec, weights=Pinned(spec.weights.path, digest(path)))  # type: ignore[type-var]
+
+
+def stand_in(spec: Spec) -> Spec:
+    """A spec that has a fingerprint, though nobody looks at its weights: nothing is found by it.
+
+    Returns:
+        The spec with a hash that nothing has; as it is if it has one.
+    """
+    if not isinstance(spec.weights, Pinned) or spec.weights.sha256 is not None:
+        return spec
+    return dataclasses.replace(spec, weights=Pinned(spec.weights.path, NOTHINGS_HASH))  # type: ignore[type-var]
 
 
 def read_state(path: Path, ema: bool = True) -> dict[str, Tensor]:

@@ -240,7 +240,12 @@ def make_plan(options: SweepOptions, sweep: str, grid: Grid) -> Plan:
 
 
 def run_plan(options: SweepOptions, plan: Plan) -> None:
-    """Runs a plan on the machines that the options ask for, after a look at everything it reads."""
+    """Runs a plan on the machines that the options ask for, after a look at everything it reads; or prints it."""
+    if options.plan is not None:
+        from sweeps.planning import print_plan
+
+        print_plan(options, plan, (*options.plan, "table")[0])
+        return
     plan = check_inputs(plan)
     workers = options.workers if isinstance(options, CandidateOptions) else 1
     # Ray takes seconds to import; what the look has found is told without it.

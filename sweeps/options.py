@@ -8,6 +8,7 @@ functions: help and mistakes in numbers (:func:`check_numbers`) are told at once
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rllava.errors import UserError
@@ -38,6 +39,12 @@ class SweepOptions:
             attacks on CPUs, also what is meant for GPUs.
         memory: host memory to reserve per worker, in GiB; 0 reserves none.
         address: Ray cluster to use, host:port or auto; by default the job's cluster, else a Ray of its own.
+        plan: print what would run, how large it is, how long it takes and what it costs, and run nothing; json: for
+            programs.
+        plan_cluster: plan for the node types of this cluster.yaml; by default the running cluster, this machine, or,
+            for a recipe that is meant for GPUs, the project's own cluster.yaml.
+        prices: table of your own with USD per hour, a TOML file like cluster/prices.toml.
+        calibrate: before planning, run a few steps of every model that is here, to know how fast they go.
     """
 
     storage: str = "results"
@@ -54,6 +61,10 @@ class SweepOptions:
     gpus: float | None = None
     memory: float = 0.0
     address: str | None = None
+    plan: tuple[Literal["table", "json"], ...] | None = None
+    plan_cluster: Path | None = None
+    prices: str | None = None
+    calibrate: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from rllava.conditions.attack import Attack
 from rllava.conditions.condition import Condition
 from rllava.data.benchmarks import BenchmarkSpec, build_benchmark, list_benchmark
 from rllava.data.files import missing_data
 from rllava.data.instructions import InstructionSpec, build_instructions, list_data
-from rllava.data.prompts import is_pinned, missing_prompts, pin_benchmark
+from rllava.data.prompts import is_pinned, missing_prompts, pin_benchmark, stand_in_file
 from rllava.data.shards import Listing, Tasks, in_this_process, read_description
 from rllava.encoders import EncoderSpec, check_encoder
 from rllava.errors import UserError
@@ -27,7 +27,7 @@ from rllava.judgement_spec import JudgementSpec
 from rllava.metrics.judges.judge import JudgeSpec
 from rllava.missing import Missing, refuse_missing
 from rllava.model.checkpoint import check_checkpoint
-from rllava.model.checkpoint_spec import CheckpointSpec, pin_checkpoint
+from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.model.language import LanguageModelSpec, check_language_model_files
 from rllava.recipes import Candidate, Grid, check_grid, trial_name
 from rllava.snapshot import Snapshot
@@ -35,9 +35,10 @@ from rllava.specs import EvalSpec, ModelSpec
 from rllava.steps import Facts, Step, WorkItem, Workshop, ensure, item_of, levels
 from rllava.store import Artifact, Store
 from rllava.training.data_folders import DataFolder
-from rllava.weights import Weighted, has_weights, missing_weights, pin_weights, weights_of
+from rllava.weights import Weighted, has_weights, missing_weights, pin_weights, stand_in, weights_of
 
 Spec = InstructionSpec | BenchmarkSpec
+Weights = TypeVar("Weights", EncoderSpec, LanguageModelSpec)
 DATA = (InstructionSpec, BenchmarkSpec)
 
 LINE_EVERY_S = 5.0
@@ -255,15 +256,37 @@ def check_inputs(plan: Plan) -> Plan:
     """
     check_grid(plan.grid)
     refuse_missing(missing_inputs(plan))
-    benchmarks = _pinned_benchmarks(plan.grid.benchmarks)
-    judges = {fingerprint(judge): judge for judge in (judge.pinned() for judge in plan.judges)}
-    pinned = {spec.name: pin_weights(spec) for spec in _encoders(plan)}
-    language_models = {spec: pin_weights(spec) for spec in {model.language_model for model in plan.grid.models}}
+    found = pin_inputs(plan)
+    _open_weights(found)
+    return found
+
+
+def pin_inputs(plan: Plan, *, look: bool = True, lenient: bool = False) -> Plan:
+    """A plan in which every encoder names one set of weights, and every benchmark one content of its file.
+
+    Args:
+        look: whether weights are hashed; else those without a known hash get one that nothing has.
+        lenient: whether what is missing gets such a hash, too; judges that lack something are left out.
+
+    Raises:
+        UserError: if weights are missing or have another hash, or two benchmarks have one name.
+    """
+
+    def pinned_weights(spec: Weights) -> Weights:
+        here = look and (not lenient or has_weights(spec))
+        return pin_weights(spec) if here else stand_in(spec)
+
+    gone = lenient and any(item for spec in plan.grid.benchmarks for item in missing_prompts(spec))
+    benchmarks = tuple(map(stand_in_file, plan.grid.benchmarks)) if gone else _pinned_benchmarks(plan.grid.benchmarks)
+    heard = [judge for judge in plan.judges if not (lenient and judge.missing())]
+    judges = {fingerprint(judge): judge for judge in (judge.pinned() for judge in heard)}
+    pinned = {spec.name: pinned_weights(spec) for spec in _encoders(plan)}
+    language_models = {spec: pinned_weights(spec) for spec in {model.language_model for model in plan.grid.models}}
 
     def pin(model: ModelSpec | CheckpointSpec) -> ModelSpec | CheckpointSpec:
-        if isinstance(model, CheckpointSpec):
-            return dataclasses.replace(pin_checkpoint(model), encoders=tuple(pinned[e.name] for e in model.encoders))
         encoders = tuple(pinned[spec.name] for spec in model.encoders)
+        if isinstance(model, CheckpointSpec):
+            return dataclasses.replace(model, encoders=encoders)
         return dataclasses.replace(model, encoders=encoders, language_model=language_models[model.language_model])
 
     models = {model: pin(model) for model in dict.fromkeys(candidate.model for candidate in plan.grid.candidates)}
@@ -274,9 +297,7 @@ def check_inputs(plan: Plan) -> Plan:
         for candidate in plan.grid.candidates
     )
     grid = dataclasses.replace(plan.grid, candidates=candidates, benchmarks=benchmarks)
-    found = dataclasses.replace(plan, grid=grid, judges=tuple(judges.values()))
-    _open_weights(found)
-    return found
+    return dataclasses.replace(plan, grid=grid, judges=tuple(judges.values()))
 
 
 def _pinned_benchmarks(benchmarks: Sequence[BenchmarkSpec]) -> tuple[BenchmarkSpec, ...]:

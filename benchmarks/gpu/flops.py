@@ -3,28 +3,17 @@
 Shapes: C channel, H/W image.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.bench import Bench, say
 from benchmarks.gpu.device import median_seconds, release
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.results import Flops, MatrixRate
 from benchmarks.gpu.shapes import Shapes, Tower
+from rllava.counting import CPU_ATTENTION
 from rllava.errors import SweepError
-
-_COUNT_FORWARD: Callable[..., int] = sdpa_flop_count
-_COUNT_BACKWARD: Callable[..., int] = sdpa_backward_flop_count
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: _COUNT_FORWARD(*shapes[:3]),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda *shapes, **_: _COUNT_BACKWARD(*shapes[:4])
-    ),
-}
-"""Operators that PyTorch's counter leaves out."""
 
 
 def _matrix_rate(rows: int, inner: int, columns: int, shapes: Shapes, options: Options) -> MatrixRate:
@@ -94,7 +83,7 @@ def count_flops(bench: Bench, tower: Tower) -> Flops:
     options = bench.options
     pixels_1CHW = bench.images(1).requires_grad_(True)
     index_1 = torch.zeros(1, dtype=torch.int64, device=options.device)
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         # A copy: the counter's hooks on the inputs of modules stop at a leaf.
         loss_1 = bench.loss(1)(pixels_1CHW.clone(), index_1)
         assert isinstance(loss_1, Tensor)

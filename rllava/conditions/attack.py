@@ -15,14 +15,14 @@ from rllava.attacks.outcome import GRID_VERSION, Outcome, round_to_8_bits
 from rllava.attacks.protocols import Protocol
 from rllava.attacks.rounds import Round
 from rllava.conditions.clean import Clean
-from rllava.conditions.condition import CONDITIONS, Condition, Setting
+from rllava.conditions.condition import CONDITIONS, Condition, Passes, Setting
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.in_flight import ResumableAttack
 from rllava.evaluation.rows import attack_fields, image_fields
 from rllava.evaluation.samples import Sample
 from rllava.evaluation.shard import ShardWork
-from rllava.evaluation.shard_checks import check_shard
+from rllava.evaluation.shard_checks import CHECKED_PER_SHARD, FEWER_STEPS, SQUARE_QUERIES, check_shard
 from rllava.evaluation.victim import Victim
 from rllava.tasks.decoys import DECOYS_VERSION
 
@@ -99,6 +99,30 @@ class Attack(Condition):
         """Whether any round does."""
         return any(entry.label.of == "decoy" for entry in self.protocol.rounds(task))
 
+    def passes(self, benchmark: BenchmarkSpec, labels: float) -> tuple[Passes, ...]:
+        """Every round that a sample has a label for, to its last step; checks of some samples; the 8-bit answer."""
+        rounds = self.protocol.rounds(benchmark.task.kind)
+        found: dict[tuple[str, bool], Passes] = {}
+
+        def add(precision: str, tokens: bool, steps: float, looks: float, answers: float) -> None:
+            before = found.get((precision, tokens), Passes(precision, encoders_only=tokens))
+            found[precision, tokens] = Passes(
+                precision, before.steps + steps, before.looks + looks, before.answers + answers, tokens
+            )
+
+        for entry in rounds:
+            numbered = entry.label.of == "reference"
+            share = min(1.0, max(0.0, labels - (entry.label.number or 0))) if numbered else 1.0
+            answers = entry.judged + len(entry.answers)
+            add(entry.precision, entry.label.of == "tokens", share * entry.steps, share, share * answers)
+        checked = min(1.0, CHECKED_PER_SHARD / benchmark.rows_per_shard)
+        last = rounds[-1]
+        fewer = min(last.steps // 2, FEWER_STEPS)
+        tokens = last.label.of == "tokens"
+        add(last.precision, tokens, checked * fewer, checked * (SQUARE_QUERIES + _CHECK_LOOKS), checked)
+        add(self.precisions(benchmark.task.kind)[0], False, 0.0, 0.0, 1.0)
+        return tuple(found.values())
+
     def run(self, work: ShardWork) -> list[dict[str, Any]]:
         """Attacks, checks some of the attacks, and answers the found images again in 8 bits."""
         shard, victim, epsilon = work.shard, work.victim, self.epsilon
@@ -147,6 +171,9 @@ class Attack(Condition):
 
 
 CONDITIONS.register(Attack.kind, Attack)
+
+_CHECK_LOOKS = 12
+"""Passes of the checks of an attack that follow its gradient in small steps, about."""
 
 
 def within(protocol: Protocol, size: float) -> Condition:

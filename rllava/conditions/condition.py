@@ -33,6 +33,24 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """What a sample takes under a condition in one precision, at most and on average over samples.
+
+    Attributes:
+        steps: passes forward and back to the pixels.
+        looks: passes forward alone.
+        answers: texts that are generated.
+        encoders_only: whether steps and looks do without the language model.
+    """
+
+    precision: str
+    steps: float = 0.0
+    looks: float = 0.0
+    answers: float = 0.0
+    encoders_only: bool = False
+
+
+@dataclass(frozen=True)
 class Condition(ABC):
     """A spec, part of the identity of every evaluation under it, which also says how its records are made.
 
@@ -113,6 +131,15 @@ class Condition(ABC):
     def versions_for(self, task: str) -> Mapping[str, int]:
         """Of the code that it depends on, its fields' own versions left out."""
         return {}
+
+    def passes(self, benchmark: Any, labels: float) -> tuple[Passes, ...]:
+        """What it takes, for a plan that is made before anything runs: by default one answer per record.
+
+        Args:
+            benchmark: a :class:`rllava.data.benchmarks.BenchmarkSpec`.
+            labels: texts per sample whose loss attacks may raise, on average.
+        """
+        return (Passes(self.precisions(benchmark.task.kind)[0], answers=float(len(self.parts))),)
 
     def images(self, evaluation: Any) -> tuple[Any, ...]:
         """Images that have to be made before it can be shown.
