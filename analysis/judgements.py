@@ -133,8 +133,6 @@ def flag_rates(judged: pd.DataFrame, level: float = DEFAULT_RESAMPLING.level) ->
     Returns:
         See ``JudgementStatistics.rates``.
     """
-    from scipy.stats import binomtest  # a second to import, and only sweeps with judges need it
-
     rows = []
     for key, group in judged.groupby([*WHERE, "answer", "judge"], sort=False, dropna=False):
         decided = group["flagged"].notna()

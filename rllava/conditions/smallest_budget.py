@@ -3,17 +3,18 @@
 Shapes: N some samples of a shard, C channel, H/W image.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 from rllava.attacks.outcome import GRID_VERSION, round_to_8_bits
 from rllava.attacks.protocols import Protocol
-from rllava.attacks.smallest import Descent, SmallestBudgets, ladder
-from rllava.conditions.attack import answer_loss, attacked_in, findings_of, judge_of
-from rllava.conditions.condition import CONDITIONS, Condition, Setting
+from rllava.attacks.smallest import Descent, SmallestBudgets, ladder, warm
+from rllava.conditions.attack import Attack, Budget, answer_loss, attacked_in, findings_of, judge_of
+from rllava.conditions.condition import CONDITIONS, Condition, Passes, Setting
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.in_flight import ResumableAttack
@@ -104,6 +105,19 @@ class SmallestBudget(Condition):
     def aims_at_decoys(self, task: str) -> bool:
         """Whether any round does."""
         return any(entry.label.of == "decoy" for entry in self.protocol.rounds(task))
+
+    def passes(self, benchmark: BenchmarkSpec, labels: float) -> tuple[Passes, ...]:
+        """All rounds twice, at the largest budget and below the one that is found, and the probes of the bisection.
+
+        A probe answers a projected image and may take a share of a round's steps (``attacks.smallest.warm``). Where
+        the rounds below succeed, the search goes on from there, which is not counted.
+        """
+        once = Attack(self.protocol, Budget(self.largest)).passes(benchmark, labels)
+        probes = math.ceil(math.log2(len(self.budgets) + 1))
+        steps = max(warm(entry).steps for entry in self.protocol.rounds(benchmark.task.kind))
+        first, *others = (replace(entry, steps=2 * entry.steps, answers=2 * entry.answers) for entry in once)
+        first = replace(first, steps=first.steps + probes * steps, answers=first.answers + probes * 2)
+        return (first, *others)
 
     def run(self, work: ShardWork) -> list[dict[str, Any]]:
         """Searches, checks some of the attacks at the largest budget, and answers the found images again in 8 bits."""

@@ -8,7 +8,7 @@ import torch
 
 from rllava.attacks.protocols import PROTOCOLS
 from rllava.attacks.smallest import SmallestBudgets
-from rllava.conditions.attack import within
+from rllava.conditions.attack import Attack, Budget, within
 from rllava.conditions.condition import Setting, read_condition
 from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.data.benchmarks import BENCHMARKS
@@ -140,6 +140,17 @@ def test_captions_are_beaten_below_a_share_of_their_clean_score() -> None:
         (one["beaten_at"] or 99, two["beaten_at"] or 99) for one, two in zip(half, whole, strict=True)
     ]  # any loss at all beats at no larger budget than the loss of half
     assert all(two <= one for one, two in later)
+
+
+def test_a_plan_counts_the_rounds_twice_and_the_probes_between() -> None:
+    benchmark = BENCHMARKS.get("easy_vqa")
+    search = SmallestBudget(PROTOCOLS.get("paper_ensemble_10steps"), 16.0)
+    (once,) = Attack(search.protocol, Budget(16.0)).passes(benchmark, 1.0)
+    (found,) = search.passes(benchmark, 1.0)
+    probes = 5  # of a ladder of 25 budgets, each a quarter of 10 steps, rounded up
+    assert len(search.budgets) == 25
+    assert found.steps == 2 * once.steps + probes * 3
+    assert found.answers == 2 * once.answers + probes * 2
 
 
 def test_the_fields_are_the_identity() -> None:

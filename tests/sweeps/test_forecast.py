@@ -12,7 +12,7 @@ from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.pinned import NOTHINGS_HASH
 from rllava.weights import weights_path
-from sweeps import corruptions, encoder_ablation, evaluate, jailbreak, language_models, projectors, seeds
+from sweeps import budgets, corruptions, encoder_ablation, evaluate, jailbreak, language_models, projectors, seeds
 from sweeps.forecast import Forecast
 from sweeps.forecast_table import as_json, table
 from sweeps.known_rates import STORAGE
@@ -76,6 +76,7 @@ def test_a_plan_is_told_as_a_table_and_as_json(nothing_here: str, capsys: pytest
     ("script", "changes"),
     [
         (corruptions, {"preset": "smoke", "corruptions": ("fog",)}),
+        (budgets, {"preset": "smoke"}),
         (seeds, {"preset": "smoke"}),
         (jailbreak, {"restarts": 1, "budgets": ("16",)}),
         (language_models, {"preset": "smoke", "language_models": ("tiny-llama",)}),
