@@ -63,6 +63,8 @@ def calibrate(plan: Plan, known: Known, workers: int, threads: int, clock: Clock
                 note(f"{model.name}: not calibrated, its weights or data are not on this machine")
     finally:
         torch.set_num_threads(before)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _is_here(model: ModelSpec) -> bool:
@@ -99,14 +101,10 @@ def training_step_s(model: ModelSpec, stage: Stage, workers: int, clock: Clock) 
     encoders = [build_encoder(spec) for spec in model.encoders]
     connector, tokenizer = build_connector(model, getattr(torch, stage.precision))
     ends: list[float] = []
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    try:
-        batches = _portions(stage.data, own.micro_batch, input_size(model.encoders))
-        train_stage(
-            own, encoders, connector, tokenizer, lambda step: batches, report=lambda progress: ends.append(clock())
-        )
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():  # for all stages: DeepSpeed remembers the first group that it sees
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    batches = _portions(stage.data, own.micro_batch, input_size(model.encoders))
+    train_stage(own, encoders, connector, tokenizer, lambda step: batches, report=lambda progress: ends.append(clock()))
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(ends))
 
 
