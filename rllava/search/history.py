@@ -1,7 +1,7 @@
 """What a search has done so far, as events in storage; and what it does next.
 
     <storage>/searches/<name>/study.json               space, objectives, rungs, recipe: what makes two searches one
-    <storage>/searches/<name>/seed-<n>/000012.json     one event: proposed, begun, finished or failed
+    <storage>/searches/<name>/seed-<n>/000012.json     one event
 
 An event is written before what it tells of begins. State is nothing but these files in their order: whoever reads them
 knows what the process that wrote them knew.
@@ -31,7 +31,8 @@ class Event:
     """Something that happened.
 
     Attributes:
-        what: ``proposed``: a configuration is new; ``begun``: a trial of it starts; ``finished``, ``failed``.
+        what: ``proposed``: a configuration is new; ``begun``: a trial of it starts; ``finished``; ``failed``: the same
+            command tries it again; ``refused``: a mistake was found in it, and trying again would not help.
         number: of the configuration, from 0.
         rung: index; -1 where it was proposed.
         configuration: where it was proposed.
@@ -43,7 +44,7 @@ class Event:
         reason: why it failed.
     """
 
-    what: Literal["proposed", "begun", "finished", "failed"]
+    what: Literal["proposed", "begun", "finished", "failed", "refused"]
     number: int
     rung: int = -1
     configuration: Configuration = field(default_factory=dict)
@@ -135,6 +136,7 @@ class History:
         finished: per rung, values by configuration.
         hours: per trial, what was spent on its artifacts in all.
         spent: hours of one worker that this search has spent itself.
+        timeline: (configuration, rung, hours spent by then) in the order in which trials finished.
     """
 
     rungs: int
@@ -144,7 +146,9 @@ class History:
     hours: dict[tuple[int, int], float] = field(default_factory=dict)
     begun: dict[tuple[int, int], float] = field(default_factory=dict)
     failed: dict[tuple[int, int], str] = field(default_factory=dict)
+    refused: set[tuple[int, int]] = field(default_factory=set)
     spent: float = 0.0
+    timeline: list[tuple[int, int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.finished = self.finished or [{} for _ in range(self.rungs)]
@@ -162,10 +166,14 @@ class History:
             case "finished":
                 self.finished[event.rung][event.number] = event.values
                 self.hours[trial] = event.hours
+                self.failed.pop(trial, None)
                 if trial in self.begun:
                     self.spent += max(0.0, event.hours - self.begun[trial])
-            case "failed":
+                self.timeline.append((*trial, self.spent))
+            case "failed" | "refused":
                 self.failed[trial] = event.reason
+                if event.what == "refused":
+                    self.refused.add(trial)
 
     @property
     def trials(self) -> int:
@@ -203,7 +211,8 @@ class History:
         """Why nothing more was spent on a configuration."""
         reached = max((rung for rung in range(self.rungs) if number in self.finished[rung]), default=-1)
         if (number, reached + 1) in self.failed:
-            return f"failed: {self.failed[number, reached + 1]}"
+            how = "refused" if (number, reached + 1) in self.refused else "failed"
+            return f"{how}: {self.failed[number, reached + 1]}"
         if (number, reached + 1) in self.begun:
             return "under way"
         if reached == self.rungs - 1:
@@ -242,7 +251,7 @@ class Study:
         assert self.log is not None
         for event in self.log.read():
             self.history.add(event)
-        self.waiting = self.history.open
+        self.waiting = [*self.history.open, *(t for t in self.history.failed if t not in self.history.refused)]
 
     @property
     def over_budget(self) -> bool:
