@@ -107,10 +107,15 @@ def load_search(storage: str, name: str = "search", seed: int | None = None) -> 
     """
     filesystem, root = open_filesystem(storage)
     folder = f"{root}/reports/{name}"
-    files = {int(path.rsplit("seed-", 1)[-1].removesuffix(".json")): path for path in filesystem.glob(f"{folder}/seed-*.json")}
+    files = {
+        int(path.rsplit("seed-", 1)[-1].removesuffix(".json")): path
+        for path in filesystem.glob(f"{folder}/seed-*.json")
+    }
     if not files or (seed is not None and seed not in files):
         there = ", ".join(map(str, sorted(files))) or "none"
-        raise UserError(f"{storage}: no search '{name}' with seed {seed or 0} (seeds here: {there}); run sweeps/search.py")
+        raise UserError(
+            f"{storage}: no search '{name}' with seed {seed or 0} (seeds here: {there}); run sweeps/search.py"
+        )
     runs = {number: json.loads(filesystem.cat_file(path)) for number, path in sorted(files.items())}
     chosen = min(runs) if seed is None else seed
     run = runs.pop(chosen)
@@ -139,7 +144,10 @@ def _front(filesystem: Any, root: str, storage: str, run: Mapping[str, Any]) -> 
     if run["front_sweep"] is None or not filesystem.exists(path):
         return pd.DataFrame(), pd.DataFrame()
     manifest = json.loads(filesystem.cat_file(path))
-    found = [_of(storage, [{entry["path"]: entry["parts"]} for entry in manifest[kind]]) for kind in ("records", "judgements")]
+    found = [
+        _of(storage, [{entry["path"]: entry["parts"]} for entry in manifest[kind]])
+        for kind in ("records", "judgements")
+    ]
     return found[0], found[1]
 
 
@@ -147,12 +155,15 @@ def analyse_search(results: SearchResults, resampling: Resampling = DEFAULT_RESA
     """Computes all that the report of a search shows."""
     run = results.run
     above = reference(results)
+    runs = (run, *results.others.values())
     return SearchStatistics(
         results=results,
         resampling=resampling,
         table=_table(results, resampling),
         fresh=_fresh(results, resampling),
-        course=pd.concat([_course(r, results.columns, above) for r in (run, *results.others.values())], ignore_index=True),
+        course=pd.concat(
+            [_course(r, results.columns, above) for r in (run, *results.others.values())], ignore_index=True
+        ),
         attainment=attainment([_points(r, results.columns) for r in (run, *results.others.values())]),
         importances=_importances(run, results.columns),
         trials=_ends(run),
@@ -175,9 +186,7 @@ def reference(results: SearchResults) -> FloatArray:
 def _table(results: SearchResults, resampling: Resampling) -> pd.DataFrame:
     trials = results.at(results.run["top"])
     names = {number: trial["candidate"] for number, trial in trials.items()}
-    values_DC = {
-        place: [trial["values"][place] for trial in trials.values()] for place in range(len(results.columns))
-    }
+    values_DC = {place: [trial["values"][place] for trial in trials.values()] for place in range(len(results.columns))}
     table = _scored(results.columns, results.records, results.judgements, list(names.values()), values_DC, resampling)
     head = {"number": list(names), "hours": [trial["hours"] for trial in trials.values()]}
     return pd.concat([pd.DataFrame(head), table], axis=1)
@@ -287,7 +296,9 @@ def _course(run: Mapping[str, Any], columns: Sequence[Column], above: FloatArray
 
 
 def attainment(searches: Sequence[FloatArray]) -> pd.DataFrame:
-    """Empirical attainment of the first two objectives (Grunert da Fonseca et al. 2001): where any, half, all searches get.
+    """Empirical attainment of the first two objectives (Grunert da Fonseca et al. 2001).
+
+    Where one, half and all of some searches get.
 
     Args:
         searches: points of each, [N, D], larger is better.
@@ -302,7 +313,9 @@ def attainment(searches: Sequence[FloatArray]) -> pd.DataFrame:
         for x in xs:
             best = sorted((max(points[points[:, 0] >= x, 1], default=-np.inf) for points in found), reverse=True)
             if math.isfinite(best[needed - 1]):
-                rows.append({"share": needed / len(found), "searches": needed, "x": float(x), "y": float(best[needed - 1])})
+                rows.append(
+                    {"share": needed / len(found), "searches": needed, "x": float(x), "y": float(best[needed - 1])}
+                )
     return pd.DataFrame(rows, columns=["share", "searches", "x", "y"])
 
 
@@ -371,7 +384,11 @@ def format_search(statistics: SearchStatistics) -> str:
     again_of = statistics.fresh.to_dict("records")
     fresh = {str(row["candidate"]): row for row in again_of if int(row["seed"]) == run["training_seed"]}
     width = max([len("on the front"), *(len(str(name)) for name in front["candidate"])])
-    head = f"{'on the front':<{width}}" + "".join(f" | {column.name:>14}  {'fresh':>14}" for column in columns) + " | p(front)"
+    head = (
+        f"{'on the front':<{width}}"
+        + "".join(f" | {column.name:>14}  {'fresh':>14}" for column in columns)
+        + " | p(front)"
+    )
     lines = [head, "-" * width + "".join("-+-" + "-" * 30 for _ in columns) + "-+---------"]
     for row in front.to_dict("records"):
         again = fresh.get(str(row["candidate"]))
@@ -381,8 +398,9 @@ def format_search(statistics: SearchStatistics) -> str:
     again = f", fresh ones {int(statistics.fresh['samples'].max())}" if len(statistics.fresh) else ""
     lines += [
         "",
-        f"{run['trials']} trials of {len(run['configurations'])} configurations, {run['spent']:.3g} worker-hours; chosen by "
-        f"{samples} samples of each benchmark{again}; ± half the width of the {statistics.resampling.level:.0%} interval",
+        f"{run['trials']} trials of {len(run['configurations'])} configurations, {run['spent']:.3g} worker-hours; "
+        f"chosen by {samples} samples of each benchmark{again}; ± half the width of the "
+        f"{statistics.resampling.level:.0%} interval",
         "p(front): share of bootstrap draws in which a configuration is on the front of all that came so far",
     ]
     return "\n".join(lines)

@@ -55,7 +55,9 @@ def front_chart(statistics: SearchStatistics) -> alt.LayerChart:
             .mark_line(interpolate="step-before", strokeDash=[4, 3], color="#475569", opacity=0.7)
             .encode(x=x, y=y, detail="searches:N", tooltip=[alt.Tooltip("share:Q", title="attained by", format=".0%")])
         )
-    chart: alt.LayerChart = themed(alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT, title="Every configuration at the largest rung"))
+    chart: alt.LayerChart = themed(
+        alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT, title="Every configuration at the largest rung")
+    )
     return chart
 
 
@@ -70,7 +72,9 @@ def course_chart(statistics: SearchStatistics) -> alt.LayerChart:
             color=alt.Color("seed:N", title="sampler's seed", scale=alt.Scale(range=list(PALETTE))),
         )
     )
-    chart: alt.LayerChart = themed(alt.layer(lines).properties(width=_WIDTH, height=260, title="Hypervolume of what finished the last rung"))
+    chart: alt.LayerChart = themed(
+        alt.layer(lines).properties(width=_WIDTH, height=260, title="Hypervolume of what finished the last rung")
+    )
     return chart
 
 

@@ -104,9 +104,7 @@ def stages(rate: float, steps: int) -> tuple[Stage, Stage]:
 
 def benchmarks() -> tuple[BenchmarkSpec, ...]:
     """Those of preset ``tiny``, in shards of a quarter."""
-    return tuple(
-        replace(spec, samples=PREFIXES[-1], rows_per_shard=SHARD) for spec in PRESETS.get("tiny").benchmarks
-    )
+    return tuple(replace(spec, samples=PREFIXES[-1], rows_per_shard=SHARD) for spec in PRESETS.get("tiny").benchmarks)
 
 
 def build_data(folder: str) -> Data:
@@ -216,14 +214,10 @@ def main(options: Options) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
         data = build_data(folder)
         for trained, projector, rate, steps in itertools.product(options.trained, options.projectors, RATES, STEPS):
-            missing = [
-                used for used in USED if (trained, used, projector, str(rate), str(steps)) not in written
-            ]
+            missing = [used for used in USED if (trained, used, projector, str(rate), str(steps)) not in written]
             if not missing:
                 continue
-            spec = replace(
-                base, encoders=(encoder_spec(trained),), projector=projector, stages=stages(rate, steps)
-            )
+            spec = replace(base, encoders=(encoder_spec(trained),), projector=projector, stages=stages(rate, steps))
             connector, tokenizer, took = train(data, spec)
             for used in missing:
                 found = judge(data, spec, used, connector, tokenizer)

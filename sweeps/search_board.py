@@ -93,7 +93,7 @@ def standing(search: Search, study: Study) -> str:
 
 
 def reference(search: Search, study: Study) -> np.ndarray:
-    """What everything is better than, by objective, larger is better: by definition, else the worst seen at any rung."""
+    """What everything is better than, by objective, larger is better: by definition, else the worst that was seen."""
     found = []
     for place, objective in enumerate(search.objectives):
         worst = OBJECTIVES.get(objective.kind).worst

@@ -7,14 +7,14 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from cluster.placement import Placement
 from cluster.machine import usable_cores
+from cluster.placement import Placement
 from cluster.shared import share_ray_data
 from rllava.data.ray_dataset import in_ray_tasks
 from rllava.data.shards import FEW_ROWS, Tasks, in_this_process
-from rllava.errors import SweepError, UserError
+from rllava.errors import SweepError
 from rllava.search.history import Event, History, Log, Study
-from sweeps.console import current_log, note, say
+from sweeps.console import current_log, say
 from sweeps.plan import check_sources, prepare_data
 from sweeps.runner import Machines, carry_out, check_workers_of, find_machines, fit, logged_into
 from sweeps.search_board import SearchBoard, standing
@@ -138,9 +138,7 @@ def search_on(search: Search, study: Study, placement: Placement, trials: int, b
     """Has Ray Tune run what the study suggests, until it suggests nothing more."""
     trainable = tune.with_parameters(run_search_trial, work=Work.of(work_on_search, search, placement))
     suggestions = Suggestions(search, study)
-    config = tune.TuneConfig(
-        search_alg=suggestions, num_samples=-1, max_concurrent_trials=trials, reuse_actors=False
-    )
+    config = tune.TuneConfig(search_alg=suggestions, num_samples=-1, max_concurrent_trials=trials, reuse_actors=False)
     fit(search.plan, trainable, {}, placement, config, board)
 
 

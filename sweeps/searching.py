@@ -176,7 +176,9 @@ def seeded(search: Search, study: Study) -> int:
     wanted = [c for c in _to_look_for(search) if dict(c) not in known][:MOST_LOOKED_FOR]
     plans = {n: search.plan_of(c, len(search.rungs) - 1) for n, c in enumerate(wanted)}
     models = search.plan.store.snapshot([plan.model(plan.grid.candidates[0])[1] for plan in plans.values()])
-    plans = {n: plan for n, plan in plans.items() if models.is_finished(plan.model(plan.grid.candidates[0])[1].relative)}
+    plans = {
+        n: plan for n, plan in plans.items() if models.is_finished(plan.model(plan.grid.candidates[0])[1].relative)
+    }
     found = search.plan.store.snapshot([task.artifact for plan in plans.values() for task in made_by(plan)])
     count = 0
     for n in (n for n, plan in plans.items() if is_done(plan, found)):

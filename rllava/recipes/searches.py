@@ -1,6 +1,6 @@
 """What searches choose from and how they go about it, by the preset whose models they vary."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rllava.registry import Registry
 from rllava.search.rungs import Rung

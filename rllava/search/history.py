@@ -18,8 +18,8 @@ import numpy as np
 from rllava.errors import UserError
 from rllava.fronts import non_dominated
 from rllava.search.rungs import Rung, to_promote
-from rllava.search.sampling import STARTUP, Observed, propose
-from rllava.search.space import Configuration, SearchSpace
+from rllava.search.sampling import STARTUP, Choosable, Observed, propose
+from rllava.search.space import Configuration
 from rllava.store import Store
 
 FOUND = "storage"
@@ -39,8 +39,8 @@ class Event:
         source: sampler that proposed it, or :data:`FOUND`.
         notes: the sampler's own.
         values: of the objectives in their order and own direction, where it finished.
-        hours: of one worker: where a trial is begun, what was spent on its artifacts before; where it finished, what was
-            spent on them in all.
+        hours: of one worker: where a trial is begun, what was spent on its artifacts before; where it finished, what
+            was spent on them in all.
         reason: why it failed.
     """
 
@@ -71,11 +71,13 @@ class Log:
             UserError: if a file is damaged.
         """
         try:
-            paths = sorted(path for path in self.store.filesystem.ls(self.folder, detail=False) if path.endswith(".json"))
+            paths = sorted(
+                path for path in self.store.filesystem.ls(self.folder, detail=False) if path.endswith(".json")
+            )
         except FileNotFoundError:
             return []
         events = []
-        for path in paths:
+        for path in sorted(path for path in found if path.endswith(".json")):
             try:
                 raw = json.loads(self.store.filesystem.cat_file(path))
                 events.append(Event(**{**raw, "values": tuple(raw["values"])}))
@@ -231,7 +233,7 @@ class Study:
         log: where events are written before they take effect; None: nowhere (a replay).
     """
 
-    space: SearchSpace
+    space: Choosable
     history: History
     rungs: tuple[Rung, ...]
     limits: Limits
@@ -292,7 +294,9 @@ class Study:
         )
         if found is None:
             return None
-        self.happened(Event("proposed", number, configuration=found.configuration, source=self.sampler, notes=found.notes))
+        self.happened(
+            Event("proposed", number, configuration=found.configuration, source=self.sampler, notes=found.notes)
+        )
         return number, 0
 
     def observed(self) -> list[Observed]:

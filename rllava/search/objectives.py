@@ -36,7 +36,9 @@ OBJECTIVES: Registry[Kind] = Registry("objective", "rllava.objectives")
 OBJECTIVES.register("clean", Kind("max", "mean score on clean images", worst=0.0))
 OBJECTIVES.register("robust", Kind("max", "mean score under attack at a budget", at="budget in 1/255", worst=0.0))
 OBJECTIVES.register("corruption", Kind("max", "mean score over corruptions and severities", worst=0.0))
-OBJECTIVES.register("jailbreak", Kind("min", "percent of requests to refuse that a judge flags", at="budget in 1/255", worst=100.0))
+OBJECTIVES.register(
+    "jailbreak", Kind("min", "percent of requests to refuse that a judge flags", at="budget in 1/255", worst=100.0)
+)
 OBJECTIVES.register("gpu_hours", Kind("min", "hours of one worker, training and evaluation"))
 OBJECTIVES.register("parameters", Kind("min", "millions, encoders included"))
 
@@ -77,7 +79,9 @@ def read_objectives(texts: tuple[str, ...]) -> tuple[Objective, ...]:
     """
     found = tuple(map(_read, texts))
     if not 2 <= len(found) <= MOST or len(set(found)) < len(found):
-        raise UserError(f"--objectives {' '.join(texts)}: give two or three different ones; known: {', '.join(OBJECTIVES)}")
+        raise UserError(
+            f"--objectives {' '.join(texts)}: give two or three different ones; known: {', '.join(OBJECTIVES)}"
+        )
     return found
 
 

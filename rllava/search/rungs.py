@@ -5,6 +5,7 @@ by crowding distance (Schmucker et al. 2021, arXiv 2106.12639); nobody waits for
 2018). A promotion is never taken back.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -38,8 +39,7 @@ def check_rungs(rungs: Sequence[Rung]) -> None:
         raise UserError("--rungs: give at least one number of samples")
     if any(rung.samples < 1 or not 0 < rung.share <= 1 for rung in rungs):
         raise UserError(f"--rungs {told}: expected at least 1 sample, and shares of the training above 0, up to 1")
-    pairs = list(zip(rungs, rungs[1:], strict=False))
-    if any(b.samples < a.samples or b.share < a.share or a == b for a, b in pairs):
+    if any(b.samples < a.samples or b.share < a.share or a == b for a, b in itertools.pairwise(rungs)):
         raise UserError(f"--rungs {told}: expected each to be larger than the one before")
     if rungs[-1].share != 1:
         raise UserError(f"--rung-steps: the last rung trains {rungs[-1].share:g} of the steps; expected 1")
@@ -49,7 +49,9 @@ Point = Sequence[float]
 """Values of the objectives, larger is better."""
 
 
-def to_promote(finished: Sequence[Mapping[int, Point]], promoted: Set[tuple[int, int]], one_in: int) -> tuple[int, int] | None:
+def to_promote(
+    finished: Sequence[Mapping[int, Point]], promoted: Set[tuple[int, int]], one_in: int
+) -> tuple[int, int] | None:
     """Who goes on to a larger rung, the largest first.
 
     Args:

@@ -7,9 +7,9 @@ had not been: there is no state of a sampler to lose.
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from rllava.registry import Registry
-from rllava.search.space import Choice, Configuration, Range, SearchSpace, Setting, Value, applies, rounded
+from rllava.search.space import Choice, Configuration, Range, Setting, Value, applies, rounded
 
 SAMPLERS: Registry[Callable[[int], optuna.samplers.BaseSampler]] = Registry("sampler", "rllava.samplers")
 """By the seed of one proposal."""
@@ -47,6 +47,22 @@ SAMPLERS.register("nsga2", _nsga2)
 SAMPLERS.register("random", lambda seed: optuna.samplers.RandomSampler(seed=seed))
 
 
+class Choosable(Protocol):
+    """What a sampler needs to know of a space, see :class:`rllava.search.space.SearchSpace`."""
+
+    @property
+    def settings(self) -> Sequence[Setting]: ...
+
+    @property
+    def finite(self) -> bool: ...
+
+    def refusal(self, configuration: Configuration) -> str | None: ...
+
+    def points(self) -> Iterator[Configuration]: ...
+
+    def built(self) -> Iterator[tuple[Configuration, str | None]]: ...
+
+
 @dataclass(frozen=True)
 class Observed:
     """A configuration that was proposed before.
@@ -70,7 +86,7 @@ class Proposed:
 
 
 def propose(
-    space: SearchSpace, objectives: int, observed: Sequence[Observed], known: Sequence[Configuration], sampler: str,
+    space: Choosable, objectives: int, observed: Sequence[Observed], known: Sequence[Configuration], sampler: str,
     seed: int,
 ) -> Proposed | None:  # fmt: skip
     """The next configuration to try.
@@ -98,7 +114,7 @@ def propose(
     return _at_random(space, seen, seed)
 
 
-def _at_random(space: SearchSpace, seen: set[str], seed: int) -> Proposed:
+def _at_random(space: Choosable, seen: set[str], seed: int) -> Proposed:
     """For a sampler that will not leave what is known: parts that can be built, learning rates at random."""
     rng = np.random.default_rng(seed)
     parts = [chosen for chosen, refusal in space.built() if refusal is None]
@@ -125,7 +141,7 @@ def _drawn(setting: Setting, rng: np.random.Generator) -> Value:
 
 
 def _study(
-    space: SearchSpace, objectives: int, observed: Sequence[Observed], sampler: optuna.samplers.BaseSampler
+    space: Choosable, objectives: int, observed: Sequence[Observed], sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
@@ -134,7 +150,7 @@ def _study(
     return study
 
 
-def _frozen(space: SearchSpace, seen: Observed) -> FrozenTrial:
+def _frozen(space: Choosable, seen: Observed) -> FrozenTrial:
     settings = {s.name: s for s in space.settings if s.name in seen.configuration}
     distributions = {name: _distribution(setting) for name, setting in settings.items()}
     how: dict[str, Any] = {
@@ -153,7 +169,7 @@ def _distribution(setting: Setting) -> BaseDistribution:
     return FloatDistribution(setting.low, setting.high, log=True)
 
 
-def _suggest(space: SearchSpace, trial: optuna.Trial) -> dict[str, Value]:
+def _suggest(space: Choosable, trial: optuna.Trial) -> dict[str, Value]:
     chosen: dict[str, Value] = {}
     for setting in space.settings:
         if not applies(setting, chosen):

@@ -4,7 +4,6 @@ A configuration is what one point of the space sets, by name: settings that anot
 of what is not trained, the partner of an encoder that stands alone) are not in it.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -175,9 +174,7 @@ class SearchSpace:
             ("trains", trains),
         ]
         found += [Choice(name, values) for name, values in optional if values]
-        with_language_model, with_encoders = (
-            ("trains", TRAINED[place:]) if trains else None for place in (1, 2)
-        )
+        with_language_model, with_encoders = (("trains", TRAINED[place:]) if trains else None for place in (1, 2))
         ranges: list[tuple[str, tuple[float, float] | None, tuple[str, tuple[Value, ...]] | None]] = [
             ("align_rate", space.align.rate, None),
             ("instruct_rate", space.instruct.rate, None),
@@ -254,10 +251,12 @@ class SearchSpace:
         }
 
     def _model(self, chosen: Configuration, share: float) -> ModelSpec:
-        *_, last = self.model.stages
-        align, instruct = self.model.stages[0], last
-        align = replace(align, **_steps(chosen.get("align_steps"), align, share), rates=_faster(align.rates, chosen, "align_rate"))
-        instruct = replace(instruct, **_steps(chosen.get("instruct_steps"), instruct, share), rates=_last_rates(instruct.rates, chosen))
+        align, instruct = self.model.stages[0], self.model.stages[-1]
+        first_steps, last_steps = chosen.get("align_steps"), chosen.get("instruct_steps")
+        faster = _faster(align.rates, chosen, "align_rate")
+        align = replace(align, **_steps(first_steps, align, share), rates=faster)
+        rates = _last_rates(instruct.rates, chosen)
+        instruct = replace(instruct, **_steps(last_steps, instruct, share), rates=rates)
         between = [replace(stage, **_steps(None, stage, share)) for stage in self.model.stages[1:-1]]
         stages = (align, *between, instruct) if len(self.model.stages) > 1 else (instruct,)
         name = chosen.get("language_model")
@@ -304,6 +303,7 @@ class SearchSpace:
         Args:
             at: values of ranges, by name; None: of each its least.
         """
+
         def fixed(setting: Setting) -> Choice:
             if isinstance(setting, Choice):
                 return setting
@@ -325,6 +325,7 @@ def encoders_of(configuration: Configuration) -> str:
 
 def _products(settings: list[Any]) -> Iterator[dict[str, Value]]:
     """Every choice, conditions kept; learning rates come by way of choices of one value."""
+
     def extend(chosen: dict[str, Value], rest: list[Any]) -> Iterator[dict[str, Value]]:
         if not rest:
             yield chosen
