@@ -155,7 +155,6 @@ def analyse_search(results: SearchResults, resampling: Resampling = DEFAULT_RESA
     """Computes all that the report of a search shows."""
     run = results.run
     above = reference(results)
-    runs = (run, *results.others.values())
     return SearchStatistics(
         results=results,
         resampling=resampling,

@@ -3,9 +3,9 @@
     python -m benchmarks.search_replay
 
 Every search asks the very :class:`rllava.search.history.Study` that ``sweeps/search.py`` asks, seed by seed, and is
-told what ``benchmarks/search_grid.csv`` holds. A training is paid for once, whoever is judged with it, an evaluation for the
-samples that an earlier rung has not seen. Hypervolumes are of the configurations that finished the last rung, above the
-worst of the grid in each objective, as shares of the whole grid's.
+told what ``benchmarks/search_grid.csv`` holds. A training is paid for once, whoever is judged with it, an evaluation
+for the samples that an earlier rung has not seen. Hypervolumes are of the configurations that finished the last rung,
+above the worst of the grid in each objective, as shares of the whole grid's.
 """
 
 import csv
@@ -203,8 +203,8 @@ def main(options: Options) -> None:
         f"`benchmarks/search_grid.csv` (clean and robust score at ε = 8/255, {front} of them on the front; the whole "
         f"grid cost {table.whole_cost / 60:.1f} CPU minutes, every training once). Share of the whole grid's "
         "hypervolume above its worst scores, at shares of its cost: mean over "
-        f"{options.seeds} seeds and its 95 % bootstrap interval; last column: minus random search, at the largest share, "
-        "seed by seed."
+        f"{options.seeds} seeds and its 95 % bootstrap interval; last column: minus random search, at the largest "
+        "share, seed by seed."
     )
     head = [
         "search",

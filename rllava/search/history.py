@@ -71,9 +71,7 @@ class Log:
             UserError: if a file is damaged.
         """
         try:
-            paths = sorted(
-                path for path in self.store.filesystem.ls(self.folder, detail=False) if path.endswith(".json")
-            )
+            found = self.store.filesystem.ls(self.folder, detail=False)
         except FileNotFoundError:
             return []
         events = []
