@@ -64,7 +64,7 @@ class Search:
 
     def label(self, number: int, rung: int, configuration: Configuration) -> str:
         """What a trial is called on the board."""
-        return f"{number}/{rung}:{self.candidate(configuration, rung).name}"
+        return f"{number}.{rung}:{self.candidate(configuration, rung).name}"
 
     def description(self) -> dict[str, Any]:
         """What makes two searches one: whoever differs in it cannot go on with the other's state."""
