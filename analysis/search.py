@@ -276,9 +276,9 @@ def _whole_values(results: SearchResults, names: Sequence[str]) -> dict[int, lis
 
 def _points(run: Mapping[str, Any], columns: Sequence[Column]) -> FloatArray:
     """Of all configurations at the last rung, larger is better, [N, D]."""
-    signs = np.array([column.sign for column in columns])
+    signs_D = np.array([column.sign for column in columns], dtype=np.float64)
     values = [trial["values"] for trial in _trials(run, len(run["rungs"]) - 1).values()]
-    return np.array(values, dtype=np.float64).reshape(-1, len(columns)) * signs
+    return np.asarray(np.array(values, dtype=np.float64).reshape(-1, len(columns)) * signs_D)
 
 
 def _course(run: Mapping[str, Any], columns: Sequence[Column], above: FloatArray) -> pd.DataFrame:
@@ -383,22 +383,19 @@ def format_search(statistics: SearchStatistics) -> str:
     again_of = statistics.fresh.to_dict("records")
     fresh = {str(row["candidate"]): row for row in again_of if int(row["seed"]) == run["training_seed"]}
     width = max([len("on the front"), *(len(str(name)) for name in front["candidate"])])
-    head = (
-        f"{'on the front':<{width}}"
-        + "".join(f" | {column.name:>14}  {'fresh':>14}" for column in columns)
-        + " | p(front)"
-    )
+    titles = "".join(f" | {column.name:>14}  {'fresh':>14}" for column in columns)
+    head = f"{'on the front':<{width}}{titles} | p(front)"
     lines = [head, "-" * width + "".join("-+-" + "-" * 30 for _ in columns) + "-+---------"]
     for row in front.to_dict("records"):
         again = fresh.get(str(row["candidate"]))
         cells = "".join(f" | {_cell(row, c.name):>14}  {_cell(again, c.name) if again else '':>14}" for c in columns)
         lines.append(f"{row['candidate']:<{width}}{cells} | {row['front_probability']:>7.0%}")
     samples = run["rungs"][run["top"]]["samples"]
-    again = f", fresh ones {int(statistics.fresh['samples'].max())}" if len(statistics.fresh) else ""
+    unseen = f", fresh ones {int(statistics.fresh['samples'].max())}" if len(statistics.fresh) else ""
     lines += [
         "",
         f"{run['trials']} trials of {len(run['configurations'])} configurations, {run['spent']:.3g} worker-hours; "
-        f"chosen by {samples} samples of each benchmark{again}; ± half the width of the "
+        f"chosen by {samples} samples of each benchmark{unseen}; ± half the width of the "
         f"{statistics.resampling.level:.0%} interval",
         "p(front): share of bootstrap draws in which a configuration is on the front of all that came so far",
     ]

@@ -95,11 +95,9 @@ def stages(rate: float, steps: int) -> tuple[Stage, Stage]:
         rate: peak learning rate of the second, of projectors and language model.
     """
     align, instruct = PRESETS.get("tiny").model.stages
-    small = {"global_batch": 16, "micro_batch": 16}
-    return (
-        replace(align, steps=20, **small),
-        replace(instruct, steps=steps, rates=Rates(projectors=rate, language_model=rate), **small),
-    )
+    align, instruct = (replace(stage, global_batch=16, micro_batch=16) for stage in (align, instruct))
+    rates = Rates(projectors=rate, language_model=rate)
+    return replace(align, steps=20), replace(instruct, steps=steps, rates=rates)
 
 
 def benchmarks() -> tuple[BenchmarkSpec, ...]:

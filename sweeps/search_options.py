@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rllava.conditions.condition import Condition
 from rllava.errors import UserError
+from rllava.metrics.judges.judge import JudgeSpec
 from rllava.recipes import PRESETS, Grid
 from rllava.recipes.searches import SEARCHES, SearchRecipe
 from rllava.search.history import Limits
@@ -135,7 +136,7 @@ def jailbreaks(options: "Options", grid: Grid, objective: Objective) -> list[Con
     return [Universal(making, 0, precision)]
 
 
-def judges_of(options: "Options", plan: Plan, objectives: Sequence[Objective]) -> tuple:
+def judges_of(options: "Options", plan: Plan, objectives: Sequence[Objective]) -> tuple[JudgeSpec, ...]:
     """Who reads the answers: those that options name, else the preset's where an objective needs some."""
     from rllava.recipes.jailbreaks import JAILBREAKS
 

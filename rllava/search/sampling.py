@@ -178,7 +178,9 @@ def _suggest(space: Choosable, trial: optuna.Trial) -> dict[str, Value]:
             value = rounded(trial.suggest_float(setting.name, setting.low, setting.high, log=True))
             chosen[setting.name] = min(max(value, setting.low), setting.high)
         else:
-            chosen[setting.name] = trial.suggest_categorical(setting.name, setting.values)
+            picked = trial.suggest_categorical(setting.name, setting.values)
+            assert picked is not None
+            chosen[setting.name] = picked
     return chosen
 
 

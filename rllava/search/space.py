@@ -191,7 +191,7 @@ class SearchSpace:
             return f"{encoder} with itself"
         if configuration.get("built") == ENSEMBLE:
             order = [name for setting in self.settings if setting.name == "partner" for name in setting.values]  # type: ignore[union-attr]
-            if order.index(partner) < order.index(encoder):  # type: ignore[arg-type]
+            if order.index(str(partner)) < order.index(str(encoder)):
                 return f"{encoder}+{partner}: {partner}+{encoder} in another order"
         try:
             self.candidate(configuration)

@@ -100,7 +100,7 @@ def test_every_configuration_has_its_end(found: SearchStatistics) -> None:
 def test_the_report_shows_both_numbers_and_loads_nothing(found: SearchStatistics, searched: str) -> None:
     page = Path(write_report(found)).read_text()
     assert "not among the best 4 of 13 at rung 0" in page
-    assert "http" not in page.split("<script>")[0]
+    assert "://" not in page.split("<script>")[0]
     told = format_search(found)
     assert "chosen by 32 samples of each benchmark, fresh ones 16" in told
     folder = Path(searched) / "reports/search"

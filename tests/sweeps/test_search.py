@@ -27,7 +27,7 @@ LINES = (
     r"search: .* shards.*",
     rf"{TIME}{TRIAL} +(starting training workers|training stage \d: step|found in storage|evaluating: ).*",
     rf"{TIME}{TRIAL} +(started again|training goes on from its last checkpoint|waiting for) ?.*",
-    rf"{TIME}{TRIAL}  finished: clean [\d.]+, robust@8 [\d.]+; \d+ of \d+ trials, .* worker-hours spent; rung \d: front of .*",
+    rf"{TIME}{TRIAL}  finished: clean [\d.]+, robust@8 [\d.]+; \d+ of \d+ trials, .* spent; rung \d: front of .*",
     r"search: the front of \d+ once more, on all samples",
     rf"{TIME}search_front: .*",
     rf"{TIME}[\w.+@:=,-]+ +(done|evaluating|training|starting|found) ?.*",
