@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import altair as alt
 import pandas as pd
@@ -55,10 +55,9 @@ def front_chart(statistics: SearchStatistics) -> alt.LayerChart:
             .mark_line(interpolate="step-before", strokeDash=[4, 3], color="#475569", opacity=0.7)
             .encode(x=x, y=y, detail="searches:N", tooltip=[alt.Tooltip("share:Q", title="attained by", format=".0%")])
         )
-    chart: alt.LayerChart = themed(
-        alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT, title="Every configuration at the largest rung")
-    )
-    return chart
+    title = "Every configuration at the largest rung"
+    chart = alt.layer(*layers, width=_WIDTH, height=_HEIGHT, title=title)
+    return themed(cast(alt.LayerChart, chart))  # no row or column: no facets
 
 
 def course_chart(statistics: SearchStatistics) -> alt.LayerChart:
@@ -72,10 +71,8 @@ def course_chart(statistics: SearchStatistics) -> alt.LayerChart:
             color=alt.Color("seed:N", title="sampler's seed", scale=alt.Scale(range=list(PALETTE))),
         )
     )
-    chart: alt.LayerChart = themed(
-        alt.layer(lines).properties(width=_WIDTH, height=260, title="Hypervolume of what finished the last rung")
-    )
-    return chart
+    title = "Hypervolume of what finished the last rung"
+    return themed(cast(alt.LayerChart, alt.layer(lines, width=_WIDTH, height=260, title=title)))
 
 
 def _plain(name: str, axis: str) -> dict[str, str]:

@@ -102,9 +102,7 @@ def check_search_numbers(options: Options) -> None:
     if len(set(options.seeds)) != 1:
         raise UserError("--seeds: a search trains with one; --final-seeds trains its front with more")
     if set(options.final_seeds) & set(options.seeds):
-        raise UserError(
-            f"--final-seeds {' '.join(map(str, options.final_seeds))}: the search trains with {options.seeds[0]}"
-        )
+        raise UserError(f"--final-seeds: the search itself trains with {options.seeds[0]}; leave that one out")
 
 
 def main(options: Options) -> None:

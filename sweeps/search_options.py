@@ -50,7 +50,6 @@ def make_search(options: "Options") -> Search:
         limits=Limits(options.max_trials or recipe.trials, options.max_hours, options.one_in),
         sampler=options.sampler,
         seed=options.sampler_seed,
-        fresh=True,
         final_seeds=tuple(dict.fromkeys(options.final_seeds)),
     )
 

@@ -45,7 +45,7 @@ def describe(search: Search, study: Study) -> dict[str, Any]:
         "judged": [judge.label for judge in search.plan.judges],
         "top": history.top,
         "front": history.front(),
-        "front_sweep": f"{search.name}_front" if search.fresh else None,
+        "front_sweep": f"{search.name}_front",
         "timeline": history.timeline,
         "configurations": [_configuration(search, study, number) for number in range(len(history.proposed))],
     }

@@ -1,7 +1,7 @@
 """Runs a search: Ray Tune over what the study suggests, the front once more on fresh samples, then the report."""
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -79,18 +79,19 @@ def run_search(search: Search, machines: Machines) -> str:
             say(f"{search.name}: {found} configurations are complete in storage already")
         history = study.history
         if study.waiting or not study.over_budget:
-            placement, trials = prepare(search, machines)
             board = SearchBoard(search, study, after_failure=lambda: share_ray_data(in_use=True))
             board.say(f"{search.name}: {len(history.proposed)} configurations known; {standing(search, study)}")
             if log is not None:
                 board.say(f"messages of Ray and its workers: {log.path}")
+            placement, trials = prepare(search, machines, board.say)
             with board:
                 search_on(search, study, placement, trials, board)
         check_outcome(study)
         plan = front_plan(search, study)
-        if search.fresh:
-            say(f"{search.name}: the front of {len(study.history.front())} once more, on all samples")
-            carry_out(plan, replace(machines, trials=machines.trials), log, started)
+        say(f"{search.name}: the front of {len(study.history.front())} once more, on all samples")
+        if search.rungs[-1].samples >= max(spec.samples for spec in plan.grid.benchmarks):
+            note("the last rung takes all samples: none are left on which nobody has chosen; give smaller --rungs")
+        carry_out(plan, machines, log, started)
         page, table = write_report(search, study)
         say(table)
         minutes, seconds = divmod(int(time.time() - started), 60)
@@ -115,8 +116,11 @@ def open_study(search: Search) -> Study:
     return study
 
 
-def prepare(search: Search, machines: Machines) -> tuple[Placement, int]:
+def prepare(search: Search, machines: Machines, tell: Callable[[str], None]) -> tuple[Placement, int]:
     """Connects to Ray and builds the data that is missing.
+
+    Args:
+        tell: told of the data's progress.
 
     Returns:
         The resources of each kind of work, and how many trials run at a time.
@@ -130,7 +134,7 @@ def prepare(search: Search, machines: Machines) -> tuple[Placement, int]:
     if rows > FEW_ROWS:
         tasks = in_ray_tasks(placement.data_args(), usable_cores() if info.is_local else None)
     if rows:
-        prepare_data(plan, say, tasks)
+        prepare_data(plan, tell, tasks)
     return placement, trials
 
 

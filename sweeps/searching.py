@@ -38,7 +38,6 @@ class Search:
         name: of its folders below ``searches/`` and ``reports/``.
         plan: benchmarks, conditions, judges and storage; its candidates are all that its parts can make, so that all
             of them have been looked at.
-        fresh: whether the front is scored again on the samples that no rung has seen.
         final_seeds: trainings with which it is scored, beside the search's own.
     """
 
@@ -50,7 +49,6 @@ class Search:
     limits: Limits
     sampler: str = "tpe"
     seed: int = 0
-    fresh: bool = True
     final_seeds: tuple[int, ...] = ()
 
     def candidate(self, configuration: Configuration, rung: int) -> Candidate:

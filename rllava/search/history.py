@@ -105,7 +105,7 @@ class Log:
             now = json.loads(json.dumps(described))
             if differing := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
                 raise UserError(
-                    f"{self.store.url} holds a search of this name with another {' and '.join(differing)}; "
+                    f"{self.store.url} holds a search of this name that differs in {', '.join(differing)}; "
                     "give this one another --name"
                 )
             return

@@ -359,7 +359,7 @@ def _last_rates(rates: Rates, chosen: Configuration) -> Rates:
     found = _faster(rates, chosen, "instruct_rate")
     trains = chosen.get("trains")
     if trains is not None:
-        kept = TRAINED[: 1 + TRAINED.index(trains)]  # type: ignore[arg-type]
+        kept = TRAINED[: 1 + TRAINED.index(trains)]
         # What the preset does not train learns as fast as the projectors, unless a rate of its own is chosen.
         found = Rates(**{part: getattr(found, part) or found.projectors for part in kept})
     own = {"language_model": chosen.get("language_model_rate"), "encoders": chosen.get("encoder_rate")}

@@ -144,7 +144,7 @@ def test_a_study_of_another_space_under_the_same_name_is_refused(tmp_path: Path)
     log = Log(Store(str(tmp_path)), "s", 0)
     log.claim({"space": ("a", "b"), "objectives": ["clean"]})
     Log(log.store, "s", 1).claim({"space": ["a", "b"], "objectives": ["clean"]})
-    with pytest.raises(UserError, match="holds a search of this name with another space; give this one another --name"):
+    with pytest.raises(UserError, match="that differs in space; give this one another --name"):
         Log(log.store, "s", 0).claim({"space": ["a"], "objectives": ["clean"]})
 
 
