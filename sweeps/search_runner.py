@@ -14,7 +14,7 @@ from rllava.data.ray_dataset import in_ray_tasks
 from rllava.data.shards import FEW_ROWS, Tasks, in_this_process
 from rllava.errors import SweepError
 from rllava.search.history import Event, History, Log, Study
-from sweeps.console import current_log, say
+from sweeps.console import current_log, note, say
 from sweeps.plan import check_sources, prepare_data
 from sweeps.runner import Machines, carry_out, check_workers_of, find_machines, fit, logged_into
 from sweeps.search_board import SearchBoard, standing
