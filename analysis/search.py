@@ -241,8 +241,8 @@ def _fresh(results: SearchResults, resampling: Resampling) -> pd.DataFrame:
     if results.front_records.empty:
         return pd.DataFrame()
     run = results.run
-    seen = {path: parts for t in _trials(run, len(run["rungs"]) - 1).values() for path, parts in t["records"].items()}
-    most = max((parts for parts in seen.values() if parts is not None), default=None)
+    seen = [parts for trial in _trials(run, run["top"]).values() for parts in trial["records"].values()]
+    most = max((parts for parts in seen if parts is not None), default=None)
     if most is None:
         return pd.DataFrame()
     numbers = results.front_records["part"].str.extract(r"part-(\d+)", expand=False).astype(int)
@@ -259,19 +259,25 @@ def _fresh(results: SearchResults, resampling: Resampling) -> pd.DataFrame:
         scored = _scored(results.columns, own, judgements, names, whole, resampling)
         tables.append(scored.assign(seed=int(seed), samples=own["sample_id"].nunique()))
     fresh = pd.concat(tables, ignore_index=True)
-    chosen = {t["candidate"]: t["values"] for t in _trials(run, run["top"]).values()}
+    chosen = _values_by_name(run)
     for place, column in enumerate(results.columns):
         fresh[f"{column.name}_chosen"] = [chosen.get(name, [math.nan] * 9)[place] for name in fresh["candidate"]]
     return fresh
 
 
 def _whole_values(results: SearchResults, names: Sequence[str]) -> dict[int, list[float]]:
-    values = {t["candidate"]: t["values"] for t in results.at(results.run["top"]).values()}
+    values = _values_by_name(results.run)
     return {
         place: [values.get(name, [math.nan] * len(results.columns))[place] for name in names]
         for place, column in enumerate(results.columns)
         if not column.per_sample
     }
+
+
+def _values_by_name(run: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What configurations were chosen by, by the names that they have when they are trained in full."""
+    names = {entry["number"]: entry["name"] for entry in run["configurations"]}
+    return {names[number]: trial["values"] for number, trial in _trials(run, run["top"]).items()}
 
 
 def _points(run: Mapping[str, Any], columns: Sequence[Column]) -> FloatArray:
@@ -380,6 +386,7 @@ def format_search(statistics: SearchStatistics) -> str:
     """The front for a terminal: on the samples it was chosen by, and on fresh ones."""
     run, columns = statistics.results.run, statistics.results.columns
     front = statistics.table[statistics.table["on_front"]].sort_values(columns[0].name, ascending=columns[0].sign < 0)
+    names = {entry["number"]: entry["name"] for entry in run["configurations"]}
     again_of = statistics.fresh.to_dict("records")
     fresh = {str(row["candidate"]): row for row in again_of if int(row["seed"]) == run["training_seed"]}
     width = max([len("on the front"), *(len(str(name)) for name in front["candidate"])])
@@ -387,7 +394,7 @@ def format_search(statistics: SearchStatistics) -> str:
     head = f"{'on the front':<{width}}{titles} | p(front)"
     lines = [head, "-" * width + "".join("-+-" + "-" * 30 for _ in columns) + "-+---------"]
     for row in front.to_dict("records"):
-        again = fresh.get(str(row["candidate"]))
+        again = fresh.get(names[row["number"]])
         cells = "".join(f" | {_cell(row, c.name):>14}  {_cell(again, c.name) if again else '':>14}" for c in columns)
         lines.append(f"{row['candidate']:<{width}}{cells} | {row['front_probability']:>7.0%}")
     samples = run["rungs"][run["top"]]["samples"]

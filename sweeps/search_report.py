@@ -32,7 +32,7 @@ def describe(search: Search, study: Study) -> dict[str, Any]:
         "seed": search.seed,
         "training_seed": search.space.model.seed,
         "sampler": search.sampler,
-        "startup": STARTUP,
+        "startup": 2 * STARTUP,
         "columns": [asdict(column) for column in search.columns],
         "settings": [asdict(setting) for setting in search.space.settings],
         "rungs": [asdict(rung) for rung in search.rungs],
@@ -56,6 +56,7 @@ def _configuration(search: Search, study: Study, number: int) -> dict[str, Any]:
     event = history.proposed[number]
     return {
         "number": number,
+        "name": search.space.candidate(event.configuration).name,
         "source": event.source,
         "configuration": dict(event.configuration),
         "fate": history.fate(number, search.limits.one_in),

@@ -22,8 +22,12 @@ from rllava.search.space import Choice, Configuration, Range, Setting, Value, ap
 SAMPLERS: Registry[Callable[[int], optuna.samplers.BaseSampler]] = Registry("sampler", "rllava.samplers")
 """By the seed of one proposal."""
 
-STARTUP = 10
-"""Configurations that are drawn at random before a model of them says anything."""
+STARTUP = 5
+"""Configurations that are drawn at random before a model of them says anything. Optuna's own 10 are half of a small
+search (``benchmarks/sheets/search_replay.md``)."""
+
+POPULATION = 10
+"""Of NSGA-II."""
 
 PATIENCE = 40
 """Times that a sampler is asked again when it proposes what cannot be built or was proposed before."""
@@ -39,7 +43,7 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _nsga2(seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.NSGAIISampler(population_size=STARTUP, seed=seed)
+    return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
 
 
 SAMPLERS.register("tpe", _tpe)

@@ -66,4 +66,5 @@ def write_search(storage: str, seed: int = 0, shift: float = 0.0) -> dict[str, A
 
 def _configuration(number: int, rungs: list[dict[str, Any]], fate: str) -> dict[str, Any]:
     chosen = {"encoders": ("accurate", "robust")[number % 2], "instruct_rate": 1e-3 + 1e-4 * number}
-    return {"number": number, "source": "tpe", "configuration": chosen, "fate": fate, "rungs": rungs}
+    name = rungs[-1]["candidate"]
+    return {"number": number, "name": name, "source": "tpe", "configuration": chosen, "fate": fate, "rungs": rungs}
