@@ -8,9 +8,9 @@ from rllava.conditions.condition import Condition
 from rllava.errors import UserError
 from rllava.metrics.judges.judge import JudgeSpec
 from rllava.recipes import PRESETS, Grid
-from rllava.recipes.searches import SEARCHES, SearchRecipe
 from rllava.search.history import Limits
 from rllava.search.objectives import Objective, read_objectives
+from rllava.search.recipes import SEARCHES, SearchRecipe
 from rllava.search.rungs import Rung, check_rungs
 from rllava.search.sampling import SAMPLERS
 from rllava.search.space import Parts, SearchSpace, Space, StageSpace
@@ -21,7 +21,7 @@ from sweeps.plan import Plan, check_inputs
 from sweeps.searching import Search
 
 if TYPE_CHECKING:
-    from sweeps.search import Options
+    from sweeps.search_settings import Options
 
 
 def make_search(options: "Options") -> Search:

@@ -13,9 +13,9 @@ from rllava.errors import UserError
 from rllava.search.history import Log
 from rllava.search.rungs import Rung
 from rllava.store import Store
-from sweeps.search import Options, check_search_numbers
 from sweeps.search_options import make_search
 from sweeps.search_runner import open_study
+from sweeps.search_settings import Options, check_search_numbers
 from sweeps.searching import front_plan, seeded
 from tests.fixtures.processes import Tracked, processes_called, wait_for
 from tests.sweeps.driver import finish, records, start

@@ -27,7 +27,7 @@ class SearchRecipe:
     protocol: str | None = None
 
 
-SEARCHES: Registry[SearchRecipe] = Registry("preset of searches", "rllava.searches", folder="rllava.recipes")
+SEARCHES: Registry[SearchRecipe] = Registry("preset of searches", "rllava.searches")
 
 _TINY = Space(
     encoders=("tiny-clip", "tiny-fare4", "tiny-tecoa4", "tiny-advxl"),
