@@ -1,4 +1,4 @@
-"""Options of a search. Nothing here imports torch, Ray or transformers: help and mistakes in numbers are told at once."""
+"""Options of a search. Nothing here imports torch or Ray: help and mistakes in numbers are told at once."""
 
 from dataclasses import dataclass, field
 from typing import Literal
