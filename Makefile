@@ -1,4 +1,5 @@
 # make ablation    the sweep on this machine, from nothing
+# make search      a search on this machine: what is on the front, within a budget
 # make test        all tests, in two processes;  make lint   style, types
 # make check       make lint, and all tests that start no processes
 # make setup CONSTRAINTS=constraints/gpu.txt    on a machine with an NVIDIA GPU
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.ready-$(basename $(notdir $(CONSTRAINTS)))
 # Operators are compiled with the environment's own ninja.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup ablation test check lint format clean help
+.PHONY: setup ablation search test check lint format clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -40,6 +41,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 ablation: setup
 	$(BIN)/python sweeps/encoder_ablation.py $(ARGS)
+
+search: setup
+	$(BIN)/python sweeps/search.py $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(ARGS)

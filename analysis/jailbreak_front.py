@@ -8,9 +8,9 @@ import pandas as pd
 
 from analysis.bootstrap import FloatArray, Resampling
 from analysis.jailbreak_counts import CELL, CONDITION, cells, count, share_of, shares
-from analysis.pareto import non_dominated
 from analysis.scores import AVERAGE, arrange_scores
 from analysis.summary import bootstrap_scores, summarise
+from rllava.fronts import non_dominated
 
 FRONT_COLUMNS = (
     "judge", *CELL, "clean", "clean_low", "clean_high", "rate", "low", "high", "on_front", "front_probability",

@@ -203,6 +203,27 @@ def load_records(
     return records
 
 
+def load_artifacts(storage: str, folders: Mapping[str, int | None]) -> pd.DataFrame:
+    """Loads some records artifacts, or judgements artifacts, whichever sweep they are of.
+
+    Args:
+        folders: relative to the storage, all below ``records/`` or all below ``judgements/``; with how many of their
+            first parts, None: all.
+
+    Returns:
+        One row per record, without images, or per judgement.
+
+    Raises:
+        UserError: if one is not complete so far, or a file is damaged.
+    """
+    filesystem, root = open_filesystem(storage)
+    kind = JUDGEMENTS if any(folder.startswith(f"{JUDGEMENTS.folder}/") for folder in folders) else RECORDS
+    found = _listed(filesystem, storage, root, kind, folders)
+    for folder, first in folders.items():
+        _require_complete(found, storage, kind, folder, first)
+    return _to_pandas(_load_folders(filesystem, storage, root, found, kind, folders, kind.columns(False)))
+
+
 def fetch_images(storage: str, rows: pd.DataFrame) -> dict[RecordKey, RecordImages]:
     """Fetches the images of a few records.
 

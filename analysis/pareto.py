@@ -5,27 +5,11 @@ Shape legend: B bootstrap draws, C candidates, E budgets; the last axis of point
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from analysis.bootstrap import Bootstrap, FloatArray
+from analysis.bootstrap import Bootstrap
 from analysis.scores import AVERAGE, Scores
-
-
-def non_dominated(points_BC2: FloatArray) -> npt.NDArray[np.bool_]:
-    """Marks the points that no other point dominates (as good in both coordinates and better in one; larger is better).
-
-    Args:
-        points_BC2: sets of points; a point with a NaN neither is on the front nor dominates.
-
-    Returns:
-        ``front_BC``; equal points are on the front together.
-    """
-    better_BCC = np.all(points_BC2[:, :, None, :] >= points_BC2[:, None, :, :], axis=-1)
-    strictly_BCC = np.any(points_BC2[:, :, None, :] > points_BC2[:, None, :, :], axis=-1)
-    dominated_BC = np.any(better_BCC & strictly_BCC, axis=1)
-    return np.asarray(~dominated_BC & np.isfinite(points_BC2).all(axis=-1))
+from rllava.fronts import non_dominated
 
 
 def pareto_front(

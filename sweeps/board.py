@@ -69,7 +69,6 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         self.started = time.time()
         self.refusals: dict[str, str] = {}
         self.failures: dict[str, str] = {}
-        self.done: set[str] = set()
         self.width = max(map(len, candidates))
         terminal = Console(file=shown_errors())
         # A library that prints while the table is shown has no business on the terminal.
@@ -140,8 +139,6 @@ class Board(Callback):  # type: ignore[misc]  # Ray has no types
         """Notes what a trial told, and shows it."""
         if isinstance(event, Refused):
             self.refusals[name] = event.mistake
-        if isinstance(event, Done):
-            self.done.add(name)
         row = self.rows[name]
         before, row.last = row.last, type(event)
         row.text, row.share = self._describe(row, event)

@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rllava.filesystem import remove_folder
 from rllava.recipes import Candidate
 from rllava.snapshot import Snapshot
 from rllava.specs import ModelSpec
-from rllava.store import Artifact
+from rllava.store import Artifact, Store
 from rllava.training.extensions import operator_is_built
 from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
@@ -69,22 +69,34 @@ def run(plan: Plan, machines: Machines) -> str:
         UserError: if the plan cannot be run as it is, here.
     """
     started = time.time()
-    plan.store.prepare()
+    with logged_into(plan.store) as log:
+        return carry_out(plan, machines, log, started)
+
+
+@contextlib.contextmanager
+def logged_into(store: Store) -> Iterator[Log | None]:
+    """Prepares a storage, and keeps there meanwhile what need not be read.
+
+    Yields:
+        The log, if there is one.
+    """
+    store.prepare()
     log = current_log()
     if log is not None:
         log.in_use = True
-        if plan.store.is_local:
-            log.move(Path(plan.store.root) / LOGS)
+        if store.is_local:
+            log.move(Path(store.root) / LOGS)
     try:
-        return _run(plan, machines, log, started)
+        yield log
     finally:
-        if log is not None and not plan.store.is_local:
+        if log is not None and not store.is_local:
             with contextlib.suppress(Exception):  # it lies on this machine too, and must not hide why a run ended
                 log.file.flush()
-                plan.store.put(f"{plan.store.root}/{LOGS}/{log.path.name}", log.path)
+                store.put(f"{store.root}/{LOGS}/{log.path.name}", log.path)
 
 
-def _run(plan: Plan, machines: Machines, log: Log | None, started: float) -> str:
+def carry_out(plan: Plan, machines: Machines, log: Log | None, started: float) -> str:
+    """As :func:`run`, with a storage that is prepared."""
     check_workers_of(plan, machines)
     board = Board(
         {candidate.trial: candidate.trains for candidate in plan.grid.candidates},
@@ -290,41 +302,11 @@ def tune_over(
         UserError: if a trial found a user's mistake.
         SweepError: if a trial failed.
     """
-    # Progress is the board's: no files per trial, no table of Tune's own.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    scratch = tempfile.mkdtemp(prefix="rllava-tune-")
-    storage = {"storage_path": scratch}
-    if not plan.store.is_local:
-        storage = {
-            "storage_path": f"{plan.store.root}/ray",
-            "storage_filesystem": plan.store.arrow_filesystem(),
-        }
-    name = f"{plan.sweep}-{os.path.basename(scratch)}"
     report_every = max(1, max((stage.steps for model in plan.grid.models for stage in model.stages), default=1) // 12)
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every, level)),
-        placement.trial_resources(),
-    )
-    tuner = tune.Tuner(
-        trainable,
-        param_space={"candidate": tune.grid_search(list(candidates))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=False),
-        run_config=tune.RunConfig(
-            name=name,
-            verbose=0,
-            callbacks=[board],
-            failure_config=tune.FailureConfig(max_failures=3),
-            **storage,
-        ),
-    )
-    board.done.difference_update(candidates)
-    try:
-        results = tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not plan.store.is_local:
-            remove_folder(plan.store.filesystem, f"{plan.store.root}/ray/{name}")
+    trainable = tune.with_parameters(run_trial, work=Work.of(work_on, plan, placement, report_every, level))
+    space = {"candidate": tune.grid_search(list(candidates))}
+    config = tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=False)
+    results = fit(plan, trainable, space, placement, config, board)
     if board.refusals:
         raise UserError("; ".join(f"{name}: {text}" for name, text in board.refusals.items()))
     if results.num_errors:
@@ -334,8 +316,51 @@ def tune_over(
             f"{results.num_errors} of {len(results)} candidates failed ({reasons}); what is complete is kept, the same "
             f"command tries the rest again{f'; details: {log.path}' if log is not None else ''}"
         )
-    if not board.done.issuperset(candidates):
-        raise KeyboardInterrupt  # Tune has heard it, ended the trials, and returned as if they were done
+
+
+def fit(
+    plan: Plan, trainable: Any, space: dict[str, Any], placement: Placement, config: tune.TuneConfig, board: Board
+) -> Any:
+    """Has Ray Tune run trials; its own state is thrown away.
+
+    Args:
+        trainable: what a trial runs.
+        space: of the trials' configurations.
+
+    Returns:
+        Tune's results.
+    """
+    # Progress is the board's: no files per trial, no table of Tune's own.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Else Tune takes Ctrl+C for itself, and returns as if its trials were done.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    scratch = tempfile.mkdtemp(prefix="rllava-tune-")
+    storage = {"storage_path": scratch}
+    if not plan.store.is_local:
+        storage = {
+            "storage_path": f"{plan.store.root}/ray",
+            "storage_filesystem": plan.store.arrow_filesystem(),
+        }
+    name = f"{plan.sweep}-{os.path.basename(scratch)}"
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, placement.trial_resources()),
+        param_space=space,
+        tune_config=config,
+        run_config=tune.RunConfig(
+            name=name,
+            verbose=0,
+            callbacks=[board],
+            failure_config=tune.FailureConfig(max_failures=3),
+            **storage,
+        ),
+    )
+    try:
+        return tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not plan.store.is_local:
+            remove_folder(plan.store.filesystem, f"{plan.store.root}/ray/{name}")
 
 
 def completed(plan: Plan, found: Snapshot) -> set[str]:

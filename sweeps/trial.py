@@ -44,6 +44,16 @@ def run_trial(config: dict[str, Any], work: Work) -> None:
         tune.report({"event": event})
 
 
+def run_search_trial(config: dict[str, Any], work: Work) -> None:
+    """As :func:`run_trial`, of a search: what is to be done is in the configuration, not in a plan made before.
+
+    Args:
+        config: ``{"candidate": label, "configuration": its settings, "rung": index}``.
+    """
+    for event in run_beside(work.function, work.arguments, config):
+        tune.report({"event": event})
+
+
 @contextlib.contextmanager
 def inherited_environment() -> Iterator[None]:
     """A stretch of code in which Ray Tune gives trials no environment variables of their own.

@@ -38,6 +38,7 @@ ADAPTERS = (
 LIGHT = (
     "rllava.records",
     "rllava.judgements",
+    "rllava.fronts",
     "rllava.fingerprint",
     "rllava.check_names",
     "rllava.filesystem",
@@ -51,7 +52,18 @@ LIGHT = (
 
 LIBRARY_TESTS = tuple(
     f"tests.{part}"
-    for part in ("attacks", "cluster", "data", "encoders", "evaluation", "metrics", "model", "tasks", "training")
+    for part in (
+        "attacks",
+        "cluster",
+        "data",
+        "encoders",
+        "evaluation",
+        "metrics",
+        "model",
+        "search",
+        "tasks",
+        "training",
+    )
 )
 
 GPU_STACK = ("torch", "torchvision", "ray", "transformers", "deepspeed", "timm")

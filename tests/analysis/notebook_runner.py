@@ -12,7 +12,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NOTEBOOK = REPOSITORY / "analysis" / "notebooks" / "pareto.ipynb"
+NOTEBOOKS = REPOSITORY / "analysis" / "notebooks"
+NOTEBOOK = NOTEBOOKS / "pareto.ipynb"
 
 
 class _OwnKernels(AsyncKernelManager):
@@ -23,8 +24,10 @@ class _OwnKernels(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[os.path.join(sys.prefix, "share", "jupyter", "kernels")])
 
 
-def execute_notebook(storage: str, sweep: str = "encoder_ablation", timeout_s: int = 800) -> nbformat.NotebookNode:
-    """Executes the notebook in a fresh kernel of this very interpreter.
+def execute_notebook(
+    storage: str, sweep: str = "encoder_ablation", timeout_s: int = 800, notebook: str = NOTEBOOK.name
+) -> nbformat.NotebookNode:
+    """Executes a notebook in a fresh kernel of this very interpreter.
 
     Args:
         storage: path or URL of the results.
@@ -36,9 +39,9 @@ def execute_notebook(storage: str, sweep: str = "encoder_ablation", timeout_s: i
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails.
     """
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    opened = nbformat.read(NOTEBOOKS / notebook, as_version=4)
     client = NotebookClient(
-        notebook,
+        opened,
         kernel_name="python3",
         kernel_manager_class=_OwnKernels,
         timeout=timeout_s,

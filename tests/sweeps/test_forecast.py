@@ -12,7 +12,17 @@ from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.pinned import NOTHINGS_HASH
 from rllava.weights import weights_path
-from sweeps import budgets, corruptions, encoder_ablation, evaluate, jailbreak, language_models, projectors, seeds
+from sweeps import (
+    budgets,
+    corruptions,
+    encoder_ablation,
+    evaluate,
+    jailbreak,
+    language_models,
+    projectors,
+    search,
+    seeds,
+)
 from sweeps.forecast import Forecast
 from sweeps.forecast_table import as_json, table
 from sweeps.known_rates import STORAGE
@@ -89,6 +99,15 @@ def test_every_sweep_has_a_plan(script: Any, changes: dict[str, Any], nothing_he
     assert found.timetable.wall_s > 0
     assert all(to_do for _, to_do in found.counts.values())
     assert found.hours("models", "images", "records") > 0
+
+
+def test_a_search_plans_every_model_of_its_parts(nothing_here: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"encoders": ("tiny-clip", "tiny-advxl"), "projectors": ("linear", "mlp2x_gelu"), "ensembles": False}
+    search.main(search.Options(storage=nothing_here, preset="smoke", plan=("json",), plugged=False, **parts))
+    told = capsys.readouterr()
+    assert json.loads(told.out)["counts"]["models"] == {"found": 0, "to_do": 4}
+    assert "planned is each of 4 models of its parts once" in told.err
+    assert not Path(nothing_here).exists()
 
 
 def test_prices_of_ones_own_have_to_be_whole(nothing_here: str, tmp_path: Path) -> None:
