@@ -6,6 +6,7 @@ Shape legend: B bootstrap draws, S samples of one benchmark, C configurations, D
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,10 +108,8 @@ def load_search(storage: str, name: str = "search", seed: int | None = None) -> 
     """
     filesystem, root = open_filesystem(storage)
     folder = f"{root}/reports/{name}"
-    files = {
-        int(path.rsplit("seed-", 1)[-1].removesuffix(".json")): path
-        for path in filesystem.glob(f"{folder}/seed-*.json")
-    }
+    named = {path: re.fullmatch(r"seed-(\d+)\.json", path.rsplit("/", 1)[-1]) for path in filesystem.find(folder)}
+    files = {int(match[1]): path for path, match in named.items() if match}
     if not files or (seed is not None and seed not in files):
         there = ", ".join(map(str, sorted(files))) or "none"
         raise UserError(

@@ -171,7 +171,7 @@ class Published:
         def watching(attacker: Any, prompts: Any, images: Tensor, targets: Sequence[str]) -> Tensor:
             loss: Tensor = attack_loss(attacker, prompts, images, targets)
             if images.requires_grad:
-                point = Point(images.detach(), list(targets), float(loss))
+                point = Point(images.detach(), list(targets), float(loss.detach()))
                 images.register_hook(lambda gradient: setattr(point, "gradient_1CHW", gradient.detach()))  # type: ignore[no-untyped-call]
                 found.append(point)
             return loss

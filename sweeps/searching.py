@@ -201,12 +201,9 @@ def _to_look_for(search: Search) -> Iterator[Configuration]:
 def _of_other_searches(search: Search) -> Iterator[Configuration]:
     """What was proposed by any search of the storage and lies in this one's space."""
     store = search.plan.store
-    try:
-        folders = store.filesystem.glob(f"{store.root}/searches/*/seed-*")
-    except FileNotFoundError:
-        return
-    for folder in sorted(folders):
-        name, seed = folder.rstrip("/").split("/")[-2:]
+    folders = {path.rsplit("/", 1)[0] for path in store.filesystem.find(f"{store.root}/searches")}
+    for folder in sorted(folder for folder in folders if "/seed-" in folder):
+        name, seed = folder.split("/")[-2:]
         for event in Log(store, name, int(seed.removeprefix("seed-"))).read():
             if event.what == "proposed" and _lies_in(search.space, event.configuration):
                 yield event.configuration

@@ -30,7 +30,7 @@ LINES = (
     r"search: the front of \d+ once more, on all samples",
     rf"{TIME}search_front: .*",
     rf"{TIME}[\w.+@:=,-]+ +(done|evaluating|training|starting|found) ?.*",
-    r"[\w.+@:=,-]+ +\|.*",
+    r"(on the front|[\w.+@:=,-]+) +\|.*",
     r"\d+ trials of \d+ configurations, .*",
     r"p\(front\): .*",
     r"search: +\S+ +took \d+ min \d+ s",
