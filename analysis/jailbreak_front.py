@@ -41,7 +41,8 @@ def front_of(verdicts: pd.DataFrame, clean: pd.DataFrame, resampling: Resampling
     draws_BC = bootstraps[AVERAGE].draws
     rows = []
     for (judge, benchmark, *where), group in cells(verdicts, ("judge", "benchmark", *CONDITION)):
-        own = {name[0]: count(rows) for name, rows in cells(group, ("candidate",))}
+        prompts = sorted(set(group["unit"]))
+        own = {name[0]: count(rows, prompts) for name, rows in cells(group, ("candidate",))}
         names = [name for name in scores.candidates if name in own and np.isfinite(float(known[name]))]
         if not names:
             continue

@@ -240,13 +240,10 @@ def _fresh(results: SearchResults, resampling: Resampling) -> pd.DataFrame:
     if results.front_records.empty:
         return pd.DataFrame()
     run = results.run
-    seen = [parts for trial in _trials(run, run["top"]).values() for parts in trial["records"].values()]
-    most = max((parts for parts in seen if parts is not None), default=None)
-    if most is None:
-        return pd.DataFrame()
-    numbers = results.front_records["part"].str.extract(r"part-(\d+)", expand=False).astype(int)
-    records = results.front_records[numbers >= most]
-    if records.empty:
+    seen = _part(results.records).groupby(results.records["benchmark"]).max()
+    front = results.front_records
+    records = front[_part(front) > front["benchmark"].map(seen)]
+    if set(records["benchmark"]) != set(front["benchmark"]):  # of one nothing is left: another mean than the chosen
         return pd.DataFrame()
     judgements = results.front_judgements
     seeds = records[["candidate", "seed"]].drop_duplicates()
@@ -256,12 +253,22 @@ def _fresh(results: SearchResults, resampling: Resampling) -> pd.DataFrame:
         names = list(dict.fromkeys(own["candidate"]))
         whole = _whole_values(results, names)
         scored = _scored(results.columns, own, judgements, names, whole, resampling)
-        tables.append(scored.assign(seed=int(seed), samples=own["sample_id"].nunique()))
+        tables.append(scored.assign(seed=int(seed), samples=_samples(own)))
     fresh = pd.concat(tables, ignore_index=True)
     chosen = _values_by_name(run)
     for place, column in enumerate(results.columns):
         fresh[f"{column.name}_chosen"] = [chosen.get(name, [math.nan] * 9)[place] for name in fresh["candidate"]]
     return fresh
+
+
+def _part(records: pd.DataFrame) -> pd.Series:
+    """Number of the part that each record lies in."""
+    return records["part"].str.extract(r"part-(\d+)", expand=False).astype(int)
+
+
+def _samples(records: pd.DataFrame) -> int:
+    """Of the benchmark that has most: rungs are whole shards."""
+    return int(records.groupby("benchmark")["sample_id"].nunique().max())
 
 
 def _whole_values(results: SearchResults, names: Sequence[str]) -> dict[int, list[float]]:
@@ -326,7 +333,7 @@ def attainment(searches: Sequence[FloatArray]) -> pd.DataFrame:
 def _importances(run: Mapping[str, Any], columns: Sequence[Column]) -> pd.DataFrame:
     """Optuna's, of each objective, at the largest rung that enough configurations have finished.
 
-    PED-ANOVA (Watanabe et al. 2023): how far the best quarter's settings differ from everybody's. Only settings that
+    PED-ANOVA (Watanabe et al. 2023): how far the best tenth's settings differ from everybody's. Only settings that
     every configuration has.
     """
     empty = pd.DataFrame(columns=["setting", "objective", "importance"])
@@ -342,6 +349,8 @@ def _importances(run: Mapping[str, Any], columns: Sequence[Column]) -> pd.DataFr
     for place, column in enumerate(columns):
         study = optuna.create_study(direction="maximize")
         for number, trial in trials.items():
+            if not math.isfinite(trial["values"][place]):
+                continue
             study.add_trial(optuna.trial.create_trial(
                 params={name: configurations[number][name] for name in distributions},
                 distributions=distributions,
@@ -396,8 +405,8 @@ def format_search(statistics: SearchStatistics) -> str:
         again = fresh.get(names[row["number"]])
         cells = "".join(f" | {_cell(row, c.name):>14}  {_cell(again, c.name) if again else '':>14}" for c in columns)
         lines.append(f"{row['candidate']:<{width}}{cells} | {row['front_probability']:>7.0%}")
-    samples = run["rungs"][run["top"]]["samples"]
-    unseen = f", fresh ones {int(statistics.fresh['samples'].max())}" if len(statistics.fresh) else ""
+    samples = _samples(statistics.results.records)
+    unseen = f", fresh ones {int(statistics.fresh['samples'].max())}" if len(statistics.fresh) else ", no fresh ones"
     lines += [
         "",
         f"{run['trials']} trials of {len(run['configurations'])} configurations, {run['spent']:.3g} worker-hours; "

@@ -12,7 +12,7 @@ from rllava.search.history import Event, Study
 from rllava.search.objectives import OBJECTIVES
 from sweeps.board import Board, Row
 from sweeps.events import Done, Refused
-from sweeps.searching import Search, outcome_of
+from sweeps.searching import Search, hours_so_far, outcome_of
 
 
 class SearchBoard(Board):
@@ -44,7 +44,8 @@ class SearchBoard(Board):
         label, number, rung = (trial.config[key] for key in ("candidate", "number", "rung"))
         self.rows.pop(label, None)
         if label in self.refusals:
-            self.study.happened(Event("refused", number, rung, reason=self.refusals[label]))
+            hours = hours_so_far(self.search, trial.config["configuration"], rung)
+            self.study.happened(Event("refused", number, rung, hours=hours, reason=self.refusals[label]))
             return
         outcome = outcome_of(self.search, trial.config["configuration"], rung)
         self.study.happened(Event("finished", number, rung, values=outcome.values, hours=outcome.hours))
@@ -54,11 +55,14 @@ class SearchBoard(Board):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune when a trial failed for good."""
+        assert self.search is not None
         assert self.study is not None
+        self.rows.setdefault(str(trial.config["candidate"]), Row())  # it may have failed before it started
         super().on_trial_error(iteration, trials, trial, **info)
         label, number, rung = (trial.config[key] for key in ("candidate", "number", "rung"))
         self.rows.pop(label, None)
-        self.study.happened(Event("failed", number, rung, reason=self.failures[label]))
+        hours = hours_so_far(self.search, trial.config["configuration"], rung)
+        self.study.happened(Event("failed", number, rung, hours=hours, reason=self.failures[label]))
 
     def update(self, name: str, event: Any) -> None:
         """Notes what a trial told, and shows it; what it comes to is told when it is known."""

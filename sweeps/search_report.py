@@ -45,7 +45,7 @@ def describe(search: Search, study: Study) -> dict[str, Any]:
         "judged": [judge.label for judge in search.plan.judges],
         "top": history.top,
         "front": history.front(),
-        "front_sweep": f"{search.name}_front",
+        "front_sweep": search.front_sweep,
         "timeline": history.timeline,
         "configurations": [_configuration(search, study, number) for number in range(len(history.proposed))],
     }

@@ -19,7 +19,7 @@ from sweeps.plan import check_sources, prepare_data
 from sweeps.runner import Machines, carry_out, check_workers_of, find_machines, fit, logged_into
 from sweeps.search_board import SearchBoard, standing
 from sweeps.search_report import write_report
-from sweeps.searching import Search, front_plan, hours_of, made_by, seeded, work_on_search
+from sweeps.searching import Search, front_plan, hours_so_far, seeded, work_on_search
 from sweeps.trial import Work, run_search_trial
 
 
@@ -42,8 +42,7 @@ class Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
             return None if self.running else Searcher.FINISHED
         number, rung = found
         configuration = dict(self.study.history.proposed[number].configuration)
-        plan = self.search.plan_of(configuration, rung)
-        spent = hours_of(plan, plan.store.snapshot([task.artifact for task in made_by(plan)]))
+        spent = hours_so_far(self.search, configuration, rung)
         self.study.happened(Event("begun", number, rung, hours=spent))
         self.running.add(trial_id)
         label = self.search.label(number, rung, configuration)
@@ -89,8 +88,12 @@ def run_search(search: Search, machines: Machines) -> str:
         check_outcome(study)
         plan = front_plan(search, study)
         say(f"{search.name}: the front of {len(study.history.front())} once more, on all samples")
-        if search.rungs[-1].samples >= max(spec.samples for spec in plan.grid.benchmarks):
-            note("the last rung takes all samples: none are left on which nobody has chosen; give smaller --rungs")
+        used = search.rungs[history.top].samples
+        if any(spec.shards_of(used) == spec.shards_of(spec.samples) for spec in plan.grid.benchmarks):
+            note(
+                f"rung {history.top} takes all shards of a benchmark: no samples are left on which nobody has chosen; "
+                "give smaller --rungs, or more --samples"
+            )
         carry_out(plan, machines, log, started)
         page, table = write_report(search, study)
         say(table)

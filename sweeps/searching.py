@@ -78,6 +78,11 @@ class Search:
         }
 
     @property
+    def front_sweep(self) -> str:
+        """Name of the sweep that scores the front again; searches with other seeds have fronts of their own."""
+        return f"{self.name}_front-{self.seed}"
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """The objectives, as the analysis knows them."""
         return tuple(
@@ -125,6 +130,12 @@ def hours_of(plan: Plan, found: Snapshot) -> float:
             facts = found.facts(task.artifact.relative)
             seconds += float(facts.get("seconds", 0.0)) * float(facts.get("workers", 1))
     return seconds / 3600
+
+
+def hours_so_far(search: Search, configuration: Configuration, rung: int) -> float:
+    """Hours of one worker spent on what is there of a trial's artifacts."""
+    plan = search.plan_of(configuration, rung)
+    return hours_of(plan, plan.store.snapshot([task.artifact for task in made_by(plan)]))
 
 
 def made_by(plan: Plan) -> list[WorkItem]:
@@ -232,4 +243,4 @@ def front_plan(search: Search, study: Study) -> Plan:
         seeds: Sequence[int] = dict.fromkeys((whole.model.seed, *search.final_seeds))  # type: ignore[assignment]
         found += [replace(whole, model=replace(whole.model, seed=seed)) for seed in seeds]
     grid = replace(search.plan.grid, candidates=tuple(found))
-    return replace(search.plan, sweep=f"{search.name}_front", grid=grid, first_samples=None)
+    return replace(search.plan, sweep=search.front_sweep, grid=grid, first_samples=None)

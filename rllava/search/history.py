@@ -17,7 +17,7 @@ import numpy as np
 
 from rllava.errors import UserError
 from rllava.fronts import non_dominated
-from rllava.search.rungs import Rung, to_promote
+from rllava.search.rungs import Rung, leaders, to_promote
 from rllava.search.sampling import STARTUP, Choosable, Observed, propose
 from rllava.search.space import Configuration
 from rllava.store import Store
@@ -39,8 +39,8 @@ class Event:
         source: sampler that proposed it, or :data:`FOUND`.
         notes: the sampler's own.
         values: of the objectives in their order and own direction, where it finished.
-        hours: of one worker: where a trial is begun, what was spent on its artifacts before; where it finished, what
-            was spent on them in all.
+        hours: of one worker: where a trial is begun, what was spent on its artifacts before; where it ended, well or
+            not, what was spent on them in all.
         reason: why it failed.
     """
 
@@ -171,6 +171,10 @@ class History:
                     self.spent += max(0.0, event.hours - self.begun[trial])
                 self.timeline.append((*trial, self.spent))
             case "failed" | "refused":
+                # What was made before the end is there, and is not counted again by whoever tries again.
+                if event.hours > self.begun.get(trial, math.inf):
+                    self.spent += event.hours - self.begun[trial]
+                    self.begun[trial] = event.hours
                 self.failed[trial] = event.reason
                 if event.what == "refused":
                     self.refused.add(trial)
@@ -196,8 +200,8 @@ class History:
 
     @property
     def top(self) -> int:
-        """The largest rung that anybody has finished; 0 if nobody has any."""
-        return max((rung for rung in range(self.rungs) if self.finished[rung]), default=0)
+        """The largest rung at which anybody has a value of every objective; 0 if nobody has any."""
+        return max((rung for rung in range(self.rungs) if self.points(rung)), default=0)
 
     def front(self) -> list[int]:
         """Configurations that no other one dominates, of those that have come farthest."""
@@ -219,8 +223,13 @@ class History:
             return "the last rung"
         if reached < 0:
             return "not begun"
-        peers = len(self.finished[reached])
-        return f"not among the best {peers // one_in} of {peers} at rung {reached}"
+        points = self.points(reached)
+        if number not in points:
+            return f"an objective has no value at rung {reached}"
+        best = len(points) // one_in
+        if number in leaders(points)[:best]:
+            return f"among the best {best} of {len(points)} at rung {reached}; the search ended first"
+        return f"not among the best {best} of {len(points)} at rung {reached}"
 
 
 @dataclass
@@ -251,7 +260,11 @@ class Study:
         assert self.log is not None
         for event in self.log.read():
             self.history.add(event)
-        self.waiting = [*self.history.open, *(t for t in self.history.failed if t not in self.history.refused)]
+        history = self.history
+        started = {number for number, _ in history.begun} | {n for points in history.finished for n in points}
+        proposed = [(event.number, 0) for event in history.proposed if event.number not in started]
+        failed = [trial for trial in history.failed if trial not in history.refused]
+        self.waiting = [*history.open, *proposed, *failed]
 
     @property
     def over_budget(self) -> bool:
@@ -301,7 +314,7 @@ class Study:
         """What the sampler learns from: configurations at one rung, the largest that :data:`STARTUP` have finished.
 
         Rungs are never mixed: what was trained for fewer steps is worse for that alone, and of fewer samples noisier.
-        Those that are under way, or went out earlier, are told as such: nothing is known of them at this rung.
+        Those that are under way, at whatever rung, are told as such; those that went out earlier are not told.
         """
         history = self.history
         counts = [len(history.points(rung)) for rung in range(history.rungs)]

@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from rllava.registry import Registry
-from rllava.search.space import Choice, Configuration, Range, Setting, Value, applies, rounded
+from rllava.search.space import Choice, Configuration, Range, Setting, Value, applies
 
 SAMPLERS: Registry[Callable[[int], optuna.samplers.BaseSampler]] = Registry("sampler", "rllava.samplers")
 """By the seed of one proposal."""
@@ -31,6 +31,9 @@ POPULATION = 10
 
 PATIENCE = 40
 """Times that a sampler is asked again when it proposes what cannot be built or was proposed before."""
+
+DRAWS = 1000
+"""At random, after that, before a space counts as searched to its end."""
 
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
@@ -102,7 +105,7 @@ def propose(
         seed: of this proposal; another one for each.
 
     Returns:
-        One that can be built; None: all of a finite space are known.
+        One that can be built; None: all of a finite space are known, or nothing new turns up in another.
     """
     seen = {_key(configuration) for configuration in known}
     study = _study(space, objectives, observed, SAMPLERS.get(sampler)(seed))
@@ -118,11 +121,15 @@ def propose(
     return _at_random(space, seen, seed)
 
 
-def _at_random(space: Choosable, seen: set[str], seed: int) -> Proposed:
-    """For a sampler that will not leave what is known: parts that can be built, learning rates at random."""
+def _at_random(space: Choosable, seen: set[str], seed: int) -> Proposed | None:
+    """For a sampler that will not leave what is known: parts that can be built, learning rates at random.
+
+    Returns:
+        None where nothing new turns up: rates have so many digits, and a narrow range so many values.
+    """
     rng = np.random.default_rng(seed)
     parts = [chosen for chosen, refusal in space.built() if refusal is None]
-    while True:
+    for _ in range(DRAWS):
         chosen: dict[str, Value] = {}
         own = parts[int(rng.integers(len(parts)))]
         for setting in space.settings:
@@ -132,6 +139,7 @@ def _at_random(space: Choosable, seen: set[str], seed: int) -> Proposed:
                 chosen[setting.name] = _drawn(setting, rng)
         if _key(chosen) not in seen:
             return Proposed(chosen, {})
+    return None
 
 
 def _is_part(setting: Setting) -> bool:
@@ -141,7 +149,7 @@ def _is_part(setting: Setting) -> bool:
 def _drawn(setting: Setting, rng: np.random.Generator) -> Value:
     if isinstance(setting, Choice):
         return setting.values[int(rng.integers(len(setting.values)))]
-    return rounded(math.exp(rng.uniform(math.log(setting.low), math.log(setting.high))))
+    return setting.nearest(math.exp(rng.uniform(math.log(setting.low), math.log(setting.high))))
 
 
 def _study(
@@ -179,8 +187,9 @@ def _suggest(space: Choosable, trial: optuna.Trial) -> dict[str, Value]:
         if not applies(setting, chosen):
             continue
         if isinstance(setting, Range):
-            value = rounded(trial.suggest_float(setting.name, setting.low, setting.high, log=True))
-            chosen[setting.name] = min(max(value, setting.low), setting.high)
+            chosen[setting.name] = setting.nearest(
+                trial.suggest_float(setting.name, setting.low, setting.high, log=True)
+            )
         else:
             picked = trial.suggest_categorical(setting.name, setting.values)
             assert picked is not None

@@ -114,6 +114,10 @@ class Range:
     high: float
     when: tuple[str, tuple[Value, ...]] | None = None
 
+    def nearest(self, value: float) -> float:
+        """The value to as many digits as are told of it, kept inside."""
+        return min(max(rounded(value), self.low), self.high)
+
 
 Setting = Choice | Range
 
@@ -280,8 +284,9 @@ class SearchSpace:
         """Refuses a space with nothing in it.
 
         Raises:
-            UserError: if nothing can be built, with reasons, or a name is unknown.
+            UserError: if nothing can be built, with reasons, a name is unknown, or a rate is of what is not trained.
         """
+        self._check_rates()
         refusals = []
         for _, refusal in self.built():
             if refusal is None:
@@ -291,6 +296,14 @@ class SearchSpace:
         shown = "; ".join(list(dict.fromkeys(refusals))[:MOST_TOLD]) if refusals else "no encoders are named"
         more = f"; and {len(refusals) - MOST_TOLD} more" if len(told) > len(shown) else ""
         raise UserError(f"--encoders: nothing in this space can be built ({shown}{more})")
+
+    def _check_rates(self) -> None:
+        usual = self.usual()["trains"]
+        most = max((TRAINED.index(name) for name in self.space.trains or (usual,) if name is not None), default=0)
+        for place, rate in ((1, self.space.language_model_rate), (2, self.space.encoder_rate)):
+            if rate is not None and place > most:
+                option = ("language-model-rate", "encoder-rate")[place - 1]
+                raise UserError(f"--{option}: the last stage does not train it; add {TRAINED[place]} to --trains")
 
     @property
     def finite(self) -> bool:
@@ -309,7 +322,7 @@ class SearchSpace:
                 return setting
             value = setting.low if at is None or setting.low == setting.high else at.get(setting.name)
             inside = isinstance(value, float) and setting.low <= value <= setting.high
-            return Choice(setting.name, (rounded(value),) if inside else (), setting.when)  # type: ignore[arg-type]
+            return Choice(setting.name, (setting.nearest(value),) if inside else (), setting.when)  # type: ignore[arg-type]
 
         for chosen in _products([fixed(setting) for setting in self.settings]):
             if self.refusal(chosen) is None:

@@ -28,7 +28,7 @@ LINES = (
     rf"{TIME}{TRIAL} +(started again|training goes on from its last checkpoint|waiting for) ?.*",
     rf"{TIME}{TRIAL}  finished: clean [\d.]+, robust@8 [\d.]+; \d+ of \d+ trials, .* spent; rung \d: front of .*",
     r"search: the front of \d+ once more, on all samples",
-    rf"{TIME}search_front: .*",
+    rf"{TIME}search_front-0: .*",
     rf"{TIME}[\w.+@:=,-]+ +(done|evaluating|training|starting|found) ?.*",
     r"(on the front|[\w.+@:=,-]+) +\|.*",
     r"\d+ trials of \d+ configurations, .*",
