@@ -24,6 +24,9 @@ LAUNCHER = Path(__file__).parents[1] / "cluster.yaml"
 
 _GIB = 2.0**30
 
+_ACCELERATOR = "accelerator_type:"
+"""What Ray begins the name of the resource with that says which GPU a node has."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -113,15 +116,18 @@ def read_launcher(path: Path) -> Machinery:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"--plan-cluster {path} cannot be read ({error.strerror}); give a cluster.yaml") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--plan-cluster {path} is no YAML ({reason})") from error
     types = config.get("available_node_types") if isinstance(config, dict) else None
     if not isinstance(types, dict) or not types:
         raise UserError(f"--plan-cluster {path} names no available_node_types; give a file of Ray's cluster launcher")
-    overall, idle = int(config.get("max_workers", 0)), 60.0 * float(config.get("idle_timeout_minutes", 5))
     head = config.get("head_node_type")
-    kinds = tuple(_of_launcher(name, entry, name == head, overall, idle) for name, entry in types.items())
+    try:
+        overall, idle = int(config.get("max_workers", 0)), 60.0 * float(config.get("idle_timeout_minutes", 5))
+        kinds = tuple(_of_launcher(name, entry, name == head, overall, idle) for name, entry in types.items())
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"--plan-cluster {path} is no file of Ray's cluster launcher ({error})") from error
     return Machinery(kinds, path.name, most=overall, head=head)
 
 
@@ -143,38 +149,40 @@ def _of_launcher(name: str, entry: Mapping[str, Any], is_head: bool, overall: in
 
 
 def running_nodes(nodes: Sequence[Mapping[str, float]], limits: Mapping[str, float] | None) -> Machinery:
-    """The nodes of a running cluster; nodes of equal resources are one type. What may come is not known but in sum.
+    """The nodes of a running cluster; nodes of equal GPUs, CPUs and labels are one type, with the least host memory of
+    theirs, which differs by some bytes. What may come is not known but in sum.
 
     Args:
         nodes: resources of each, as Ray names them.
         limits: what the cluster can grow to; None: nothing is known, or nothing grows.
     """
-    counts: dict[tuple[tuple[str, float], ...], int] = {}
+    groups: dict[tuple[tuple[str, float], ...], list[Mapping[str, float]]] = {}
     for node in nodes:
-        own = {k: v for k, v in node.items() if not k.startswith(("node:", "object_store_memory", "accelerator_type:"))}
-        counts[tuple(sorted(own.items()))] = counts.get(tuple(sorted(own.items())), 0) + 1
+        equal = {k: v for k, v in node.items() if not k.startswith(("node:", "object_store_memory")) and k != "memory"}
+        groups.setdefault(tuple(sorted(equal.items())), []).append(node)
     kinds = []
-    for number, (resources, count) in enumerate(counts.items(), start=1):
-        own = dict(resources)
+    for number, (resources, alike) in enumerate(groups.items(), start=1):
+        own, count = {k: v for k, v in resources if not k.startswith(_ACCELERATOR)}, len(alike)
+        if all("memory" in node for node in alike):
+            own["memory"] = min(node["memory"] for node in alike)
         growth = [int(limits[k] // v) for k, v in own.items() if limits and v and k in limits and k != "memory"]
         most = max(count, min(growth, default=count))
-        models = [k.removeprefix("accelerator_type:") for node in nodes for k in node if k.startswith("accelerator_")]
+        models = [k.removeprefix(_ACCELERATOR) for k, _ in resources if k.startswith(_ACCELERATOR)]
         gpu = _by_label(models[0]) if models and own.get("GPU") else None
         kinds.append(NodeType(f"node{number}", own, most, count, gpu=gpu, memory=own.get("memory", 0.0), idle_s=None))
     return Machinery(tuple(kinds), "the running cluster")
 
 
-def this_machine(trials: int, cpus: float, gpu_count: int = 0) -> Machinery:
-    """This machine as the only node.
+def this_machine(trials: int, cpus: float) -> Machinery:
+    """This machine as the only node; its GPUs are not looked at.
 
     Args:
         trials: that share its cores.
         cpus: logical ones that Ray is told of.
     """
     memory = min(float(psutil.virtual_memory().total), memory_limit(Path("/sys/fs/cgroup")))
-    resources = {"CPU": cpus, **({"GPU": float(gpu_count)} if gpu_count else {})}
     name = f"this machine, {usable_cores()} cores"
-    kind = NodeType(name, resources, 1, 1, memory=memory, boot_s=0.0, idle_s=None)
+    kind = NodeType(name, {"CPU": cpus}, 1, 1, memory=memory, boot_s=0.0, idle_s=None)
     return Machinery((kind,), f"this machine, {trials} candidate{'s' if trials > 1 else ''} at a time", local=True)
 
 
@@ -189,9 +197,8 @@ def gpus() -> dict[str, Gpu]:
 
 
 def _by_label(label: str) -> Gpu | None:
-    """A GPU by what Ray calls it, e.g. ``A100-80G``."""
-    matches = [gpu for name, gpu in gpus().items() if name.startswith(label) or label.startswith(name)]
-    return max(matches, key=lambda gpu: len(gpu.name), default=None)
+    """A GPU by what Ray calls it, e.g. ``A100-80G``; of a model that Ray names without its size, the smaller one."""
+    return gpus().get(f"{label}B") or gpus().get(label) or gpus().get(label.partition("-")[0])
 
 
 @functools.cache

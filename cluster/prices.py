@@ -47,7 +47,8 @@ def read_prices(path: str | None = None) -> Prices:
     """
     content = _read(Path(path).expanduser() if path else TABLE, "--prices")
     found: dict[str, dict[str, float]] = {}
-    for name, entry in content.get("instances", {}).items():
+    instances = content.get("instances", {})
+    for name, entry in instances.items() if isinstance(instances, dict) else ():
         if not isinstance(entry, dict):
             raise UserError(f'--prices {path}: instances.{name} is no table; write [instances."{name}"]')
         found[name] = {market: entry[market] for market in ("on_demand", "spot") if market in entry}

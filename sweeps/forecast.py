@@ -146,6 +146,9 @@ def forecast(
     except NoRoomError as error:
         timetable = None
         notes.append(f"the machines cannot hold it: {error}")
+    for kind in machinery.kinds:
+        if kind.resources.get("GPU") and kind.gpu is None:
+            notes.append(f"{kind.name}: its GPU is of no known kind; it is taken for as fast as a core, unless measured")
     memory = builder.memory()
     notes += _tight(memory, machinery)
     hours = timetable.node_hours if timetable else {}
@@ -353,6 +356,7 @@ class _Builder:
                 fits = {
                     kind.name: stage.micro_batch if needed.cost.memory <= _memory_of(kind) else 0
                     for kind in self._kinds(self.placement.train_worker)
+                    if _memory_of(kind)
                 }
                 phase = f"training stage {number}, micro-batch {stage.micro_batch}"
                 found.append(Memory(phase, name, needed.cost.memory, stage.micro_batch, fits))
@@ -364,9 +368,13 @@ class _Builder:
         cost = self.counter.pool_memory(spec, batch)
         if cost is None:
             return []
-        fits = {kind.name: self._fit(spec, kind) for kind in self._kinds(self.placement.attack_worker)}
+        kinds = [kind for kind in self._kinds(self.placement.attack_worker) if _memory_of(kind)]
+        fits = {kind.name: self._fit(spec, kind) for kind in kinds}
         return [Memory(f"attack, {'+'.join(spec.precisions)}", name, cost.memory, batch, fits)]
 
 
 def _memory_of(kind: NodeType) -> float:
-    return kind.gpu.memory if kind.gpu is not None else kind.memory
+    """Of its GPU, or of a host without one; 0: not known."""
+    if kind.gpu is not None:
+        return kind.gpu.memory
+    return 0.0 if kind.resources.get("GPU") else kind.memory

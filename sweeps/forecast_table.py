@@ -86,7 +86,7 @@ def _fits(entry: Memory, name: str) -> str:
         return "-"
     if fits == 0:
         return "does not fit"
-    return f"{fits} samples" if entry.phase.startswith("attack") else "fits"
+    return f"{fits} sample{'s' if fits > 1 else ''}" if entry.phase.startswith("attack") else "fits"
 
 
 def _time(found: Forecast) -> str:

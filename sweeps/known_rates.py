@@ -4,7 +4,7 @@ A rate of another model is taken where it has the same language model: then most
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.node_types import Gpu
@@ -69,6 +69,9 @@ class Known:
         model = spec if isinstance(spec, ModelSpec) else spec.model
         key = key_of(model, work, stage)
         known = self.by_model.get((key, model.name)) or self.rates.get(key)
+        if known is None and work == "images":  # the same steps as an attack's
+            step = replace(key, work="attack")
+            known = self.by_model.get((step, model.name)) or self.rates.get(step)
         if known is not None:
             return known
         found = assumed_rate(work, precision, gpu, self.threads, trains)
@@ -122,6 +125,12 @@ def from_storage(plan: Plan, found: Snapshot, threads: float, workers: int) -> K
                 pair = (amount.flops, net * amount.flops / needed.flops)
                 training.setdefault(key_of(step.spec, "training", index), []).append(pair)
     _take(known, training)
+    images: Pairs = {}
+    for step in done:
+        if step.kind == "images":
+            pair = (counter.image(step.spec).flops, seconds[step])
+            images.setdefault(key_of(step.spec.model, "images", -1), []).append(pair)
+    _take(known, images)
     cells = {step: counter.evaluation(step.spec, plan.grid.batch_size or 8) for step in evaluations}
     answers: Pairs = {}
     for step, needed in cells.items():

@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from cluster.connect import ClusterInfo, NodeInfo, connect
 from cluster.machine import usable_cores
 from cluster.node_types import LAUNCHER, Machinery, read_launcher, running_nodes, this_machine
 from cluster.placement import Placement, attack_share, logical_cpus, place
 from cluster.prices import read_prices
+from rllava.errors import UserError
 from rllava.filesystem import check_answers
 from rllava.recipes import check_grid
 from sweeps.calibration import calibrate
@@ -52,6 +55,10 @@ def plan_ahead(options: SweepOptions, plan: Plan) -> Forecast:
     busy = max((len(unfinished(plan, level, found)) for level in range(len(plan.levels))), default=0)
     machinery, info, trials = find_machinery(options, plan, machines, max(1, busy))
     placement = _placement(machines, info)
+    if options.calibrate and placement.attack_worker.get("GPU") and not torch.cuda.is_available():
+        raise UserError(
+            f"--calibrate: this machine has no GPU, and the plan is for those of {machinery.source}; leave it out"
+        )
     if machines.trials is None and not machinery.local:
         trials = concurrent_trials(max(1, busy), placement, info)
     if machines.attack_workers is None:
@@ -68,7 +75,7 @@ def find_machinery(
 ) -> tuple[Machinery, ClusterInfo, int]:
     """The machines that are planned for: a file's, the running cluster's, or this one.
 
-    A recipe for GPUs is planned for the project's own template where this machine has none.
+    A recipe for GPUs is planned for the project's own template; of this machine only the cores are looked at.
 
     Args:
         busy: candidates with something to do.

@@ -47,6 +47,7 @@ def test_a_table_of_ones_own_has_to_name_every_node_type(tmp_path: Path) -> None
     [
         ("[instances", "is no TOML"),
         ("source = 1", "no table of instances"),
+        ("instances = 3", "no table of instances"),
         ("[instances]\na = 2", "is no table"),
         ('[instances.a]\non_demand = "2"', "give USD per hour"),
         ("[instances.a]\nspot = -1", "give USD per hour"),
@@ -73,7 +74,27 @@ def test_nodes_of_a_running_cluster() -> None:
     assert running_nodes(nodes, {"CPU": 32.0, "GPU": 4.0}).kinds[1].most == 4
 
 
-@pytest.mark.parametrize(("content", "told"), [("a: [", "is no YAML"), ("a: 1", "names no available_node_types")])
+def test_gpus_of_a_mixed_cluster_are_told_apart() -> None:
+    nodes = [
+        {"CPU": 8.0, "GPU": 1.0, "memory": 2e9, "accelerator_type:L40S": 1.0},
+        {"CPU": 8.0, "GPU": 1.0, "memory": 2e9 - 4096, "accelerator_type:L40S": 1.0},
+        {"CPU": 8.0, "GPU": 1.0, "memory": 2e9, "accelerator_type:A100-80G": 1.0},
+        {"CPU": 8.0, "GPU": 1.0, "memory": 2e9, "accelerator_type:L4": 1.0},
+    ]
+    found = running_nodes(nodes, None).kinds
+    names = [(kind.there, kind.gpu and kind.gpu.name, kind.memory) for kind in found]
+    assert names == [(2, "L40S", 2e9 - 4096), (1, "A100-80GB", 2e9), (1, None, 2e9)]  # no GPU by half its name
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a: [", "is no YAML"),
+        ("a: 1", "names no available_node_types"),
+        ("available_node_types: {a: 3}", "is no file of Ray's cluster launcher"),
+        ("max_workers: many\navailable_node_types: {a: {resources: {CPU: 1}}}", "is no file of Ray's"),
+    ],
+)
 def test_a_launchers_file_that_is_none(content: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(content)
