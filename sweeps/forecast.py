@@ -148,7 +148,7 @@ def forecast(
         notes.append(f"the machines cannot hold it: {error}")
     for kind in machinery.kinds:
         if kind.resources.get("GPU") and kind.gpu is None:
-            notes.append(f"{kind.name}: its GPU is of no known kind; it is taken for as fast as a core, unless measured")
+            notes.append(f"{kind.name}: no data sheet of its GPU is here; unless measured, it counts as a core of a CPU")
     memory = builder.memory()
     notes += _tight(memory, machinery)
     hours = timetable.node_hours if timetable else {}

@@ -105,7 +105,8 @@ def _time(found: Forecast) -> str:
         return text
     nodes = ", ".join(f"{count} {name}" for name, count in found.timetable.most_nodes.items())
     where = "this machine" if found.machinery.local else f"up to {nodes}"
-    wall = f"wall-clock time: {_duration(found.timetable.wall_s)}, {found.trials} candidates at a time, on {where}"
+    candidates = f"{found.trials} candidate{'s' if found.trials > 1 else ''} at a time"
+    wall = f"wall-clock time: {_duration(found.timetable.wall_s)}, {candidates}, on {where}"
     return f"{text}\n{wall}"
 
 
