@@ -148,7 +148,7 @@ def forecast(
         notes.append(f"the machines cannot hold it: {error}")
     for kind in machinery.kinds:
         if kind.resources.get("GPU") and kind.gpu is None:
-            notes.append(f"{kind.name}: no data sheet of its GPU is here; unless measured, it counts as a core of a CPU")
+            notes.append(f"{kind.name}: no data sheet of its GPU is here; unless measured, it counts as a CPU's core")
     memory = builder.memory()
     notes += _tight(memory, machinery)
     hours = timetable.node_hours if timetable else {}
