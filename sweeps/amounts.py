@@ -213,6 +213,8 @@ class Counter:
         recipe = spec.making.recipe
         texts = Texts(0, 60, recipe.batch * TOKENS_PER_TARGET)
         self.assumed[f"universal images: targets of {TOKENS_PER_TARGET} tokens, the prompt 60"] = None
+        if recipe.rate_every:
+            self.assumed[f"{recipe.label}: the answers by which its images are rated are not counted"] = None
         flops = recipe.steps * step_flops(llava, texts)
         amount = Amount("images", spec.making.precision, flops, recipe.steps, flops)
         size = max(encoder.image_size for encoder in spec.encoders)
