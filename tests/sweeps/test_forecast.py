@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.node_types import LAUNCHER
+from cluster.rates import Rate
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
 from rllava.pinned import NOTHINGS_HASH
@@ -25,7 +26,7 @@ from sweeps import (
 )
 from sweeps.forecast import Forecast
 from sweeps.forecast_table import as_json, table
-from sweeps.known_rates import STORAGE
+from sweeps.known_rates import STORAGE, Known, key_of
 from sweeps.plan import pin_inputs
 from sweeps.planning import plan_ahead, print_plan
 from tests.sweeps.conftest import Run
@@ -119,6 +120,14 @@ def test_prices_of_ones_own_have_to_be_whole(nothing_here: str, tmp_path: Path) 
     with pytest.raises(UserError, match="no price for 3 node types: driver") as told:
         encoder_ablation.main(options)
     assert "\n" not in str(told.value)
+
+
+def test_steps_of_universal_images_are_taken_for_as_fast_as_an_attacks() -> None:
+    (model,) = encoder_ablation.make_plan(encoder_ablation.Options(preset="smoke")).grid.models
+    known = Known(1.0)
+    assert known.rate(model, "images", 0, "float32", None, False).assumed
+    known.rates[key_of(model, "attack", -1)] = Rate(1e9, STORAGE)
+    assert known.rate(model, "images", 0, "float32", None, False).source == STORAGE
 
 
 def test_what_nobody_looked_at_is_never_found(nothing_here: str) -> None:
