@@ -40,6 +40,18 @@ def test_a_rate_is_chosen_only_for_what_is_trained() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [
+        ({"encoder_rate": (1e-5, 1e-3)}, "--encoder-rate: .* add encoders to --trains"),
+        ({"trains": ("projectors",), "language_model_rate": (1e-5, 1e-3)}, "--language-model-rate: .* add language_m"),
+    ],
+)
+def test_a_rate_of_what_is_never_trained_is_refused(fields: dict[str, object], option: str) -> None:
+    with pytest.raises(UserError, match=option):
+        space(**fields).check()
+
+
 def test_a_configuration_says_how_its_llava_is_trained() -> None:
     whole = space(
         encoders=NAMES, projectors=("linear",), align=StageSpace(steps=(7,)), trains=("projectors", "encoders"),

@@ -129,6 +129,53 @@ def test_what_failed_is_tried_again_by_the_same_command_and_what_was_refused_is_
     assert run(again) == [(0, 0)]
 
 
+def test_what_was_proposed_and_not_begun_when_the_search_was_killed_comes_next(tmp_path: Path) -> None:
+    limits, store = Limits(trials=12), Store(str(tmp_path / "killed"))
+    whole = study(limits, log=Log(Store(str(tmp_path / "whole")), "s", 0))
+    trials = run(whole)
+    first = study(limits, log=Log(store, "s", 0))
+    run(first, 1)
+    assert first.next() == (1, 0)  # proposed, and killed before it was begun
+    second = study(limits, log=Log(store, "s", 0))
+    second.resume()
+    assert second.waiting == [(1, 0)]
+    assert run(second) == trials[1:]
+
+
+def test_hours_of_a_failed_trial_are_spent_and_spent_once() -> None:
+    found = study(Limits(hours=1.0))
+    trial = found.next()
+    assert trial is not None
+    found.happened(Event("begun", *trial, hours=0.5))
+    found.happened(Event("failed", *trial, hours=0.75, reason="out of memory"))
+    assert found.history.spent == 0.25
+    found.happened(Event("begun", *trial, hours=0.75))
+    found.happened(Event("finished", *trial, values=(1.0, 1.0), hours=1.0))
+    assert found.history.spent == 0.5
+
+
+def test_one_that_the_end_kept_from_going_on_is_not_called_worse() -> None:
+    found = study(Limits(trials=3))
+    run(found)
+    fates = [found.history.fate(n, 3) for n in range(3)]
+    assert fates.count("among the best 1 of 3 at rung 0; the search ended first") == 1
+    assert fates.count("not among the best 1 of 3 at rung 0") == 2
+
+
+@pytest.mark.parametrize("rate", [(1e-3, 1.02e-3), (1.2345e-3, 1.2345e-3)])
+def test_a_range_of_few_values_is_searched_to_its_end(rate: tuple[float, float]) -> None:
+    narrow = SearchSpace(
+        Space(encoders=("tiny-clip",), instruct=StageSpace(rate=rate)), PRESETS.get("tiny").model, ()
+    )  # fmt: skip
+    found = Study(narrow, History(1, (1.0, 1.0)), (Rung(8),), Limits(), "random", 0)
+    tried = []
+    while (trial := found.next()) is not None:
+        found.happened(Event("begun", *trial))
+        found.happened(Event("finished", *trial, values=(1.0, 1.0)))
+        tried.append(float(found.history.proposed[trial[0]].configuration["instruct_rate"]))
+    assert sorted(tried) == ([1e-3, 1.01e-3, 1.02e-3] if rate[0] < rate[1] else [rate[0]])
+
+
 def test_the_sampler_learns_from_one_rung_the_largest_that_enough_have_finished() -> None:
     found = study(Limits(trials=5 * STARTUP))
     run(found)
