@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.loading import SweepResults, load_records, records_specs
+from rllava.filesystem import readable_name
 from rllava.records import CLEAN
 
 
@@ -46,11 +47,11 @@ def find_beside(results: SweepResults) -> Beside:
         UserError: if a file is damaged.
     """
     manifest, own = results.manifest, results.records
-    names = tuple(f"records/{candidate}-" for candidate in manifest.candidates)
+    names = tuple(f"records/{readable_name(candidate)}" for candidate in manifest.candidates)
     paths = {entry.path for entry in manifest.records}
     specs = records_specs(results.storage, lambda folder: folder.startswith(names) and folder not in paths)
     asked = {folder: spec for folder, spec in specs.items() if spec["benchmark"]["name"] not in manifest.benchmarks}
-    clean = {folder: spec for folder, spec in asked.items() if _is_clean(folder)}
+    clean = {folder: spec for folder, spec in asked.items() if _is_clean(spec)}
     targeted = {folder: spec for folder, spec in asked.items() if _aims_at_texts(spec)}
     if not (clean or targeted):
         return Beside(own.iloc[:0], own.iloc[:0])
@@ -58,13 +59,14 @@ def find_beside(results: SweepResults) -> Beside:
     records = records[records["model"].isin(own["model"])]
     folders = records["part"].str.rpartition("/")[0]
     return Beside(
-        _shared_samples(_on_one_list(records[folders.isin(clean)], clean)),
+        _shared_samples(_on_one_list(records[folders.isin(clean) & (records["kind"] == CLEAN)], clean)),
         _on_one_list(records[folders.isin(targeted)], targeted),
     )
 
 
-def _is_clean(folder: str) -> bool:
-    return folder.rsplit("-", 2)[-2] == CLEAN
+def _is_clean(spec: Mapping[str, Any]) -> bool:
+    """Whether it may be: a condition has no kind in its JSON, its records have."""
+    return set(spec["condition"]) == {"precision"}
 
 
 def _aims_at_texts(spec: Mapping[str, Any]) -> bool:

@@ -99,6 +99,12 @@ class JailbreakStatistics:
         return () if self.judged is None else tuple(name for name, _ in self.judged.judges)
 
     @property
+    def harm(self) -> tuple[str, ...]:
+        """Those of the judges whose flag speaks against a model."""
+        good = {entry.judge for entry in self.results.manifest.judgements if entry.good}
+        return tuple(name for name in self.judges if name not in good)
+
+    @property
     def lone_images(self) -> bool:
         """Whether some cell is about a single image."""
         return bool((self.refusals["restarts"] == 1).any())
@@ -142,7 +148,7 @@ def analyse_jailbreak(
         published=published_rates(rates),
         cost=costs(results),
         beside=beside,
-        front=ordered(front_of(verdicts, beside.clean, resampling), manifest),
+        front=ordered(front_of(_of_harm(verdicts, manifest), beside.clean, resampling), manifest),
         strings=targeted_success(beside.targeted, resampling.level),
         judged=analyse_judgements(results, resampling),
     )
@@ -159,6 +165,11 @@ def verdicts_of(results: SweepResults) -> pd.DataFrame:
     about = judged[(judged["answer"] == ANSWER) & ~judged["benchmark"].isin(results.manifest.allowed)]
     about = about[["judge", *CELL, "sample_id", "seed", "restart", "draw", "flagged", "empty", "error"]]
     return _with_units(about.assign(value=[np.nan if pd.isna(found) else float(found) for found in about["flagged"]]))
+
+
+def _of_harm(verdicts: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    good = [entry.judge for entry in manifest.judgements if entry.good]
+    return verdicts[~verdicts["judge"].isin(good)]
 
 
 def _with_units(rows: pd.DataFrame) -> pd.DataFrame:

@@ -59,16 +59,16 @@ class Exhibit:
 def rate_chart(statistics: JailbreakStatistics) -> alt.ConcatChart:
     """Draws shares over the budget of the image, a panel per benchmark of forbidden requests and recipe.
 
-    On the left of each panel stands what is shown without any attack. The share is what the first judge flags; without
-    judges, what is answered.
+    On the left of each panel stands what is shown without any attack. The share is what the first judge of harm flags;
+    without one, what is answered.
 
     Args:
         statistics: from ``jailbreak.analyse_jailbreak``.
     """
     manifest = statistics.results.manifest
-    if statistics.judges:
-        table = statistics.rates[statistics.rates["judge"] == statistics.judges[0]]
-        title, what = f"Answers that {statistics.judges[0]} flags, over the budget of the image", "flagged, %"
+    if statistics.harm:
+        table = statistics.rates[statistics.rates["judge"] == statistics.harm[0]]
+        title, what = f"Answers that {statistics.harm[0]} flags, over the budget of the image", "flagged, %"
     else:
         table = answered(statistics.refusals[~statistics.refusals["allowed"]])
         title, what = "Forbidden requests that are answered, over the budget of the image", "answered, %"
@@ -113,7 +113,7 @@ def _panel(statistics: JailbreakStatistics, own: pd.DataFrame, title: str, what:
 
 
 def front_chart(statistics: JailbreakStatistics) -> alt.ConcatChart | None:
-    """Draws the share that the first judge flags over the clean score, a panel per benchmark of forbidden requests.
+    """Draws what the first judge of harm flags over the clean score, a panel per benchmark of forbidden requests.
 
     Args:
         statistics: from ``jailbreak.analyse_jailbreak``.
@@ -122,7 +122,7 @@ def front_chart(statistics: JailbreakStatistics) -> alt.ConcatChart | None:
         The chart, of the hardest condition: the last recipe's images of the largest budget. None without clean scores.
     """
     hardest = hardest_condition(statistics.results.manifest)
-    own = statistics.front[statistics.front["judge"].isin(statistics.judges[:1])]
+    own = statistics.front[statistics.front["judge"].isin(statistics.harm[:1])]
     if hardest is not None:
         label, epsilon = hardest
         own = own[(own["condition"] == label) & (own["epsilon"] == epsilon)]
@@ -131,7 +131,7 @@ def front_chart(statistics: JailbreakStatistics) -> alt.ConcatChart | None:
     panels = [_front_panel(statistics, rows, str(benchmark)) for benchmark, rows in own.groupby("benchmark")]
     shown_as = label_of(dict(zip(CONDITION, (hardest[0], UNIVERSAL, hardest[1]), strict=True)))
     title = alt.TitleParams(
-        f"Clean score against what {statistics.judges[0]} flags under {shown_as}",
+        f"Clean score against what {statistics.harm[0]} flags under {shown_as}",
         subtitle=f"Filled: on the Pareto front; hollow: dominated. {_covers(statistics)}", offset=16,
     )  # fmt: skip
     chart: alt.ConcatChart = alt.concat(*panels, columns=2, spacing=28)

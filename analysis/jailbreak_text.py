@@ -30,11 +30,11 @@ def images_line(manifest: Manifest) -> str:
 
 
 def jailbreak_answer(statistics: JailbreakStatistics) -> str:
-    """States in a sentence whose answers the first judge flags most, and under what."""
+    """States in a sentence whose answers the first judge of harm flags most, and under what."""
     rates = statistics.rates
-    if not statistics.judges:
-        return "No judge read the answers: this says who answers, and not what."
-    judge = statistics.judges[0]
+    if not statistics.harm:
+        return "No judge looked for harm in the answers: this says who answers, and not what."
+    judge = statistics.harm[0]
     known = rates[(rates["judge"] == judge) & rates["rate"].notna()]
     if known.empty:
         return f"{judge} could decide on no answer to a forbidden request."
@@ -95,8 +95,8 @@ def format_jailbreak(statistics: JailbreakStatistics) -> str:
 
 
 def front_line(statistics: JailbreakStatistics) -> str:
-    """States who is on the front of clean score and what the first judge flags, by benchmark; empty if not known."""
-    own = statistics.front[statistics.front["judge"].isin(statistics.judges[:1])]
+    """States who is on the front of clean score and flagged share, by benchmark; empty if not known."""
+    own = statistics.front[statistics.front["judge"].isin(statistics.harm[:1])]
     hardest = hardest_condition(statistics.results.manifest)
     if hardest is not None:
         own = own[(own["condition"] == hardest[0]) & (own["epsilon"] == hardest[1])]
@@ -106,7 +106,7 @@ def front_line(statistics: JailbreakStatistics) -> str:
         f"{benchmark}: {', '.join(rows[rows['on_front'].astype(bool)]['candidate'])}"
         for benchmark, rows in own.groupby("benchmark", sort=False)
     ]
-    return f"best in clean score and under {label_of(own.iloc[0])}, by {statistics.judges[0]}: {'; '.join(found)}"
+    return f"best in clean score and under {label_of(own.iloc[0])}, by {statistics.harm[0]}: {'; '.join(found)}"
 
 
 def hardest_condition(manifest: Manifest) -> tuple[str, float] | None:

@@ -71,6 +71,7 @@ class JudgementsEntry:
     Attributes:
         path: folder, relative to the storage.
         description: what it looks for, in a few words.
+        good: whether a flag speaks for the model.
         parts: how many of its first parts the sweep asked for; None: all.
         seconds: wall-clock time of the judging; NaN where unknown.
         reused: whether an earlier run had computed it.
@@ -82,6 +83,7 @@ class JudgementsEntry:
     parts: int | None = None
     seconds: float = math.nan
     reused: bool = False
+    good: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,7 @@ def _judgements_entry(raw: Mapping[str, Any]) -> JudgementsEntry:
         path=str(raw["path"]).strip("/"),
         judge=str(raw["judge"]),
         description=str(raw.get("description", "")),
+        good=bool(raw.get("good", False)),
         parts=None if raw.get("parts") is None else int(raw["parts"]),
         seconds=_seconds(raw),
         reused=bool(raw.get("reused", False)),

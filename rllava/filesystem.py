@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,15 @@ import pyarrow.fs
 from rllava.errors import UserError
 
 _S3 = ("s3://", "s3a://")
+_LONGEST_NAME = 160
+
+
+def readable_name(name: str) -> str:
+    """A name of letters, digits, ``.``, ``_`` and ``-``, short enough for every file system; the fingerprint beside it
+    tells apart what it makes alike.
+    """
+    spelled = name.replace("+", "_and_").replace("@", "_in_").replace("]", "")
+    return re.sub(r"[^A-Za-z0-9._-]|^[-.]", "_", spelled)[:_LONGEST_NAME]
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:

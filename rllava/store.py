@@ -19,7 +19,6 @@ written whole, so that even two drivers at the same step leave the same bytes.
 import contextlib
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -34,14 +33,21 @@ import pyarrow.fs
 
 from rllava.errors import UserError
 from rllava.faults import explain
-from rllava.filesystem import arrow_filesystem, check_answers, is_local, open_filesystem, put_whole, write_whole
+from rllava.filesystem import (
+    arrow_filesystem,
+    check_answers,
+    is_local,
+    open_filesystem,
+    put_whole,
+    readable_name,
+    write_whole,
+)
 from rllava.fingerprint import FORMAT, fingerprint, to_json
 from rllava.snapshot import MARKER, Snapshot, take_snapshot
 
 Kind = Literal["data", "encoders", "models", "images", "records", "judgements"]
 
 _ROOT_MARKER = "rllava-storage.json"
-_LONGEST_NAME = 160
 _SETTLE_S = 1.0
 """Longer than a small object takes to be written."""
 
@@ -141,7 +147,7 @@ class Store:
         Args:
             name: readable part; characters with a meaning to a shell, a pattern or a URL are replaced.
         """
-        readable, digest = _readable(name), fingerprint(spec)
+        readable, digest = readable_name(name), fingerprint(spec)
         return Artifact(kind, readable, digest, f"{self.root}/{kind}/{readable}-{digest}")
 
     def snapshot(self, artifacts: Iterable[Artifact], *, keep: bool = False) -> Snapshot:
@@ -302,14 +308,6 @@ class Store:
                 if current is None or current.token != holder.token:
                     return
                 self.write(path, holder.to_json())
-
-
-def _readable(name: str) -> str:
-    """A name of letters, digits, ``.``, ``_`` and ``-``, short enough for every file system; the fingerprint beside it
-    tells apart what it makes alike.
-    """
-    spelled = name.replace("+", "_and_").replace("@", "_in_").replace("]", "")
-    return re.sub(r"[^A-Za-z0-9._-]|^[-.]", "_", spelled)[:_LONGEST_NAME]
 
 
 @dataclass(frozen=True)

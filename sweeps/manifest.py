@@ -106,6 +106,7 @@ class _Entries:
                 yield JudgementsEntry(
                     judge=spec.judge.label,
                     description=spec.judge.description,
+                    good=spec.judge.flags_good,
                     parts=self.plan.shards(spec.evaluation.benchmark),
                     **self._made(artifact),
                 )

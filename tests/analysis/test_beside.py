@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 from analysis.beside import find_beside
 from analysis.jailbreak import JailbreakStatistics, analyse_jailbreak
-from analysis.jailbreak_text import format_jailbreak
-from analysis.loading import load_sweep
+from analysis.jailbreak_text import format_jailbreak, jailbreak_answer
+from analysis.loading import SweepResults, load_sweep
+from analysis.manifest import Manifest
 from analysis.report import refresh_report, write_jailbreak
+from rllava.filesystem import readable_name
+from rllava.metrics.judges.judge import read_judge
 from tests.analysis.synthetic import fake_fingerprint, make_record, write_artifact
-from tests.analysis.test_jailbreak import FIRST, RESAMPLING, SWEEP, one, write
+from tests.analysis.test_jailbreak import FIRST, RESAMPLING, SECOND, SWEEP, one, write
 
 TARGETED = {"rounds_by_kind": [["captioning", [{"label": {"of": "text", "text": "Visit"}}]]]}
 UNTARGETED = {"rounds_by_kind": [["captioning", [{"label": {"of": "reference", "text": None}}]]]}
@@ -25,17 +29,18 @@ def leave(
     protocol: Mapping[str, Any] | None = None, **others: Any,
 ) -> None:  # fmt: skip
     """Leaves an artifact of captions, as another sweep would."""
-    folder = f"records/{candidate}-captions-{short}-{fake_fingerprint(candidate, short, samples, str(others))}"
+    evaluation = fake_fingerprint(candidate, short, samples, str(others))
+    folder = f"records/{readable_name(f'{candidate}-captions-{short}')}-{evaluation}"
     epsilon = 0.0 if short == "clean" else float(short.removeprefix("eps"))
     rows = [
         make_record(
             candidate, "captions", sample, epsilon, score=score,
-            **{"evaluation": folder[-16:], "condition": "clean" if not epsilon else "aimed-v1", **others},
+            **{"evaluation": evaluation, "condition": "clean" if not epsilon else "aimed-v1", **others},
         )
         for sample, score in scores.items()
     ]  # fmt: skip
     write_artifact(storage, folder, rows)
-    condition = {} if protocol is None else {"protocol": protocol}
+    condition = {"precision": "float32"} if protocol is None else {"protocol": protocol}
     spec = {"benchmark": {"name": "captions", "samples": samples}, "condition": condition}
     (Path(storage) / folder / "spec.json").write_text(json.dumps(spec))
 
@@ -66,6 +71,17 @@ def test_candidates_are_compared_on_samples_that_all_were_asked(storage: str) ->
     assert own == {("soft", "s0"): 80.0, ("soft", "s1"): 90.0, ("hard", "s0"): 60.0, ("hard", "s1"): 70.0}
 
 
+def test_names_that_folders_spell_otherwise_are_found(storage: str, tmp_path: Path) -> None:
+    names = ("a+b", "c@a")
+    (tmp_path / "records").mkdir()
+    for name in names:
+        leave(str(tmp_path), name, {"s0": 50.0})
+    manifest = replace(load_sweep(storage, SWEEP).manifest, candidates=names, records=())
+    own = pd.DataFrame([make_record(name, "requests", "r0", 0.0, score=0.0) for name in names])
+    found = find_beside(SweepResults(str(tmp_path), manifest, own))
+    assert set(found.clean["candidate"]) == set(names)
+
+
 def test_the_front_sets_clean_score_against_jailbreaks(statistics: JailbreakStatistics) -> None:
     where = {"judge": FIRST, "benchmark": "requests", "condition": "visualadv_strong-v1"}
     soft, hard = (one(statistics.front, candidate=name, **where) for name in ("soft", "hard"))
@@ -79,6 +95,20 @@ def test_the_front_sets_clean_score_against_jailbreaks(statistics: JailbreakStat
     assert not dominated["on_front"]
     assert dominated["front_probability"] == 0.0
     assert set(statistics.front["benchmark"]) == {"requests"}, "over-refusal is no jailbreak"
+
+
+def test_a_judge_of_refusals_is_none_of_harm(statistics: JailbreakStatistics) -> None:
+    manifest = statistics.results.manifest
+    entries = tuple(replace(entry, good=entry.judge == FIRST) for entry in manifest.judgements)
+    changed = Manifest.from_json(replace(manifest, judgements=entries).to_json(), "here")
+    found = analyse_jailbreak(replace(statistics.results, manifest=changed), resampling=RESAMPLING)
+    assert set(statistics.front["judge"]) == {FIRST, SECOND}
+    assert found.judges == (FIRST, SECOND)
+    assert found.harm == (SECOND,)
+    assert set(found.front["judge"]) == {SECOND}
+    assert jailbreak_answer(found).startswith(SECOND)
+    assert read_judge("refusal").flags_good
+    assert not read_judge("detoxify").flags_good
 
 
 def test_strings_are_those_of_targeted_attacks(statistics: JailbreakStatistics) -> None:

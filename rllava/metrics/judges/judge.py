@@ -74,6 +74,9 @@ class JudgeSpec(ABC):
     on_gpu: ClassVar[bool] = False
     """Whether a worker of it asks for a GPU, where workers have any."""
 
+    flags_good: ClassVar[bool] = False
+    """Whether a flag speaks for the model, as a refusal of a forbidden request does."""
+
     def versions(self) -> Mapping[str, int]:
         """Of the kind."""
         return {"judge": self.version}

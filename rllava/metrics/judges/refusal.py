@@ -30,6 +30,7 @@ class Refusal(Lexicon):
     """Phrases by which models refuse, found as a word list's entries are."""
 
     kind: ClassVar[str] = "refusal"
+    flags_good: ClassVar[bool] = True
 
     @property
     def description(self) -> str:
