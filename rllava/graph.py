@@ -21,7 +21,7 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
     Evaluations of the same LLaVA with the same encoders are one batch: the model is loaded once; so are the images made
     for it. An evaluation at a larger budget is made after that at the smaller one whose images it starts from; what it
     starts from of other protocols is made by all candidates first. Records that one judge reads are one batch: it is
-    loaded once.
+    loaded once; those that cost next to nothing read in one batch.
 
     Args:
         spec: of data, of an encoder or LLaVA that is trained, of an image, of an evaluation, or of judgements on one.
@@ -54,7 +54,8 @@ def step_of(spec: Spec, first_samples: int | None = None) -> Step:
             )
         case JudgementSpec():
             about = step_of(spec.evaluation, first_samples)
-            return Step("judgements", spec, needs=(about,), batch=fingerprint(spec.judge), first=about.first)
+            together = "light" if spec.judge.light else fingerprint(spec.judge)
+            return Step("judgements", spec, needs=(about,), batch=together, first=about.first)
         case _:
             raise TypeError(f"no step makes a {type(spec).__name__}")
 

@@ -177,7 +177,7 @@ def _seconds_before(store: Store, task: WorkItem) -> float:
 def make_judgements(
     tell: Tell, store: Store, missing: Sequence[WorkItem], placement: Placement
 ) -> Iterator[tuple[WorkItem, Facts]]:
-    """Has records judged by one judge, in one pool that loads it once.
+    """Has records judged by one judge, or by several light ones, in one pool that loads them once.
 
     Args:
         missing: judgements, the records of which are complete.
@@ -185,7 +185,8 @@ def make_judgements(
     Yields:
         Each with its facts.
     """
-    judge = missing[0].spec.judge
+    judges = dict.fromkeys(task.spec.judge for task in missing)
+    label = " and ".join(judge.label for judge in judges)
     records = [store.artifact("records", task.spec.evaluation.name, task.spec.evaluation) for task in missing]
     job = JudgingJob(
         storage=store.url,
@@ -198,12 +199,12 @@ def make_judgements(
         paths=tuple(task.artifact.path for task in missing),
     )
     total = len(units_to_judge(job))
-    tell(Judging(judge.label, 0, total))
+    tell(Judging(label, 0, total))
     seconds = [0.0] * len(missing)
-    parts = judge_parts(job, placement.judge_args(judge.on_gpu), placement.data_args())
+    parts = judge_parts(job, placement.judge_args(any(judge.on_gpu for judge in judges)), placement.data_args())
     for done, part in enumerate(parts, start=1):
         seconds[part.index] += part.seconds
-        tell(Judging(judge.label, done, total))
+        tell(Judging(label, done, total))
     for task, artifact, took in zip(missing, records, seconds, strict=True):
         before = _seconds_before(store, task)
         yield task, judged_facts(store, task.artifact, artifact, before + took, task.step.first)

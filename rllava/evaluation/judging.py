@@ -25,10 +25,10 @@ from rllava.store import Artifact, Store
 
 @dataclass(frozen=True)
 class JudgingJob:
-    """What the workers of one judge need to know.
+    """What the workers of one judge, or of several light ones, need to know.
 
     Attributes:
-        specs: judgements by one judge, complete ones left out.
+        specs: judgements, complete ones left out.
         records: paths of the records artifacts that they are about, in the same order.
         parts: how many of the first parts of each are judged.
         paths: of their own artifacts, in the same order.
@@ -112,12 +112,12 @@ def load_part(unit: dict[str, Any], storage: str) -> dict[str, Any]:
 
 
 class PartJudge:
-    """A judge as Ray Data wants it: loaded once per actor, called with one unit at a time."""
+    """Judges as Ray Data wants them: loaded once per actor, called with one unit at a time."""
 
     def __init__(self, job: JudgingJob) -> None:
         self.job = job
         self.store = Store(job.storage)
-        self.judge = job.specs[0].judge.load()
+        self.judges = {judge: judge.load() for judge in dict.fromkeys(spec.judge for spec in job.specs)}
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """Writes the judgements of one part of records, unless they are there.
@@ -133,7 +133,8 @@ class PartJudge:
         if self.store.exists(path):
             return
         records = pq.read_table(pa.BufferReader(bytes(batch["records"][0])))
-        table = judgements_of(records, self.job.specs[index], self.judge)
+        spec = self.job.specs[index]
+        table = judgements_of(records, spec, self.judges[spec.judge])
         self.store.write(path, parquet_bytes(table))
         flagged = sum(map(bool, table.column("flagged").to_pylist()))
         seconds = time.monotonic() - started

@@ -1,18 +1,28 @@
 """From records and a judge to judgements."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from rllava.data.shards import parquet_bytes, shard_path
+from rllava.evaluation.judging import JudgingJob, PartJudge
 from rllava.evaluation.verdicts import READ, judgements_of
 from rllava.fingerprint import fingerprint
+from rllava.graph import step_of
 from rllava.judgement_spec import JudgementSpec
 from rllava.judgements import JUDGEMENT_SCHEMA
-from rllava.metrics.judges.judge import Exchange, Judge, JudgeSpec, Verdict
+from rllava.metrics.judges.classifier import DETOXIFY
+from rllava.metrics.judges.judge import Exchange, Judge, JudgeSpec, Verdict, read_judge
+from rllava.metrics.judges.lexicon import Lexicon
+from rllava.pinned import Pinned
 from rllava.records import KEY, RECORD_SCHEMA
+from rllava.store import Store
 from tests.evaluation.test_shard import spec_of
 
 
@@ -117,3 +127,28 @@ def test_only_answers_can_be_judged(spec: JudgementSpec) -> None:
         JudgementSpec(spec.evaluation, spec.judge, ("reference",))
     everything = JudgementSpec(spec.evaluation, spec.judge, ("prediction", "clean_prediction"))
     assert fingerprint(everything) != fingerprint(spec)
+
+
+def test_judges_that_cost_nothing_share_a_worker_and_others_do_not(spec: JudgementSpec) -> None:
+    words, refusal = Lexicon("", ("banana",)), read_judge("refusal")
+    evaluation, detoxify = spec.evaluation, replace(DETOXIFY, weights=Pinned("hub:unitary/toxic-bert", "0" * 64))
+    batches = [step_of(JudgementSpec(evaluation, judge)).batch for judge in (words, refusal, spec.judge, detoxify)]
+    assert batches[0] == batches[1]
+    assert len(set(batches)) == 3
+
+
+def test_a_worker_judges_each_part_by_its_own_judge(spec: JudgementSpec, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    judges = (Lexicon("", ("banana",)), Lexicon("", ("cherry",)))
+    specs = tuple(JudgementSpec(spec.evaluation, judge) for judge in judges)
+    paths = tuple(f"{store.root}/judgements/{index}" for index in range(2))
+    worker = PartJudge(JudgingJob(store.url, specs, ("", ""), (1, 1), paths))
+    content = parquet_bytes(records({"prediction": "a banana"}))
+    found = []
+    for index in range(2):
+        unit = {"index": np.array([index]), "number": np.array([0]), "records": np.array([content], dtype=object)}
+        (told,) = worker(unit)
+        table = pq.read_table(shard_path(paths[index], 0))
+        found.append((told["flagged"], set(table.column("judge").to_pylist())))
+    assert found[0][0][0] > 0
+    assert [found[0][1], found[1]] == [{judges[0].label}, ([0], {judges[1].label})]

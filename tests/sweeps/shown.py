@@ -14,7 +14,7 @@ LINES = (
     rf"{TIME}messages of Ray and its workers: /.*\.log",
     rf"{TIME}{NAME} +(found in storage|waiting for|starting training workers|training stage \d: step) ?.*",
     rf"{TIME}{NAME} +evaluating: (\d+ parts to do|part \d+ of \d+ \(\w+ {SHOWN}: mean score [\d.]+\)).*",
-    rf"{TIME}{NAME} +judging by {NAME}: (\d+ parts to do|part \d+ of \d+).*",
+    rf"{TIME}{NAME} +judging by {NAME}( and {NAME})*: (\d+ parts to do|part \d+ of \d+).*",
     rf"{TIME}{NAME} +started again \([^()]+\); kept: .*",
     rf"{TIME}{NAME} +training goes on from its last checkpoint \([^()]+\).*",
     rf"{TIME}{NAME} +done: clean [\d.]+, (at the largest budget|under all others) [\d.]+.*",

@@ -74,6 +74,9 @@ class JudgeSpec(ABC):
     on_gpu: ClassVar[bool] = False
     """Whether a worker of it asks for a GPU, where workers have any."""
 
+    light: ClassVar[bool] = False
+    """Whether judging costs next to nothing, so that judges share a worker rather than wait for one each."""
+
     flags_good: ClassVar[bool] = False
     """Whether a flag speaks for the model, as a refusal of a forbidden request does."""
 

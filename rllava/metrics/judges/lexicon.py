@@ -45,6 +45,7 @@ class Lexicon(JudgeSpec):
     """
 
     kind: ClassVar[str] = "lexicon"
+    light: ClassVar[bool] = True
 
     path: Annotated[str, PinnedBy("entries")]
     entries: tuple[str, ...] = ()
