@@ -45,12 +45,30 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Attack(Condition):
+class ByProtocol(Condition):
+    """A condition under which the rounds of a protocol are run."""
+
+    searches: ClassVar[bool] = True
+    protocol: Protocol
+
+    def precisions(self, task: str) -> tuple[str, ...]:
+        """Of the rounds, in order; the clean image is answered as in the first."""
+        return tuple(dict.fromkeys(entry.precision for entry in self.protocol.rounds(task)))
+
+    def versions_for(self, task: str) -> Mapping[str, int]:
+        """Of the grid of stored images, and of the bank of wrong answers if any round aims at one."""
+        return {"grid": GRID_VERSION, **({"decoys": DECOYS_VERSION} if self.aims_at_decoys(task) else {})}
+
+    def aims_at_decoys(self, task: str) -> bool:
+        """Whether any round does."""
+        return any(entry.label.of == "decoy" for entry in self.protocol.rounds(task))
+
+
+@dataclass(frozen=True)
+class Attack(ByProtocol):
     """The worst answer that a protocol finds within a budget."""
 
     kind: ClassVar[str] = "attack"
-    searches: ClassVar[bool] = True
-    protocol: Protocol
     budget: Budget
 
     def __post_init__(self) -> None:
@@ -86,18 +104,6 @@ class Attack(Condition):
     def targeted(self) -> bool:
         """Whether every round aims at a text that the model shall say."""
         return self.protocol.targeted
-
-    def precisions(self, task: str) -> tuple[str, ...]:
-        """Of the rounds, in order; the clean image is answered as in the first."""
-        return tuple(dict.fromkeys(entry.precision for entry in self.protocol.rounds(task)))
-
-    def versions_for(self, task: str) -> Mapping[str, int]:
-        """Of the grid of stored images, and of the bank of wrong answers if any round aims at one."""
-        return {"grid": GRID_VERSION, **({"decoys": DECOYS_VERSION} if self.aims_at_decoys(task) else {})}
-
-    def aims_at_decoys(self, task: str) -> bool:
-        """Whether any round does."""
-        return any(entry.label.of == "decoy" for entry in self.protocol.rounds(task))
 
     def passes(self, benchmark: BenchmarkSpec, labels: float) -> tuple[Passes, ...]:
         """Every round that a sample has a label for, to its last step; checks of some samples; the 8-bit answer."""

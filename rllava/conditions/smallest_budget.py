@@ -4,28 +4,26 @@ Shapes: N some samples of a shard, C channel, H/W image.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
-from rllava.attacks.outcome import GRID_VERSION, round_to_8_bits
-from rllava.attacks.protocols import Protocol
+from rllava.attacks.outcome import round_to_8_bits
 from rllava.attacks.smallest import Descent, SmallestBudgets, ladder, warm
-from rllava.conditions.attack import Attack, Budget, answer_loss, attacked_in, findings_of, judge_of
-from rllava.conditions.condition import CONDITIONS, Condition, Passes, Setting
+from rllava.conditions.attack import Attack, Budget, ByProtocol, answer_loss, attacked_in, findings_of, judge_of
+from rllava.conditions.condition import CONDITIONS, Passes, Setting
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from rllava.evaluation.in_flight import ResumableAttack
 from rllava.evaluation.rows import image_fields, loss_fields, norm_of
 from rllava.evaluation.shard import ShardWork
 from rllava.records import SMALLEST
-from rllava.tasks.decoys import DECOYS_VERSION
 
 
 @dataclass(frozen=True)
-class SmallestBudget(Condition):
+class SmallestBudget(ByProtocol):
     """The smallest L-inf budget of a ladder at which a protocol's rounds beat a sample.
 
     A sample is beaten when its score is 0, below the benchmark's drop threshold, or below a share of its own clean
@@ -39,8 +37,6 @@ class SmallestBudget(Condition):
     """
 
     kind: ClassVar[str] = SMALLEST
-    searches: ClassVar[bool] = True
-    protocol: Protocol
     largest: float
     smallest: float = 0.25
     per_octave: int = 4
@@ -93,18 +89,6 @@ class SmallestBudget(Condition):
     def budgets(self) -> tuple[float, ...]:
         """The ladder, rising."""
         return ladder(self.smallest, self.largest, self.per_octave)
-
-    def precisions(self, task: str) -> tuple[str, ...]:
-        """Of the rounds, in order; the clean image is answered as in the first."""
-        return tuple(dict.fromkeys(entry.precision for entry in self.protocol.rounds(task)))
-
-    def versions_for(self, task: str) -> Mapping[str, int]:
-        """Of the grid of stored images, and of the bank of wrong answers if any round aims at one."""
-        return {"grid": GRID_VERSION, **({"decoys": DECOYS_VERSION} if self.aims_at_decoys(task) else {})}
-
-    def aims_at_decoys(self, task: str) -> bool:
-        """Whether any round does."""
-        return any(entry.label.of == "decoy" for entry in self.protocol.rounds(task))
 
     def passes(self, benchmark: BenchmarkSpec, labels: float) -> tuple[Passes, ...]:
         """All rounds twice, at the largest budget and below the one that is found, and the probes of the bisection.
