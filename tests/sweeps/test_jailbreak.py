@@ -27,6 +27,7 @@ LINES = (
     r"(clean|[\w\[\]-]+-v\d( at \d+/255)?)( +\d+ ±\d+)+",
     r"± half the width of the 95% bootstrap interval over images .*",
     r"\d+ images made, .*",
+    r"best in clean score and under .*, by [\w-]+: \w+: .*",  # the ablation that the storage comes from
 )
 """What such a sweep prints beside what every sweep does."""
 

@@ -76,7 +76,12 @@ def test_an_interrupt_is_told_and_loses_nothing(unbroken: Run, tmp_path: Path, t
     shutil.copytree(unbroken.storage, storage)
     for folder in storage.glob("records/*-eps8-*"):
         shutil.rmtree(folder)
-    driver = start(str(storage), tracked, "--encoders", "tiny-clip", "--save-every", "0")
+    # What is started in the background, as these tests may be, ignores the signal, and so do its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        driver = start(str(storage), tracked, "--encoders", "tiny-clip", "--save-every", "0")
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for(lambda: states(str(storage)), 800, "the state of an attack in flight")
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=300)
