@@ -22,6 +22,7 @@ from sweeps.question import main_of
 if TYPE_CHECKING:
     from rllava.conditions.condition import Condition
     from rllava.data.benchmarks import BenchmarkSpec
+    from rllava.metrics.judges.judge import JudgeSpec
     from rllava.missing import Missing
     from rllava.recipes import Candidate, Grid
     from rllava.recipes.jailbreaks import Jailbreaks
@@ -124,7 +125,16 @@ def _plan(options: Options, tried: "Jailbreaks") -> "Plan":
     grid = grid_of(options, grid, _conditions(options, tried, preset.clean.precision))
     grid = replace(grid, benchmarks=tuple(_drawn(options, spec) for spec in grid.benchmarks))
     plan = plan_of(options, SWEEP, grid)
-    return plan if plan.judges else replace(plan, judges=tried.judges)
+    return replace(plan, judges=_never_alone(plan.judges or tried.judges))
+
+
+def _never_alone(judges: "tuple[JudgeSpec, ...]") -> "tuple[JudgeSpec, ...]":
+    """Who reads the answers: beside a single judge stands the one of refusals."""
+    from rllava.metrics.judges.refusal import ENGLISH
+
+    if judges == (ENGLISH,):
+        raise UserError("--judges refusal: it tells who refuses, and not what the others say; name one of harm as well")
+    return judges if len(judges) > 1 else (*judges, ENGLISH)
 
 
 def _candidates(options: Options, preset: "Grid") -> "tuple[Candidate, ...]":

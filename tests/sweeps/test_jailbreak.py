@@ -76,6 +76,7 @@ def test_answers_are_drawn_as_asked() -> None:
             {"preset": "paper"},
             "leaves some things to you; give --corpus FILE; --picture FILE; --judges, at",
         ),
+        ({"judges": ("refusal",)}, "--judges refusal: it tells who refuses"),
         ({"preset": "none"}, "unknown preset 'none'"),
     ],
 )
@@ -93,7 +94,15 @@ def test_a_corpus_too_small_for_a_step_and_a_sweep_without_judges_are_refused(tm
     corpus.write_text("\n".join(map(str, range(10))))
     picture.write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be decoded"):
-        planned(preset="paper", corpus=str(corpus), picture=str(picture), judges=("refusal",))
+        planned(preset="paper", corpus=str(corpus), picture=str(picture), judges=("detoxify",))
+
+
+def test_no_judge_is_left_alone() -> None:
+    kinds = [
+        [judge.kind for judge in planned(judges=judges).judges]
+        for judges in (("detoxify",), (), ("detoxify", "beaver_dam"))
+    ]
+    assert kinds == [["classifier", "refusal"], ["lexicon", "refusal"], ["classifier", "classifier"]]
 
 
 def test_a_corpus_and_a_picture_that_are_not_there_are_missed_with_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
