@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,52 +244,84 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     filesystem, root = open_filesystem(storage)
     folder = f"{root}/reports/{sweep}"
     there = {str(path).rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)}
-    about = analyse_jailbreak(results) if is_about_jailbreaks(results.manifest) else None
-    made_from = _made_from(results, "" if about is None else about.beside.signature)
-    unattacked = is_about_conditions(results.manifest)
-    budgets = is_about_budgets(results.manifest)
-    own = (
-        _JAILBREAK_FILES
-        if about is not None
-        else _BUDGET_FILES
-        if budgets
-        else _CONDITION_FILES
-        if unattacked
-        else _FILES
-    )
-    names = {*own, *(_JUDGED_FILES if results.manifest.judgements else ())}
+    report = _report_of(results)
+    made_from = _made_from(results, report.beside)
+    names = {*report.files, *(_JUDGED_FILES if results.manifest.judgements else ())}
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
-    if about is not None:
-        table, judged = format_jailbreak(about), about.judged
-        if not fresh:
-            write_jailbreak(about)
-    elif budgets:
-        smallest = analyse_budgets(results)
-        table, judged = format_budgets(smallest), smallest.judged
-        if others(results.manifest):
-            table = f"{table}\n\n{format_conditions(analyse_conditions(results))}"
-        if not fresh:
-            write_budgets(smallest)
-    elif unattacked:
-        statistics = analyse_conditions(results)
-        table, judged = format_conditions(statistics), statistics.judged
-        if not fresh:
-            write_conditions(statistics)
-    else:
-        table = format_table(results)
-        if others(results.manifest):
-            table = f"{table}\n\n{format_conditions(analyse_conditions(results))}"
-        if fresh:
-            judged = analyse_judgements(results)
-        else:
-            whole = analyse(results)
-            write_statistics(whole)
-            judged = whole.judged
+    table, judged = report.told(fresh)
     if judged is not None:
         table = f"{table}\n\n{format_judgements(judged)}"
     if not fresh:
         write_whole(filesystem, f"{folder}/{_MADE_FROM}", made_from)
     return f"{storage.rstrip('/')}/reports/{sweep}/index.html", table
+
+
+_Told = tuple[str, JudgementStatistics | None]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """A sweep's report.
+
+    Attributes:
+        files: its names, those about judges left out.
+        told: writes it unless it is fresh; gives its table for a terminal, and what judges say.
+        beside: signature of what it shows of other sweeps.
+    """
+
+    files: tuple[str, ...]
+    told: Callable[[bool], _Told]
+    beside: str = ""
+
+
+def _report_of(results: SweepResults) -> _Report:
+    manifest = results.manifest
+    if is_about_jailbreaks(manifest):
+        return _about_jailbreaks(results)
+    if is_about_budgets(manifest):
+        return _Report(_BUDGET_FILES, lambda fresh: _told_of_budgets(results, fresh))
+    if is_about_conditions(manifest):
+        return _Report(_CONDITION_FILES, lambda fresh: _told_of_conditions(results, fresh))
+    return _Report(_FILES, lambda fresh: _told_of_attacks(results, fresh))
+
+
+def _about_jailbreaks(results: SweepResults) -> _Report:
+    statistics = analyse_jailbreak(results)
+
+    def told(fresh: bool) -> _Told:
+        if not fresh:
+            write_jailbreak(statistics)
+        return format_jailbreak(statistics), statistics.judged
+
+    return _Report(_JAILBREAK_FILES, told, statistics.beside.signature)
+
+
+def _told_of_budgets(results: SweepResults, fresh: bool) -> _Told:
+    statistics = analyse_budgets(results)
+    if not fresh:
+        write_budgets(statistics)
+    return _with_others(format_budgets(statistics), results), statistics.judged
+
+
+def _told_of_conditions(results: SweepResults, fresh: bool) -> _Told:
+    statistics = analyse_conditions(results)
+    if not fresh:
+        write_conditions(statistics)
+    return format_conditions(statistics), statistics.judged
+
+
+def _told_of_attacks(results: SweepResults, fresh: bool) -> _Told:
+    table = _with_others(format_table(results), results)
+    if fresh:
+        return table, analyse_judgements(results)
+    statistics = analyse(results)
+    write_statistics(statistics)
+    return table, statistics.judged
+
+
+def _with_others(table: str, results: SweepResults) -> str:
+    """A table with that of the sweep's other conditions below it, if it has such."""
+    return f"{table}\n\n{format_conditions(analyse_conditions(results))}" if others(results.manifest) else table
 
 
 _JAILBREAK_FILES = (
