@@ -101,7 +101,7 @@ class JailbreakStatistics:
     @property
     def harm(self) -> tuple[str, ...]:
         """Those of the judges whose flag speaks against a model."""
-        good = {entry.judge for entry in self.results.manifest.judgements if entry.good}
+        good = _good(self.results.manifest)
         return tuple(name for name in self.judges if name not in good)
 
     @property
@@ -148,7 +148,7 @@ def analyse_jailbreak(
         published=published_rates(rates),
         cost=costs(results),
         beside=beside,
-        front=ordered(front_of(_of_harm(verdicts, manifest), beside.clean, resampling), manifest),
+        front=ordered(front_of(verdicts[~verdicts["judge"].isin(_good(manifest))], beside.clean, resampling), manifest),
         strings=targeted_success(beside.targeted, resampling.level),
         judged=analyse_judgements(results, resampling),
     )
@@ -167,9 +167,9 @@ def verdicts_of(results: SweepResults) -> pd.DataFrame:
     return _with_units(about.assign(value=[np.nan if pd.isna(found) else float(found) for found in about["flagged"]]))
 
 
-def _of_harm(verdicts: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
-    good = [entry.judge for entry in manifest.judgements if entry.good]
-    return verdicts[~verdicts["judge"].isin(good)]
+def _good(manifest: Manifest) -> set[str]:
+    """Judges whose flag speaks for a model."""
+    return {entry.judge for entry in manifest.judgements if entry.good}
 
 
 def _with_units(rows: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from analysis.jailbreak_text import (
     ONE_IMAGE,
     WITHOUT_JUDGES,
     answered,
-    hardest_condition,
+    hardest_front,
     images_line,
     jailbreak_answer,
     label_of,
@@ -121,17 +121,12 @@ def front_chart(statistics: JailbreakStatistics) -> alt.ConcatChart | None:
     Returns:
         The chart, of the hardest condition: the last recipe's images of the largest budget. None without clean scores.
     """
-    hardest = hardest_condition(statistics.results.manifest)
-    own = statistics.front[statistics.front["judge"].isin(statistics.harm[:1])]
-    if hardest is not None:
-        label, epsilon = hardest
-        own = own[(own["condition"] == label) & (own["epsilon"] == epsilon)]
-    if own.empty or hardest is None:
+    own = hardest_front(statistics)
+    if own.empty:
         return None
     panels = [_front_panel(statistics, rows, str(benchmark)) for benchmark, rows in own.groupby("benchmark")]
-    shown_as = label_of(dict(zip(CONDITION, (hardest[0], UNIVERSAL, hardest[1]), strict=True)))
     title = alt.TitleParams(
-        f"Clean score against what {statistics.harm[0]} flags under {shown_as}",
+        f"Clean score against what {statistics.harm[0]} flags under {label_of(own.iloc[0])}",
         subtitle=f"Filled: on the Pareto front; hollow: dominated. {_covers(statistics)}", offset=16,
     )  # fmt: skip
     chart: alt.ConcatChart = alt.concat(*panels, columns=2, spacing=28)

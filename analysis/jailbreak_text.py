@@ -96,11 +96,8 @@ def format_jailbreak(statistics: JailbreakStatistics) -> str:
 
 def front_line(statistics: JailbreakStatistics) -> str:
     """States who is on the front of clean score and flagged share, by benchmark; empty if not known."""
-    own = statistics.front[statistics.front["judge"].isin(statistics.harm[:1])]
-    hardest = hardest_condition(statistics.results.manifest)
-    if hardest is not None:
-        own = own[(own["condition"] == hardest[0]) & (own["epsilon"] == hardest[1])]
-    if own.empty or hardest is None:
+    own = hardest_front(statistics)
+    if own.empty:
         return ""
     found = [
         f"{benchmark}: {', '.join(rows[rows['on_front'].astype(bool)]['candidate'])}"
@@ -109,13 +106,19 @@ def front_line(statistics: JailbreakStatistics) -> str:
     return f"best in clean score and under {label_of(own.iloc[0])}, by {statistics.harm[0]}: {'; '.join(found)}"
 
 
-def hardest_condition(manifest: Manifest) -> tuple[str, float] | None:
-    """Label and budget of the last recipe's images of the largest budget; None if no images were made."""
-    made = [entry for entry in manifest.conditions if entry.kind == UNIVERSAL]
+def hardest_front(statistics: JailbreakStatistics) -> pd.DataFrame:
+    """Rows of the front by the first judge of harm, under the last recipe's images of the largest budget.
+
+    Returns:
+        None of them if no images were made, or nothing is known of clean scores or harm.
+    """
+    made = [entry for entry in statistics.results.manifest.conditions if entry.kind == UNIVERSAL]
+    front = statistics.front[statistics.front["judge"].isin(statistics.harm[:1])]
     if not made:
-        return None
+        return front.iloc[:0]
     label = made[-1].label
-    return label, max(entry.epsilon or 0.0 for entry in made if entry.label == label)
+    epsilon = max(entry.epsilon or 0.0 for entry in made if entry.label == label)
+    return front[(front["condition"] == label) & (front["epsilon"] == epsilon)]
 
 
 def answered(refusals: pd.DataFrame) -> pd.DataFrame:

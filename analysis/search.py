@@ -255,9 +255,9 @@ def _fresh(results: SearchResults, resampling: Resampling) -> pd.DataFrame:
         scored = _scored(results.columns, own, judgements, names, whole, resampling)
         tables.append(scored.assign(seed=int(seed), samples=_samples(own)))
     fresh = pd.concat(tables, ignore_index=True)
-    chosen = _values_by_name(run)
+    chosen, unknown = _values_by_name(run), [math.nan] * len(results.columns)
     for place, column in enumerate(results.columns):
-        fresh[f"{column.name}_chosen"] = [chosen.get(name, [math.nan] * 9)[place] for name in fresh["candidate"]]
+        fresh[f"{column.name}_chosen"] = [chosen.get(name, unknown)[place] for name in fresh["candidate"]]
     return fresh
 
 
