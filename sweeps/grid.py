@@ -244,15 +244,13 @@ def run_plan(options: SweepOptions, plan: Plan) -> None:
     if options.plan is not None:
         from sweeps.planning import print_plan
 
-        print_plan(options, plan, (*options.plan, "table")[0])
+        print_plan(options, plan)
         return
     plan = check_inputs(plan)
-    workers = options.workers if isinstance(options, CandidateOptions) else 1
     # Ray takes seconds to import; what the look has found is told without it.
-    from sweeps.runner import Machines, run, shut_down
+    from sweeps.runner import machines_of, run, shut_down
 
-    machines = Machines(options.address, workers, options.attack_workers, options.trials, options.gpus, options.memory)
     try:
-        run(plan, machines)
+        run(plan, machines_of(options))
     finally:
         shut_down()

@@ -324,7 +324,9 @@ def _open_weights(plan: Plan) -> None:
             check_checkpoint(candidate.model, candidate.used)
     # Images that differ in budget and number alone are made against the same targets.
     images = [image for candidate in plan.grid.candidates for image, _ in plan.images(candidate)]
-    targets = {(image.model, image.encoders, image.making.recipe, image.making.corpus): image for image in images}
+    targets = {
+        (image.model, image.encoders, image.making.recipe.conversation, image.making.corpus): image for image in images
+    }
     for image in targets.values():
         check_corpus(image)
 

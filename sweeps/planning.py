@@ -19,19 +19,16 @@ from sweeps.console import say
 from sweeps.forecast import Forecast, forecast
 from sweeps.forecast_table import as_json, table
 from sweeps.known_rates import from_storage
-from sweeps.options import CandidateOptions, SweepOptions
+from sweeps.options import SweepOptions
 from sweeps.plan import Plan, missing_inputs, pin_inputs
-from sweeps.runner import Machines, check_workers_of, concurrent_trials, unfinished
+from sweeps.runner import Machines, check_workers_of, concurrent_trials, machines_of, unfinished
 
 FORMATS: dict[str, Callable[[Forecast], str]] = {"table": table, "json": as_json}
 
 
-def print_plan(options: SweepOptions, plan: Plan, form: str) -> None:
-    """Prints what a sweep would do.
-
-    Args:
-        form: of :data:`FORMATS`.
-    """
+def print_plan(options: SweepOptions, plan: Plan) -> None:
+    """Prints what a sweep would do, as a table unless ``--plan`` names another of :data:`FORMATS`."""
+    form, *_ = (*(options.plan or ()), "table")
     say(FORMATS[form](plan_ahead(options, plan)))
 
 
@@ -45,8 +42,7 @@ def plan_ahead(options: SweepOptions, plan: Plan) -> Forecast:
     """
     check_grid(plan.grid)
     prices = read_prices(options.prices)
-    workers = options.workers if isinstance(options, CandidateOptions) else 1
-    machines = Machines(options.address, workers, options.attack_workers, options.trials, options.gpus, options.memory)
+    machines = machines_of(options)
     missing = missing_inputs(plan)
     check_answers(plan.storage)
     plan = pin_inputs(plan, look=plan.store.holds_anything(), lenient=True)
@@ -63,10 +59,10 @@ def plan_ahead(options: SweepOptions, plan: Plan) -> Forecast:
         trials = concurrent_trials(max(1, busy), placement, info)
     if machines.attack_workers is None:
         placement = replace(placement, attack_workers=attack_share(placement, trials, info))
-    threads = max(1.0, usable_cores() / (trials * workers)) if machinery.local else 1.0
-    known = from_storage(plan, found, threads, workers)
+    threads = max(1.0, usable_cores() / (trials * machines.workers)) if machinery.local else 1.0
+    known = from_storage(plan, found, threads, machines.workers)
     if options.calibrate:
-        calibrate(plan, known, workers, int(threads))
+        calibrate(plan, known, machines.workers, int(threads))
     return forecast(plan, found, missing, machinery, placement, trials, prices, known)
 
 

@@ -33,6 +33,7 @@ from rllava.training.ray_trainer import RUN_NAME, check_workers
 from sweeps.board import Board
 from sweeps.console import Log, current_log, note, say, warn
 from sweeps.manifest import write_manifest
+from sweeps.options import CandidateOptions, SweepOptions
 from sweeps.plan import Plan, check_sources, prepare_data
 from sweeps.trial import Work, inherited_environment, run_trial
 from sweeps.work import work_on
@@ -60,6 +61,12 @@ class Machines:
     trials: int | None
     gpus: float | None
     memory_gib: float
+
+
+def machines_of(options: SweepOptions) -> Machines:
+    """What options allow; a sweep that trains nothing has no workers to count."""
+    workers = options.workers if isinstance(options, CandidateOptions) else 1
+    return Machines(options.address, workers, options.attack_workers, options.trials, options.gpus, options.memory)
 
 
 def run(plan: Plan, machines: Machines) -> str:

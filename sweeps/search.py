@@ -19,21 +19,18 @@ def main(options: Options) -> None:
         from sweeps.planning import print_plan
 
         asked = read_search(options)
-        print_plan(options, asked.plan, (*options.plan, "table")[0])
+        print_plan(options, asked.plan)
         note(
             f"a search decides on its way what it runs; planned is each of {len(asked.plan.grid.candidates)} models of "
             "its parts once, by the preset's other settings, on all samples; --max-trials and --max-hours end it sooner"
         )
         return
     search = make_search(options)
-    from sweeps.runner import Machines, shut_down  # imports Ray, which takes seconds
+    from sweeps.runner import machines_of, shut_down  # imports Ray, which takes seconds
     from sweeps.search_runner import run_search
 
-    machines = Machines(
-        options.address, options.workers, options.attack_workers, options.trials, options.gpus, options.memory
-    )
     try:
-        run_search(search, machines)
+        run_search(search, machines_of(options))
     finally:
         shut_down()
 

@@ -69,7 +69,7 @@ def test_the_papers_plan_needs_nothing(nothing_here: str) -> None:
 def test_a_plan_is_told_as_a_table_and_as_json(nothing_here: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = encoder_ablation.Options(preset="smoke", storage=nothing_here)
     plan = encoder_ablation.make_plan(options)
-    print_plan(options, plan, "table")
+    print_plan(options, plan)
     page = capsys.readouterr().out
     assert all(word in page for word in ("found", "to do", "parameters", "memory of a worker", "wall-clock time"))
     assert "assumed, not measured here:" in page
