@@ -3,6 +3,7 @@
 A local Ray belongs to the process that calls :func:`connect` and dies with it, also when that process is killed.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -162,6 +163,8 @@ def connect(
         else:
             assert target is not None
             _join(target, verbose)
+        if "local" not in _OWNED and not verbose:
+            atexit.register(_leave_quietly)  # after Ray's own, so that it runs before
         _OWNED["local"] = local
     return describe(is_local=_OWNED.get("local", False))
 
@@ -267,6 +270,26 @@ def max_resources(config: Mapping[str, object]) -> dict[str, float]:
 
 
 _OWNED: dict[str, bool] = {}
+
+
+def _leave_quietly() -> None:
+    """Leaves Ray at the end of this process without its last messages.
+
+    The driver's C++ part writes errors to standard error as well as to its session's logs; that work still running
+    cannot report its end to a driver that leaves is one of them, now and then.
+    """
+    if not ray.is_initialized():
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        ray.shutdown()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _many(amount: float) -> str:

@@ -100,6 +100,33 @@ def test_local_ray_leaves_nothing_and_says_nothing_at_a_normal_exit(driver_scrip
     tracked.assert_gone()
 
 
+LAST_WORDS = """
+import os
+import ray._private.worker as worker
+from cluster.connect import connect
+
+disconnect = worker.disconnect
+
+def speak(*given):
+    if worker.global_worker.connected:
+        os.write(2, b"task_manager.cc:1545: Failed to push error to driver\\n")
+    disconnect(*given)
+
+worker.disconnect = speak
+connect(cpus=2)
+print("connected")
+"""
+
+
+def test_what_ray_says_on_leaving_is_not_shown(tmp_path: Path, tracked: Tracked) -> None:
+    script = tmp_path / "last_words.py"
+    script.write_text(LAST_WORDS)
+    driver = start_driver(script, "go", tracked)
+    out, err = driver.communicate(timeout=600)
+    assert (driver.returncode, out, err) == (0, "connected\n", "")
+    tracked.assert_gone()
+
+
 def test_second_connect_describes_the_same_ray(local_ray: ClusterInfo) -> None:
     again = connect()
     assert again.is_local
