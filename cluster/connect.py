@@ -166,7 +166,18 @@ def connect(
         if "local" not in _OWNED and not verbose:
             atexit.register(_leave_quietly)  # after Ray's own, so that it runs before
         _OWNED["local"] = local
-    return describe(is_local=_OWNED.get("local", False))
+    return describe(is_local=on_own_ray())
+
+
+def launcher_file() -> Path | None:
+    """The configuration that Ray's cluster launcher leaves on the head; None on any other node."""
+    path = _BOOTSTRAP_CONFIG.expanduser()
+    return path if path.exists() else None
+
+
+def on_own_ray() -> bool:
+    """Whether this process is connected to a Ray that it started itself."""
+    return _OWNED.get("local", False)
 
 
 def warning_of_open_cluster(info: ClusterInfo) -> str | None:
@@ -324,10 +335,6 @@ def _start_local(cpus: int, busy_processes: int, verbose: bool) -> None:
         defaults["DS_ACCELERATOR"] = "cpu"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    programs = str(Path(sys.executable).parent)
-    if programs not in os.environ.get("PATH", "").split(os.pathsep):
-        # DeepSpeed's operators are loaded through ninja, which PyTorch calls by name.
-        os.environ["PATH"] = os.pathsep.join(filter(None, (programs, os.environ.get("PATH"))))
     with marked_processes() as mark:
         start_reaper(mark)
         ray.init(

@@ -52,6 +52,7 @@ class NodeType:
         resources: Ray's names to amounts, of one node.
         most: nodes of it that there can be.
         there: nodes that are up already.
+        kept: of which so many stay, however idle: a launcher's ``min_workers``.
         instance: the cloud's name of it; empty: none.
         gpu: None: it has none, or of no known kind.
         memory: of the host, in bytes; 0: not known.
@@ -69,6 +70,7 @@ class NodeType:
     memory: float = 0.0
     boot_s: float = BOOT_S
     idle_s: float | None = 300.0
+    kept: int = 0
 
     def room(self, request: Mapping[str, float]) -> int:
         """How many workers of a request fit on one node."""
@@ -133,18 +135,20 @@ def read_launcher(path: Path) -> Machinery:
 
 def _of_launcher(name: str, entry: Mapping[str, Any], is_head: bool, overall: int, idle: float) -> NodeType:
     node = entry.get("node_config") or {}
+    kept = 0 if is_head else int(entry.get("min_workers", 0))
     instance = str(node.get("InstanceType", ""))
     known = _instances().get(instance, {})
     return NodeType(
         name,
         {key: float(amount) for key, amount in (entry.get("resources") or {}).items()},
         most=1 if is_head else min(int(entry.get("max_workers", overall)), overall),
-        there=1 if is_head else 0,
+        there=1 if is_head else kept,
         instance=instance,
         spot="InstanceMarketOptions" in node,
         gpu=gpus().get(str(known.get("gpu"))),
         memory=float(known.get("memory_gib", 0.0)) * _GIB,
         idle_s=None if is_head else float(entry.get("idle_timeout_s", idle)),
+        kept=kept,
     )
 
 

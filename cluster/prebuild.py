@@ -5,16 +5,12 @@ folder of this environment's own.
 """
 
 import os
-import sys
 import time
-from pathlib import Path
 
 
 def build_cpu_operator() -> float:
     """Builds DeepSpeed's shared-memory communication operator and returns the seconds that took."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # PyTorch calls ninja by name; the one of this environment need not be on the path.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     from deepspeed.accelerator import get_accelerator
 
     from rllava.training.extensions import extensions_at_hand

@@ -288,6 +288,8 @@ class _Simulation:
             return
         if self.now - idle < limit - 1e-6:
             return  # it has worked since
+        if sum(other.kind is node.kind for other in self.nodes) <= node.kind.kept:
+            return
         if any(node.kind.room(request) for request, _ in self._unmet()):
             self._at(self.now + limit, lambda: self._retire(node))  # somebody waits for it, and for others beside
             return

@@ -8,7 +8,7 @@ would run (:mod:`sweeps.known_rates`); and when, on which nodes, for how much (:
 
 from collections import Counter as Counts
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.node_types import Gpu, Machinery, NodeType
@@ -19,9 +19,10 @@ from cluster.schedule import NoRoomError, Phase, Timetable, Trial, schedule
 from rllava.footprint import Parameters, parameters
 from rllava.missing import Missing
 from rllava.snapshot import Snapshot
-from rllava.specs import EvalSpec, ModelSpec
+from rllava.specs import ModelSpec
 from rllava.steps import Step
 from sweeps.amounts import Amount, Counter, Needed
+from sweeps.fitting import Fitting, Memory, tight
 from sweeps.known_rates import Known
 from sweeps.plan import Plan
 
@@ -50,23 +51,6 @@ class StepForecast:
     most_s: float | None
     gpu_s: float
     rate: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A phase's memory on one worker, and which nodes hold it.
-
-    Attributes:
-        bytes: at the peak.
-        samples: that are looked at together.
-        fits: by node type, most samples that fit; 0: not one. A training's micro-batch fits as a whole, or not.
-    """
-
-    phase: str
-    candidate: str
-    bytes: float
-    samples: int
-    fits: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -149,8 +133,8 @@ def forecast(
     for kind in machinery.kinds:
         if kind.resources.get("GPU") and kind.gpu is None:
             notes.append(f"{kind.name}: no data sheet of its GPU is here; unless measured, it counts as a CPU's core")
-    memory = builder.memory()
-    notes += _tight(memory, machinery)
+    memory = builder.fitting.memory()
+    notes += tight(memory)
     hours = timetable.node_hours if timetable else {}
     cost = {kind.name: _cost(kind, hours.get(kind.name, 0.0), prices) for kind in machinery.kinds}
     return Forecast(
@@ -165,17 +149,6 @@ def _cost(kind: NodeType, hours: float, prices: Prices) -> float | None:
     return None if price is None else price * hours
 
 
-def _tight(memory: Sequence[Memory], machinery: Machinery) -> list[str]:
-    notes = []
-    for entry in memory:
-        if entry.fits and not any(entry.fits.values()):
-            notes.append(
-                f"{entry.candidate}, {entry.phase}: {entry.bytes / 2**30:.1f} GiB for {entry.samples} sample"
-                f"{'s' if entry.samples > 1 else ''} fit on none of {', '.join(entry.fits)}"
-            )
-    return notes
-
-
 @dataclass
 class _Builder:
     plan: Plan
@@ -187,7 +160,7 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
-        self.fits: dict[Any, int] = {}
+        self.fitting = Fitting(self.plan, self.machinery, self.placement, self.counter)
 
     def steps(self) -> list[StepForecast]:
         """All of them: data, then level by level and trial by trial."""
@@ -225,41 +198,15 @@ class _Builder:
         if step.kind == "images":
             return self.counter.image(step.spec)
         if step.kind == "records":
-            return self.counter.evaluation(step.spec, self._batch(step.spec))
+            return self.counter.evaluation(step.spec, self.fitting.batch(step.spec))
         return Needed(())
-
-    def _batch(self, spec: EvalSpec) -> int:
-        """Samples in flight: the grid's, or what memory holds of where the attack would run."""
-        if self.plan.grid.batch_size:
-            return self.plan.grid.batch_size
-        kinds = self._kinds(self.placement.attack_worker)
-        return max([1, *(self._fit(spec, kind) for kind in kinds)])
-
-    def _fit(self, spec: EvalSpec, kind: NodeType) -> int:
-        """How many samples a worker on such a node looks at together; the longest texts of a candidate decide."""
-        key = (spec.model, spec.encoders, spec.precisions, kind.name)
-        if key not in self.fits:
-            longest = max(
-                self.plan.grid.benchmarks,
-                key=lambda benchmark: self.counter.texts(replace(spec, benchmark=benchmark)).texts.length,
-            )
-            one, two = (self.counter.pool_memory(replace(spec, benchmark=longest), count) for count in (1, 2))
-            if one is None or two is None:
-                return 1
-            each = max(two.activations - one.activations, 1.0)
-            free = _memory_of(kind) - one.weights - (one.activations - each)
-            self.fits[key] = max(0, int(free // each))
-        return min(self.fits[key], spec.benchmark.rows_per_shard)
-
-    def _kinds(self, request: Mapping[str, float]) -> list[NodeType]:
-        return [kind for kind in self.machinery.kinds if kind.most and kind.room(request)]
 
     def _seconds(self, step: Step, needed: Needed) -> tuple[float | None, float | None, str]:
         """Worker-seconds, expected and at most, and where the speed is known from."""
         if not needed.amounts:
             return (None, None, "") if step.kind != "judgements" else (0.0, 0.0, "")
         request = self.placement.train_worker if step.kind == "models" else self.placement.attack_worker
-        kinds = self._kinds(request)
+        kinds = self.fitting.kinds(request)
         gpu = kinds[0].gpu if kinds and request.get("GPU") else None
         expected = most = 0.0
         sources: dict[str, None] = {}
@@ -337,44 +284,3 @@ class _Builder:
             if llava is not None:
                 found[candidate.name] = (parameters(llava), llava.visual_tokens)
         return found
-
-    def memory(self) -> list[Memory]:
-        """Of every training stage and of the largest attack of every candidate, whether found or not."""
-        entries = []
-        for candidate in self.plan.grid.candidates:
-            if candidate.trains and isinstance(candidate.model, ModelSpec):
-                entries += self._training_memory(candidate.name, candidate.model)
-            evaluations = [spec for spec, _ in self.plan.evaluations(candidate) if spec.condition.searches]
-            entries += self._attack_memory(candidate.name, evaluations or [self.plan.evaluations(candidate)[0][0]])
-        return entries
-
-    def _training_memory(self, name: str, spec: ModelSpec) -> list[Memory]:
-        found = []
-        for number, stage in enumerate(spec.stages, start=1):
-            needed = self.counter.training(replace(spec, stages=(stage,)))
-            if needed.cost is not None:
-                fits = {
-                    kind.name: stage.micro_batch if needed.cost.memory <= _memory_of(kind) else 0
-                    for kind in self._kinds(self.placement.train_worker)
-                    if _memory_of(kind)
-                }
-                phase = f"training stage {number}, micro-batch {stage.micro_batch}"
-                found.append(Memory(phase, name, needed.cost.memory, stage.micro_batch, fits))
-        return found
-
-    def _attack_memory(self, name: str, specs: Sequence[EvalSpec]) -> list[Memory]:
-        spec = max(specs, key=lambda spec: self.counter.texts(spec).texts.length)
-        batch = min(self._batch(spec), spec.benchmark.rows_per_shard)
-        cost = self.counter.pool_memory(spec, batch)
-        if cost is None:
-            return []
-        kinds = [kind for kind in self._kinds(self.placement.attack_worker) if _memory_of(kind)]
-        fits = {kind.name: self._fit(spec, kind) for kind in kinds}
-        return [Memory(f"attack, {'+'.join(spec.precisions)}", name, cost.memory, batch, fits)]
-
-
-def _memory_of(kind: NodeType) -> float:
-    """Of its GPU, or of a host without one; 0: not known."""
-    if kind.gpu is not None:
-        return kind.gpu.memory
-    return 0.0 if kind.resources.get("GPU") else kind.memory

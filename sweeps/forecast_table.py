@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cluster.node_types import Machinery, NodeType
-from sweeps.forecast import Forecast, Memory, StepForecast
+from sweeps.fitting import Memory
+from sweeps.forecast import Forecast, StepForecast
 
 GIB = 2.0**30
 

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from analysis.report import refresh_report
-from cluster.connect import ClusterInfo, connect, warning_of_open_cluster
+from cluster.connect import ClusterInfo, connect, on_own_ray, warning_of_open_cluster
 from cluster.machine import check_compiler, usable_cores
 from cluster.placement import Placement, Request, attack_share, check_fits, logical_cpus, place
 from cluster.shared import share_ray_data
@@ -135,8 +135,7 @@ def carry_out(plan: Plan, machines: Machines, log: Log | None, started: float) -
         prepare_data(plan, board.say, tasks)
     for level, names in enumerate(levels):
         if names:
-            environment = inherited_environment() if info.is_local else contextlib.nullcontext()
-            with board, environment:
+            with board:
                 tune_over(plan, level, names, placement, min(trials, len(names)), board)
     if most or rows:
         found = plan.store.snapshot(plan.artifacts(), keep=True)
@@ -362,8 +361,10 @@ def fit(
             **storage,
         ),
     )
+    environment = inherited_environment() if on_own_ray() else contextlib.nullcontext()
     try:
-        return tuner.fit()
+        with environment:
+            return tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if not plan.store.is_local:

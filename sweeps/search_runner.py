@@ -2,19 +2,24 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
+from cluster.connect import ClusterInfo, launcher_file
 from cluster.machine import usable_cores
+from cluster.node_types import Machinery, read_launcher, running_nodes, this_machine
 from cluster.placement import Placement
 from cluster.shared import share_ray_data
 from rllava.data.ray_dataset import in_ray_tasks
 from rllava.data.shards import FEW_ROWS, Tasks, in_this_process
 from rllava.errors import SweepError
 from rllava.search.history import Event, History, Log, Study
+from rllava.search.space import SearchSpace
 from sweeps.console import current_log, note, say
+from sweeps.fitting import TooLarge
 from sweeps.plan import check_sources, prepare_data
 from sweeps.runner import Machines, carry_out, check_workers_of, find_machines, fit, logged_into
 from sweeps.search_board import SearchBoard, standing
@@ -82,7 +87,7 @@ def run_search(search: Search, machines: Machines) -> str:
             board.say(f"{search.name}: {len(history.proposed)} configurations known; {standing(search, study)}")
             if log is not None:
                 board.say(f"messages of Ray and its workers: {log.path}")
-            placement, trials = prepare(search, machines, board.say)
+            placement, trials, study.space = prepare(search, machines, board.say)
             with board:
                 search_on(search, study, placement, trials, board)
         check_outcome(study)
@@ -111,7 +116,7 @@ def open_study(search: Search) -> Study:
     """
     signs = tuple(objective.sign for objective in search.objectives)
     log = Log(search.plan.store, search.name, search.seed)
-    log.claim(search.description())
+    log.claim(search.description(), search.sampler)
     study = Study(
         search.space, History(len(search.rungs), signs), search.rungs, search.limits, search.sampler, search.seed, log
     )
@@ -119,14 +124,17 @@ def open_study(search: Search) -> Study:
     return study
 
 
-def prepare(search: Search, machines: Machines, tell: Callable[[str], None]) -> tuple[Placement, int]:
+def prepare(search: Search, machines: Machines, tell: Callable[[str], None]) -> tuple[Placement, int, SearchSpace]:
     """Connects to Ray and builds the data that is missing.
 
     Args:
         tell: told of the data's progress.
 
     Returns:
-        The resources of each kind of work, and how many trials run at a time.
+        The resources of each kind of work, how many trials run at a time, and the space without what no node holds.
+
+    Raises:
+        UserError: if the nodes hold nothing of it.
     """
     plan = search.plan
     most = len(plan.grid.candidates) if search.limits.trials is None else search.limits.trials
@@ -138,7 +146,21 @@ def prepare(search: Search, machines: Machines, tell: Callable[[str], None]) -> 
         tasks = in_ray_tasks(placement.data_args(), usable_cores() if info.is_local else None)
     if rows:
         prepare_data(plan, tell, tasks)
-    return placement, trials
+    space = search.space
+    if machinery := machinery_of(info, trials):
+        space = replace(space, too_large=TooLarge(plan, machinery, placement))
+        space.check()
+    return placement, trials, space
+
+
+def machinery_of(info: ClusterInfo, trials: int) -> Machinery | None:
+    """The nodes of a cluster, those that may come included; None where of those nothing is known."""
+    if info.is_local:
+        return this_machine(trials, info.cpus)
+    if not info.autoscaling:
+        return running_nodes([node.resources for node in info.nodes], None)
+    path = launcher_file()
+    return None if path is None else read_launcher(path)
 
 
 def search_on(search: Search, study: Study, placement: Placement, trials: int, board: SearchBoard) -> None:

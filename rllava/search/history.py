@@ -62,6 +62,7 @@ class Log:
         self.store = store
         self.study = f"{store.root}/searches/{name}/study.json"
         self.folder = f"{store.root}/searches/{name}/seed-{seed}"
+        self.seed = seed
         self.count = 0
 
     def read(self) -> list[Event]:
@@ -90,12 +91,25 @@ class Log:
         self.store.write(f"{self.folder}/{self.count:06}.json", content)
         self.count += 1
 
-    def claim(self, described: Mapping[str, Any]) -> None:
-        """Makes sure that the events under this name are of one study.
+    def claim(self, described: Mapping[str, Any], sampler: str) -> None:
+        """Makes sure that the events under this name are of one study, and those of its seed of one sampler.
 
         Raises:
             UserError: if there are such of another, saying what differs.
         """
+        self._claim_study(described)
+        path = f"{self.folder}.sampler"
+        if not self.store.exists(path):
+            self.store.write(path, sampler.encode())
+            return
+        before = self.store.filesystem.cat_file(path).decode()
+        if before != sampler:
+            raise UserError(
+                f"--sampler {sampler}: {self.store.url} holds this search with seed {self.seed} by {before}; give it "
+                f"another --sampler-seed, or go on with --sampler {before}"
+            )
+
+    def _claim_study(self, described: Mapping[str, Any]) -> None:
         if self.store.exists(self.study):
             try:
                 before = json.loads(self.store.filesystem.cat_file(self.study))

@@ -5,7 +5,7 @@ of what is not trained, the partner of an encoder that stands alone) are not in 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -148,12 +148,14 @@ class SearchSpace:
         model: gives what the space leaves out.
         names: candidates to choose from where the space names none.
         parts: that stand in for what names say.
+        too_large: says of a candidate why no machine holds it; None: one does.
     """
 
     space: Space
     model: ModelSpec
     names: tuple[str, ...]
     parts: Parts = field(default_factory=Parts)
+    too_large: Callable[[Candidate], str | None] | None = None
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
@@ -198,10 +200,10 @@ class SearchSpace:
             if order.index(str(partner)) < order.index(str(encoder)):
                 return f"{encoder}+{partner}: {partner}+{encoder} in another order"
         try:
-            self.candidate(configuration)
+            candidate = self.candidate(configuration)
         except (UserError, ValueError) as error:
             return str(error)
-        return None
+        return None if self.too_large is None else self.too_large(candidate)
 
     def candidate(self, configuration: Configuration, share: float = 1.0) -> Candidate:
         """What a configuration describes.

@@ -2,14 +2,16 @@
 
 DeepSpeed compiles an operator through ``torch.utils.cpp_extension``. That compiles again whenever the paths of the
 environment are not those of the last one, into the same folder: two environments on one machine would undo each other's
-work, and one that loads the file while the other writes it fails. It also guards the folder by a file named ``lock``
-and waits for that file to vanish, for ever: a process that is killed meanwhile would keep every later training from
-starting.
+work, and one that loads the file while the other writes it fails. It compiles by the first ``ninja`` on the path, two
+versions of which do not believe each other's logs: the machine's own and the environment's would compile in turn. And
+it guards the folder by a file named ``lock`` and waits for that file to vanish, for ever: a process that is killed
+meanwhile would keep every later training from starting.
 """
 
 import contextlib
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ def operator_is_built() -> bool:
 @contextlib.contextmanager
 def extensions_at_hand(stale_s: float = STALE_S, every_s: float = 1.0) -> Iterator[None]:
     """A stretch of code that may compile or load extensions: in :func:`extensions_folder`, from which stale locks are
-    removed meanwhile. From then on PyTorch looks there in this process.
+    removed meanwhile, by this environment's programs. From then on PyTorch looks there in this process.
 
     Args:
         stale_s: age from which on a lock has no owner any more.
@@ -56,6 +58,9 @@ def extensions_at_hand(stale_s: float = STALE_S, every_s: float = 1.0) -> Iterat
         Nothing.
     """
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
+    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "").split(os.pathsep)
+    if path[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, *filter(None, path)])
     over = threading.Event()
     watching = threading.Thread(target=_watch, args=(over, stale_s, every_s), daemon=True)
     watching.start()

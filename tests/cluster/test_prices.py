@@ -20,6 +20,16 @@ def test_the_template_is_read_as_the_cluster_would_be() -> None:
     assert (kinds["attack_1xL40S"].idle_s, kinds["head"].there, kinds["driver"].there) == (180.0, 1, 0)
 
 
+def test_what_a_launcher_keeps_is_there_from_the_start(tmp_path: Path) -> None:
+    config = yaml.safe_load(LAUNCHER.read_text())
+    name = next(name for name in config["available_node_types"] if name != config["head_node_type"])
+    config["available_node_types"][name]["min_workers"] = 2
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    found = {kind.name: kind for kind in read_launcher(tmp_path / "cluster.yaml").kinds}
+    assert (found[name].there, found[name].kept) == (2, 2)
+    assert sum(kind.there for kind in found.values()) == 3  # the head
+
+
 def test_every_node_type_of_the_template_has_a_price() -> None:
     prices = read_prices()
     assert all(prices.of(kind) for kind in read_launcher(LAUNCHER).kinds)

@@ -9,9 +9,11 @@ SLOT = {"slot": 1.0}
 HOLD = {"hold": 1.0}
 
 
-def machines(most: int = 2, there: int = 0, boot_s: float = 100.0, idle_s: float | None = 50.0) -> Machinery:
+def machines(
+    most: int = 2, there: int = 0, boot_s: float = 100.0, idle_s: float | None = 50.0, kept: int = 0
+) -> Machinery:
     head = NodeType("head", HOLD | {"hold": 8.0}, 1, 1, boot_s=0.0, idle_s=None)
-    worker = NodeType("worker", {"slot": 2.0}, most, there, boot_s=boot_s, idle_s=idle_s)
+    worker = NodeType("worker", {"slot": 2.0}, most, there, boot_s=boot_s, idle_s=idle_s, kept=kept)
     return Machinery((head, worker), "made up", head="head")
 
 
@@ -65,6 +67,16 @@ def test_idle_nodes_are_given_back_and_billed_until_then() -> None:
     assert found.wall_s == 1110
     # One works to the end, the other is idle after 110 s and leaves 50 s later.
     assert found.node_hours["worker"] * 3600 == pytest.approx(1110 + 160)
+
+
+def test_nodes_that_a_launcher_keeps_are_there_from_the_start_and_stay() -> None:
+    second = Phase("long", HOLD, 1, (1000.0,))
+    trial = Trial("a", (training(10.0, 2), second))
+    kept = schedule([[trial]], machines(most=2, there=1, kept=1), HOLD, 1)
+    given_back = schedule([[trial]], machines(most=2, there=1), HOLD, 1)
+    assert kept.wall_s == given_back.wall_s == 1010
+    assert kept.node_hours["worker"] * 3600 == pytest.approx(1010)
+    assert given_back.node_hours["worker"] * 3600 == pytest.approx(10 + 50)
 
 
 def test_what_fits_nowhere_is_told() -> None:

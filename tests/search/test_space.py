@@ -1,9 +1,11 @@
 """Spaces: what is in them, what depends on what, and what cannot be built."""
 
+from dataclasses import replace
+
 import pytest
 
 from rllava.errors import UserError
-from rllava.recipes import PRESETS
+from rllava.recipes import PRESETS, Candidate
 from rllava.search.space import Choice, SearchSpace, Space, StageSpace, applies, encoders_of, rounded
 from rllava.specs import ModelSpec
 
@@ -114,3 +116,13 @@ def test_senseless_numbers_are_named(fields: dict[str, object], message: str) ->
 def test_a_rate_is_what_its_name_says() -> None:
     assert rounded(0.00123456) == 0.00123
     assert Choice("x", (1,)).when is None
+
+
+def test_what_no_machine_holds_is_never_proposed() -> None:
+    def too_large(candidate: Candidate) -> str | None:
+        return "too large" if len(candidate.judged) > 1 else None
+
+    whole = replace(space(encoders=NAMES, ensembles=True), too_large=too_large)
+    assert sorted(encoders_of(c) for c in whole.points()) == ["tiny-advxl", "tiny-clip"]
+    with pytest.raises(UserError, match=r"nothing in this space can be built \(too large\)"):
+        replace(space(encoders=("tiny-clip+tiny-advxl",)), too_large=too_large).check()

@@ -189,10 +189,18 @@ def test_the_sampler_learns_from_one_rung_the_largest_that_enough_have_finished(
 
 def test_a_study_of_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     log = Log(Store(str(tmp_path)), "s", 0)
-    log.claim({"space": ("a", "b"), "objectives": ["clean"]})
-    Log(log.store, "s", 1).claim({"space": ["a", "b"], "objectives": ["clean"]})
+    log.claim({"space": ("a", "b"), "objectives": ["clean"]}, "tpe")
+    Log(log.store, "s", 1).claim({"space": ["a", "b"], "objectives": ["clean"]}, "random")
     with pytest.raises(UserError, match="that differs in space; give this one another --name"):
-        Log(log.store, "s", 0).claim({"space": ["a"], "objectives": ["clean"]})
+        Log(log.store, "s", 0).claim({"space": ["a"], "objectives": ["clean"]}, "tpe")
+
+
+def test_a_seed_goes_on_with_the_sampler_it_was_begun_with(tmp_path: Path) -> None:
+    described = {"space": ["a"]}
+    for _ in range(2):
+        Log(Store(str(tmp_path)), "s", 0).claim(described, "tpe")
+    with pytest.raises(UserError, match=r"--sampler random: .* with seed 0 by tpe; .* --sampler tpe"):
+        Log(Store(str(tmp_path)), "s", 0).claim(described, "random")
 
 
 def test_a_damaged_event_is_named(tmp_path: Path) -> None:

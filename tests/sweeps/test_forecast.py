@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.node_types import LAUNCHER
+from cluster.node_types import LAUNCHER, Gpu
 from cluster.rates import Rate
 from rllava.errors import UserError
 from rllava.fingerprint import fingerprint
@@ -24,6 +25,7 @@ from sweeps import (
     search,
     seeds,
 )
+from sweeps.fitting import TooLarge
 from sweeps.forecast import Forecast
 from sweeps.forecast_table import as_json, table
 from sweeps.known_rates import STORAGE, Known, key_of
@@ -64,6 +66,21 @@ def test_the_papers_plan_needs_nothing(nothing_here: str) -> None:
     assert found.total_usd is not None
     assert found.total_usd > 100
     assert not Path(nothing_here).exists()  # nothing is written
+
+
+def test_a_llava_that_no_node_holds_is_told_apart(nothing_here: str) -> None:
+    options = encoder_ablation.Options(preset="paper", encoders=PAPER, workers=8, storage=nothing_here)
+    plan = pin_inputs(encoder_ablation.make_plan(options), look=False, lenient=True)
+    found = plan_ahead(options, plan)
+    trained, plugged = plan.grid.candidates
+    assert TooLarge(plan, found.machinery, found.placement)(trained) is None
+    small = Gpu("small", 16 * 2.0**30)
+    kinds = tuple(replace(kind, gpu=small) if kind.gpu else kind for kind in found.machinery.kinds)
+    holds = TooLarge(plan, replace(found.machinery, kinds=kinds), found.placement)
+    assert "clip-l-336, training stage" in str(holds(trained))
+    assert "attack" in str(holds(plugged))
+    unknown = tuple(replace(kind, gpu=None) for kind in found.machinery.kinds)
+    assert TooLarge(plan, replace(found.machinery, kinds=unknown), found.placement)(trained) is None
 
 
 def test_a_plan_is_told_as_a_table_and_as_json(nothing_here: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """A run that was killed while it compiled does not keep the next one from starting."""
 
 import os
+import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +21,21 @@ def locked(folder: Path, age_s: float) -> Path:
     lock.touch()
     os.utime(lock, (time.time() - age_s, time.time() - age_s))
     return lock
+
+
+def test_the_environments_own_ninja_is_used_whatever_else_is_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two versions of it would compile the operator again, in turn."""
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    programs = str(Path(sys.executable).parent)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for path in (str(tmp_path), f"{tmp_path}{os.pathsep}{programs}", ""):
+        monkeypatch.setenv("PATH", path)
+        with extensions_at_hand():
+            assert shutil.which("ninja") == f"{programs}/ninja"
 
 
 def test_a_lock_without_owner_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
