@@ -22,7 +22,7 @@ from rllava.conditions.attack import Attack
 from rllava.data.shards import list_shards, read_shard
 from rllava.model.checkpoint_spec import CheckpointSpec
 from rllava.snapshot import Snapshot
-from rllava.specs import EvalSpec, ModelSpec
+from rllava.specs import EvalSpec, ModelSpec, WholeModel
 from sweeps.amounts import Counter
 from sweeps.plan import Plan
 
@@ -46,6 +46,26 @@ class Key:
     stage: int = -1
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Gradient steps that attacks have taken.
+
+    Attributes:
+        share: of the most that they could.
+        models: that were attacked.
+    """
+
+    share: float
+    samples: int
+    models: int
+
+    @property
+    def expected(self) -> float:
+        """The mean over the models that are known and one more that takes every step: those to come may be more robust,
+        and a sample that is not beaten takes all."""
+        return (self.share * self.models + 1.0) / (self.models + 1)
+
+
 @dataclass
 class Known:
     """Rates and shares that were measured, and the assumptions that stand in for the rest.
@@ -54,13 +74,13 @@ class Known:
         threads: cores of a worker that has no GPU.
         rates: measured ones.
         by_model: measured for one model alone; they count before the others.
-        step_shares: by protocol and budget, the share of an attack's steps that were taken, and of how many samples.
+        step_shares: by protocol and budget, the share of an attack's steps that were taken.
     """
 
     threads: float
     rates: dict[Key, Rate] = field(default_factory=dict)
     by_model: dict[tuple[Key, str], Rate] = field(default_factory=dict)
-    step_shares: dict[tuple[str, float], tuple[float, int]] = field(default_factory=dict)
+    step_shares: "dict[tuple[str, float], Taken]" = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     searches: bool = False
 
@@ -80,7 +100,7 @@ class Known:
 
     def shares(self) -> dict[tuple[str, float], float]:
         """By protocol and budget, the share of gradient steps that is expected."""
-        return {key: share for key, (share, _) in self.step_shares.items()}
+        return {key: taken.expected for key, taken in self.step_shares.items()}
 
     def assumed(self) -> list[str]:
         """What was asked for and not measured."""
@@ -88,9 +108,10 @@ class Known:
         lines += [f"{entry.what}: {entry.value:g}, {entry.source}" for entry in (POOL_START_S, LOAD_RATE)]
         if self.searches and not self.step_shares:
             lines.append(f"{STEPS_SHARE.what}: {STEPS_SHARE.value:g}, {STEPS_SHARE.source}")
-        for (label, size), (share, samples) in sorted(self.step_shares.items()):
+        for (label, size), taken in sorted(self.step_shares.items()):
             lines.append(
-                f"steps of {label} at {size:g}/255: {share:.0%} of the most, over {samples} samples in storage"
+                f"steps of {label} at {size:g}/255: {taken.expected:.0%} of the most (in storage {taken.share:.0%}, "
+                f"over {taken.samples} samples of {taken.models} model{'s' if taken.models > 1 else ''})"
             )
         return lines
 
@@ -113,7 +134,7 @@ def from_storage(plan: Plan, found: Snapshot, threads: float, workers: int) -> K
     evaluations = [step for step in done if step.kind == "records"]
     taken = {step: _steps_taken(plan, step.spec) for step in evaluations if step.spec.condition.searches}
     known.step_shares = _shares(plan, taken)
-    counter = Counter(plan, workers, known.shares())
+    counter = Counter(plan, workers, {key: seen.share for key, seen in known.step_shares.items()})
     seconds = {step: float(found.facts(plan.task(step).artifact.relative).get("seconds", 0.0)) for step in done}
     training: Pairs = {}
     for step in done:
@@ -169,8 +190,9 @@ def _steps_taken(plan: Plan, spec: EvalSpec) -> list[int]:
     ]
 
 
-def _shares(plan: Plan, taken: Mapping[Any, list[int]]) -> dict[tuple[str, float], tuple[float, int]]:
+def _shares(plan: Plan, taken: Mapping[Any, list[int]]) -> dict[tuple[str, float], Taken]:
     sums: dict[tuple[str, float], list[float]] = {}
+    models: dict[tuple[str, float], set[WholeModel]] = {}
     counter = Counter(plan, 1)
     for step, counts in taken.items():
         spec: EvalSpec = step.spec
@@ -182,4 +204,7 @@ def _shares(plan: Plan, taken: Mapping[Any, list[int]]) -> dict[tuple[str, float
         total[0] += sum(counts)
         total[1] += most * len(counts)
         total[2] += len(counts)
-    return {key: (steps / most, int(count)) for key, (steps, most, count) in sums.items() if most}
+        models.setdefault((spec.condition.label, spec.condition.epsilon), set()).add(spec.whole_model)
+    return {
+        key: Taken(steps / most, int(count), len(models[key])) for key, (steps, most, count) in sums.items() if most
+    }

@@ -180,7 +180,7 @@ def test_what_is_there_is_found_and_says_how_fast_the_rest_goes(unbroken: Run, t
     assert step.rate == STORAGE
     assert step.worker_s is not None
     assert step.worker_s > 0
-    assert any("samples in storage" in line for line in found.assumed)
+    assert any("(in storage " in line and " samples of 2 models)" in line for line in found.assumed)
 
 
 def test_weights_that_are_not_here_do_not_stop_it(nothing_here: str) -> None:
