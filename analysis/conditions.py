@@ -65,8 +65,9 @@ class ConditionStatistics:
 
 
 def others(manifest: Manifest) -> list[ConditionEntry]:
-    """The conditions of a sweep that are neither the clean image nor attacks, nor look for smallest budgets."""
-    return [entry for entry in manifest.conditions if entry.kind not in (CLEAN, ATTACK, SMALLEST)]
+    """The conditions of a sweep that are neither the clean image nor attacks, nor look for smallest budgets. Images of
+    other candidates are told in a matrix of their own (:mod:`analysis.transfer`)."""
+    return [entry for entry in manifest.conditions if entry.kind not in (CLEAN, ATTACK, SMALLEST) and not entry.source]
 
 
 def is_about_conditions(manifest: Manifest) -> bool:
@@ -89,7 +90,8 @@ def analyse_conditions(
     columns = columns_of(results)
     scores = _arranged(results, columns)
     bootstraps = bootstrap_scores(scores, resampling)
-    means = _means(scores, bootstraps, columns, resampling.level)
+    weak = [entry.label for entry in others(results.manifest) if entry.size is None]
+    means = _means(scores, bootstraps, columns, weak, resampling.level)
     reference = _best(means, scores.candidates) if baseline is None else baseline
     return ConditionStatistics(
         results=results,
@@ -140,11 +142,13 @@ def _table(summary: pd.DataFrame, columns: tuple[tuple[str, int], ...]) -> pd.Da
 
 
 def _means(
-    scores: Scores, bootstraps: Mapping[str, Bootstrap], columns: tuple[tuple[str, int], ...], level: float
-) -> pd.DataFrame:
+    scores: Scores, bootstraps: Mapping[str, Bootstrap], columns: tuple[tuple[str, int], ...], weak: Sequence[str],
+    level: float,
+) -> pd.DataFrame:  # fmt: skip
+    """Means over severities, and over the conditions in which nothing was searched for (of only others, over those)."""
     labels = list(dict.fromkeys(label for label, _ in columns if label != CLEAN))
     groups = {label: [e for e, column in enumerate(columns) if column[0] == label] for label in labels}
-    groups[ALL] = [e for e, (label, _) in enumerate(columns) if label != CLEAN]
+    groups[ALL] = [e for e, (label, _) in enumerate(columns) if label in (weak or labels)]
     rows = []
     for benchmark, bootstrap in bootstraps.items():
         shape = (len(scores.candidates), len(columns))

@@ -30,6 +30,11 @@ class ConditionEntry:
         kind: ``clean``, ``attack``, ``corruption``, or a plug-in's own word.
         epsilon: budget in 1/255; None where there is none.
         targeted: whether an attack wants a text said.
+        adaptive: whether what was searched for, if anything was, was searched for against what answered. A number of
+            one that was not bounds no robustness; its label says non-adaptive.
+        source: candidate whose stored images were shown; empty: no other one's.
+        stored: label of the attack that found the stored images which were shown; empty: none were.
+        size: budget of the images that were shown or looked for, where ``epsilon`` is None; None: there is none.
     """
 
     label: str
@@ -37,6 +42,10 @@ class ConditionEntry:
     epsilon: float | None = None
     severities: tuple[int, ...] = ()
     targeted: bool = False
+    adaptive: bool = True
+    source: str = ""
+    stored: str = ""
+    size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -265,6 +274,10 @@ def _condition_entry(raw: Mapping[str, Any]) -> ConditionEntry:
         epsilon=_number(raw, "epsilon"),
         severities=tuple(int(severity) for severity in raw.get("severities", ())),
         targeted=bool(raw.get("targeted", False)),
+        adaptive=bool(raw.get("adaptive", True)),
+        source=str(raw.get("source", "")),
+        stored=str(raw.get("stored", "")),
+        size=_number(raw, "size"),
     )
 
 

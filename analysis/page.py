@@ -17,6 +17,7 @@ from analysis.scores import AVERAGE
 from analysis.statistics import Statistics, answer, confidence
 from analysis.tables import covers
 from analysis.targeted import targeted_success
+from analysis.transfer import RESAMPLED
 from rllava.records import CLEAN
 
 
@@ -51,6 +52,7 @@ def render_page(statistics: Statistics, charts: Mapping[str, Any], exhibits: Seq
             comparisons=_comparisons_table(statistics),
             targeted=_targeted_table(statistics),
             others=_others_table(statistics),
+            resampled=any(RESAMPLED in found for found in statistics.results.records["findings"] if found is not None),
             exhibits=exhibits,
             factor=magnification(statistics.epsilon),
             evidence=table_rows(statistics.evidence),

@@ -40,6 +40,7 @@ from analysis.plots import curves_chart, pareto_chart
 from analysis.scores import AVERAGE
 from analysis.statistics import Statistics, analyse, answer
 from analysis.tables import format_table, summary_csv, table_csv
+from analysis.transfer import format_transfer, shows_images_of_others, transfer_chart, transfer_matrix
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
 
@@ -113,6 +114,10 @@ def write_statistics(statistics: Statistics) -> ReportPaths:
     folder = f"reports/{statistics.results.manifest.sweep}"
     exhibits = build_gallery(statistics.results, statistics.scores, statistics.epsilon)
     charts: dict[str, Chart] = {"pareto": pareto_chart(statistics), "curves": curves_chart(statistics)}
+    matrix = None
+    if shows_images_of_others(statistics.results.manifest):
+        matrix = transfer_matrix(statistics.results, statistics.resampling)
+        charts["transfer"] = transfer_chart(matrix, statistics.results.manifest.candidates)
     files = {
         "summary.csv": summary_csv(statistics.summary),
         "comparisons.csv": table_csv(statistics.comparisons),
@@ -124,6 +129,8 @@ def write_statistics(statistics: Statistics) -> ReportPaths:
     }
     if statistics.others is not None:
         files["conditions.csv"] = table_csv(_by_benchmark(statistics.others.table))
+    if matrix is not None:
+        files["transfer.csv"] = table_csv(matrix)
     _write(statistics.results, files)
     return _paths(f"{storage}/{folder}")
 
@@ -320,8 +327,13 @@ def _told_of_attacks(results: SweepResults, fresh: bool) -> _Told:
 
 
 def _with_others(table: str, results: SweepResults) -> str:
-    """A table with that of the sweep's other conditions below it, if it has such."""
-    return f"{table}\n\n{format_conditions(analyse_conditions(results))}" if others(results.manifest) else table
+    """A table with those of the sweep's other conditions below it, if it has such."""
+    parts = [table]
+    if others(results.manifest):
+        parts.append(format_conditions(analyse_conditions(results)))
+    if shows_images_of_others(results.manifest):
+        parts.append(format_transfer(transfer_matrix(results), results.manifest.candidates))
+    return "\n\n".join(parts)
 
 
 _JAILBREAK_FILES = (

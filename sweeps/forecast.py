@@ -262,7 +262,7 @@ class _Builder:
                 continue
             benchmark = step.spec.benchmark
             count = step.first or benchmark.shards_of(benchmark.samples)
-            apart = step.spec.condition.label if step.spec.condition.views is not None else ""
+            apart = step.spec.condition.label if step.spec.condition.changes_images else ""
             for shard in range(count):
                 key = (benchmark.name, shard, apart)
                 units[key] = units.get(key, 0.0) + seconds / count

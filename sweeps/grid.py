@@ -7,7 +7,7 @@ from dataclasses import replace
 from rllava.attacks.protocols import PROTOCOLS, Protocol, in_precision, with_steps
 from rllava.conditions.attack import at_budgets
 from rllava.conditions.clean import Clean
-from rllava.conditions.condition import Condition, Setting, read_condition
+from rllava.conditions.condition import Condition, Setting, read_conditions
 from rllava.conditions.corruption import Corruption
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.data.corruptions import CORRUPTIONS, SMALLEST_SIDE, all_corruptions, check_library, known_fit
@@ -110,8 +110,8 @@ def grid_of(options: SweepOptions, grid: Grid, conditions: Sequence[Condition]) 
     if options.samples is not None:
         benchmarks = tuple(replace(spec, samples=options.samples) for spec in benchmarks)
     changed = replace(grid, benchmarks=benchmarks, conditions=tuple(conditions))
-    setting = Setting(changed.clean.precision, grid.corrupted_at)
-    beside = tuple(read_condition(name, setting) for name in options.conditions)
+    setting = Setting(changed.clean.precision, grid.corrupted_at, changed.attacks)
+    beside = tuple(found for name in options.conditions for found in read_conditions(name, setting))
     return replace(
         changed,
         conditions=tuple(dict.fromkeys((*conditions, *beside))),
@@ -228,6 +228,9 @@ def make_plan(options: SweepOptions, sweep: str, grid: Grid) -> Plan:
     for name, count in Counter(candidate.trial for candidate in grid.candidates).items():
         if count > 1:
             raise UserError(f"{count} candidates would be called {name} in the records; rename a file or folder")
+    names = tuple(dict.fromkeys(candidate.name for candidate in grid.candidates))
+    conditions = dict.fromkeys(found for condition in grid.conditions for found in condition.over(names))
+    grid = replace(grid, conditions=tuple(conditions))
     return Plan(
         sweep,
         absolute(options.storage),

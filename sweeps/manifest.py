@@ -70,12 +70,17 @@ class _Entries:
     def conditions(self) -> Iterator[ConditionEntry]:
         """Of the grid; images that differ in their number alone are shown under equal ones."""
         for condition in self.plan.grid.conditions:
+            stored = condition.stored_under
             yield ConditionEntry(
                 label=condition.label,
                 kind=condition.kind,
                 epsilon=condition.epsilon,
                 severities=tuple(part["severity"] for part in condition.parts if "severity" in part),
                 targeted=isinstance(condition, Attack) and condition.targeted,
+                adaptive=condition.adaptive,
+                source=condition.source,
+                stored="" if stored is None else stored.label,
+                size=condition.size,
             )
 
     def records(self) -> Iterator[RecordsEntry]:

@@ -153,6 +153,9 @@ class Plan:
             others = sorted(same, key=lambda other: (other.name != candidate.name, other.name))
             first = [dataclasses.replace(condition, protocol=other) for other in protocol.after]
             sources = [self._evaluation(other, benchmark, attack) for other in others for attack in first]
+        if condition.stored_under is not None:
+            shown = self._shown_by(candidate, condition)
+            sources = [self._evaluation(shown, benchmark, condition.stored_under)]
         model, _ = self.model(candidate)
         return EvalSpec(
             candidate=candidate.name,
@@ -165,6 +168,17 @@ class Plan:
             smaller=before,
             sources=tuple(sources),
         )
+
+    def _shown_by(self, candidate: Candidate, condition: Condition) -> Candidate:
+        """Whose stored images a condition shows: another candidate's, of the same seed if there is one, or its own."""
+        if not condition.source:
+            return candidate
+        named = [other for other in self.grid.candidates if other.name == condition.source]
+        if not named:
+            raise UserError(
+                f"condition {condition.label}: {condition.source}, whose images it shows, is none of the candidates"
+            )
+        return next((other for other in named if other.seed == candidate.seed), named[0])
 
     def instruction_specs(self) -> tuple[InstructionSpec, ...]:
         """Data of the training stages, each once; nothing if nothing is trained."""

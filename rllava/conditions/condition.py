@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rllava.data.listed import SampleList
 from rllava.errors import UserError
 from rllava.registry import Registry
 
@@ -26,10 +27,12 @@ class Setting:
 
     Attributes:
         side: size at which images are changed, in pixels of the longer side.
+        attacks: conditions of the same sweep that are attacks.
     """
 
     precision: str = "float32"
     side: int = 336
+    attacks: "tuple[Condition, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,15 @@ class Condition(ABC):
         """
         raise UserError(f"condition {cls.kind} cannot be asked for by name")
 
+    @classmethod
+    def all_named(cls, what: str, setting: "Setting") -> "tuple[Condition, ...]":
+        """As :meth:`named`, where a name stands for several."""
+        return (cls.named(what, setting),)
+
+    def over(self, candidates: Sequence[str]) -> "tuple[Condition, ...]":
+        """What it comes to in a sweep of some candidates: itself, or one for each."""
+        return (self,)
+
     @property
     @abstractmethod
     def label(self) -> str:
@@ -115,6 +127,48 @@ class Condition(ABC):
     def views(self) -> Views | None:
         """What is made of each image before a model sees it, in tasks without a GPU; None: nothing."""
         return None
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether :meth:`views_in` makes any."""
+        return self.views is not None
+
+    def views_in(self, listed: Callable[[], SampleList]) -> Views | None:
+        """As :attr:`views`, for one that depends on what a benchmark asks.
+
+        Args:
+            listed: reads the benchmark's fixed list.
+        """
+        return self.views
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether what was searched for, if anything was, was searched for against what then answers.
+
+        A number of one that is not bounds no robustness, so its label says ``non-adaptive``, wherever it is shown.
+        """
+        return True
+
+    @property
+    def source(self) -> str:
+        """The candidate whose stored images it shows; empty: no other one's."""
+        return ""
+
+    @property
+    def stored_under(self) -> "Condition | None":
+        """Under which condition the stored images were found that it shows; None: it shows none."""
+        return None
+
+    @property
+    def size(self) -> float | None:
+        """Budget of the images that it shows or looks for, in 1/255, where :attr:`epsilon` is None, so that its records
+        stand in no cell of a plain attack."""
+        return None if self.stored_under is None else self.stored_under.epsilon
+
+    @property
+    def keeps_prompt(self) -> bool:
+        """Whether samples are asked what the benchmark asks."""
+        return True
 
     @abstractmethod
     def precisions(self, task: str) -> tuple[str, ...]:
@@ -168,8 +222,8 @@ CONDITIONS: Registry[type[Condition]] = Registry("condition", "rllava.conditions
 """Kinds of conditions."""
 
 
-def read_condition(text: str, setting: Setting) -> Condition:
-    """Reads a condition as it is named on a command line: ``KIND`` or ``KIND:WHAT``, e.g. ``corruption:fog``.
+def read_conditions(text: str, setting: Setting) -> tuple[Condition, ...]:
+    """Reads conditions as they are named on a command line: ``KIND`` or ``KIND:WHAT``, e.g. ``corruption:fog``.
 
     Args:
         setting: what the recipe says for all conditions.
@@ -178,4 +232,4 @@ def read_condition(text: str, setting: Setting) -> Condition:
         UserError: if there is no such kind, or it needs something else after the colon.
     """
     kind, _, what = text.partition(":")
-    return CONDITIONS.get(kind).named(what, setting)
+    return CONDITIONS.get(kind).all_named(what, setting)

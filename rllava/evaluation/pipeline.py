@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +20,16 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from rllava.data.benchmarks import read_metric
+from rllava.data.benchmarks import BenchmarkSpec, read_metric
+from rllava.data.listed import SampleList
 from rllava.data.shards import list_shards, parquet_bytes, read_shard, shard_path
 from rllava.encoders import input_size
-from rllava.evaluation.answers import answer_bank
+from rllava.evaluation.answers import answer_bank, sample_list
 from rllava.evaluation.in_flight import Saving, ShardStates, state_path
 from rllava.evaluation.loading import dtype_of, load_victim
 from rllava.evaluation.samples import Sample, load_unit, unpack
 from rllava.evaluation.shard import Known, evaluate_shard, run_as
-from rllava.evaluation.transfer import images_of_others
+from rllava.evaluation.transfer import images_of_others, stored_images
 from rllava.evaluation.universal_image import read_image
 from rllava.records import CLEAN
 from rllava.snapshot import OF, PARTS
@@ -104,7 +105,7 @@ def units(job: EvalJob) -> list[dict[str, Any]]:
     found, later = [], []
     for name, folder in job.data.items():
         of = [index for index, spec in enumerate(job.specs) if spec.benchmark.name == name]
-        plain = [index for index in of if job.specs[index].condition.views is None]
+        plain = [index for index in of if not job.specs[index].condition.changes_images]
         for number, path in enumerate(list_shards(store.filesystem, folder)[: job.first.get(name)]):
             unit = {"benchmark": name, "path": path, "shard": number}
             lacking = [index for index in of if job.part(index, number) not in written]
@@ -129,7 +130,9 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     image_size = input_size(job.specs[0].encoders)
-    views = {index: spec.condition.views for index, spec in enumerate(job.specs)}
+    store = Store(job.storage)
+    lists = {spec.benchmark.name: functools.cache(_list_of(store, job, spec.benchmark)) for spec in job.specs}
+    views = {index: spec.condition.views_in(lists[spec.benchmark.name]) for index, spec in enumerate(job.specs)}
     needs = {spec.benchmark.name: spec.benchmark.task.needs for spec in job.specs}
     loading = {"storage": job.storage, "image_size": image_size, "views": views, "needs": needs}
     dataset = dataset.map(load_unit, fn_kwargs=loading, **pool.data)
@@ -147,6 +150,10 @@ def evaluate(job: EvalJob, pool: PoolArguments) -> Iterator[PartDone]:
             mean=float(row["mean"]),
             seconds=float(row["seconds"]),
         )
+
+
+def _list_of(store: Store, job: EvalJob, benchmark: BenchmarkSpec) -> Callable[[], SampleList]:
+    return lambda: sample_list(store.filesystem, job.data[benchmark.name], benchmark.task)
 
 
 def facts_of(
@@ -255,11 +262,13 @@ class ShardAttacker:
             others=lambda spec, wanted: images_of_others(self.store, spec, shard, wanted),
             known=self._known(specs[0], shard),
             image=self.read_image,
+            stored=lambda source, wanted: stored_images(self.store, source, shard, wanted),
         )
         for index, (spec, table) in zip(indices, tables, strict=True):
             self.store.write(self.job.part(index, shard), parquet_bytes(table))
             states.remove(spec)
-            self._note(spec, shard, table)
+            if spec.condition.keeps_prompt:
+                self._note(spec, shard, table)
             scores = [score for score in table.column("score").to_pylist() if score is not None]
             yield {
                 "index": [index],

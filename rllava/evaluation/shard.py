@@ -100,6 +100,8 @@ class ShardWork:
         shard: clean images and answers of the samples without errors.
         saving: where an attack is kept while it is in flight; None: nowhere.
         others: images that other evaluations found, by the start that they are, [B, 3, H, W]; None: there are none.
+        stored: 8-bit images that an evaluation found for some samples, as it stored them, uint8 [H, W, 3]; None where
+            it attacked none.
         image: from a :class:`rllava.image_spec.ImageSpec` to the :class:`rllava.evaluation.universal_image.MadeImage`.
     """
 
@@ -111,6 +113,7 @@ class ShardWork:
     saving: Saving | None = None
     others: Mapping[Start, Tensor] | None = None
     image: Callable[[Any], Any] | None = None
+    stored: Callable[[EvalSpec, Sequence[Sample]], list[np.ndarray | None]] | None = None
 
     def clean_rows(self) -> list[dict[str, Any]]:
         """Per sample, the record of its clean answer, until an attack does worse."""
@@ -149,19 +152,26 @@ class ShardWork:
             own["prompt"] = without_image(sample.prompt)
         return [record_head(self.spec, sample, part, self.scoring.draw) | own for part in parts]
 
-    def answer(self, images: Sequence[np.ndarray] | np.ndarray | None) -> tuple[list[str], list[float]]:
-        """Answers to other images of the samples, in the precision of the clean ones.
+    def answer(
+        self, images: Sequence[np.ndarray] | np.ndarray | None, who: Sequence[int] | None = None, precision: str = ""
+    ) -> tuple[list[str], list[float]]:
+        """Answers to other images of the samples.
 
         Args:
             images: one per sample, uint8 [H, W, 3] in the encoder's input space, or one for all, which is encoded once
                 for each portion; None: they are asked without any.
+            who: indices of the samples that are asked, as many as there are images; None: all.
+            precision: empty: that of the clean answers.
         """
-        samples, precision = self.shard.samples, self.spec.precisions[0]
+        whole, precision = self.shard.samples, precision or self.spec.precisions[0]
+        asked = list(range(len(whole))) if who is None else list(who)
+        samples = [whole[b] for b in asked]
+        pixels_BCHW = self.shard.pixels_BCHW if who is None else self.shard.pixels_BCHW[asked]
 
         def of(part: Sequence[int]) -> tuple[list[str], list[float]]:
             own = [samples[b] for b in part]
             if images is None:
-                return self.victim.answer(self.shard.pixels_BCHW[part], own, self.scoring, precision, [True] * len(own))
+                return self.victim.answer(pixels_BCHW[part], own, self.scoring, precision, [True] * len(own))
             shown = [images] if isinstance(images, np.ndarray) else [images[b] for b in part]
             return self.victim.answer(self.victim.pixels(shown), own, self.scoring, precision)
 
@@ -174,6 +184,7 @@ def evaluate_shard(
     *, bank: Sequence[str] = (), saving: Saving | None = None, checked: int = CHECKED_PER_SHARD,
     others: Callable[[EvalSpec, Sequence[Sample]], Mapping[Start, Tensor]] | None = None,
     known: Known | None = None, image: Callable[[Any], Any] | None = None,
+    stored: Callable[[EvalSpec, Sequence[Sample]], list[np.ndarray | None]] | None = None,
 ) -> Iterator[tuple[EvalSpec, pa.Table]]:  # fmt: skip
     """Records of a shard in several evaluations, one clean pass (per draw of answers) for all of them.
 
@@ -184,6 +195,7 @@ def evaluate_shard(
         checked: samples that the attack checks look at.
         others: gives the images that attacks on other models found, for protocols that start from them.
         image: gives images that were made before, for conditions that show one.
+        stored: gives images that were found before, for conditions that show those.
         known: clean answers from an earlier pass; if one of a draw is missing, all of it are made.
 
     Yields:
@@ -212,8 +224,9 @@ def evaluate_shard(
         for scored, clean in zip(draws, answered, strict=False):  # none was answered where no sample is whole
             shard = clean.with_images() if spec.condition.needs_image else clean
             if shard.samples:
-                found = None if others is None else others(spec, shard.samples)
-                for row in spec.condition.run(ShardWork(spec, victim, shard, scored, batches, saving, found, image)):
+                found = others(spec, shard.samples) if others is not None and spec.condition.searches else None
+                work = ShardWork(spec, victim, shard, scored, batches, saving, found, image, stored)
+                for row in spec.condition.run(work):
                     made.setdefault((row["sample_id"], row["draw"]), []).append(row)
         table = [
             row

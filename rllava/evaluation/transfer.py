@@ -1,4 +1,4 @@
-"""Images that attacks on other candidates found, as start points."""
+"""Images that attacks found, of other candidates too: as start points, or to be shown."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,27 @@ from torch import Tensor
 
 from rllava.attacks.outcome import unpack_images
 from rllava.attacks.rounds import SMALLER, Start, other
+from rllava.data.images import decode_png
 from rllava.data.shards import read_shard, shard_path
 from rllava.evaluation.samples import Sample
 from rllava.specs import EvalSpec
 from rllava.store import Store
+
+
+def stored_images(store: Store, source: EvalSpec, shard: int, samples: Sequence[Sample]) -> list[np.ndarray | None]:
+    """The 8-bit images that an evaluation stored for some samples, whatever their size.
+
+    Args:
+        shard: number; all evaluations of a benchmark share its shards.
+
+    Returns:
+        uint8 [H, W, 3] each; None for a sample that it did not attack.
+    """
+    path = shard_path(store.artifact("records", source.name, source).path, shard)
+    rows = read_shard(store.filesystem, path, ["sample_id", "adversarial_png"]).to_pylist()
+    stored = {row["sample_id"]: row["adversarial_png"] for row in rows}
+    found = [stored.get(sample.sample_id) for sample in samples]
+    return [None if png is None else decode_png(png) for png in found]
 
 
 def images_of_others(store: Store, spec: EvalSpec, shard: int, samples: Sequence[Sample]) -> Mapping[Start, Tensor]:

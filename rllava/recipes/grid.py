@@ -4,10 +4,9 @@ import itertools
 from dataclasses import dataclass
 
 from rllava.attacks.protocols import Protocol
-from rllava.conditions.attack import Attack
+from rllava.conditions.attack import Attack, ByProtocol
 from rllava.conditions.clean import Clean
 from rllava.conditions.condition import Condition
-from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.data.benchmarks import BenchmarkSpec
 from rllava.errors import UserError
 from rllava.recipes.candidate import Candidate
@@ -68,7 +67,7 @@ class Grid:
     @property
     def protocols(self) -> tuple[Protocol, ...]:
         """Of its attacks and searches, each once."""
-        found = (entry.protocol for entry in self.conditions if isinstance(entry, Attack | SmallestBudget))
+        found = (entry.protocol for entry in self.conditions if isinstance(entry, ByProtocol))
         return tuple(dict.fromkeys(found))
 
     @property

@@ -9,7 +9,7 @@ import torch
 from rllava.attacks.protocols import PROTOCOLS
 from rllava.attacks.smallest import SmallestBudgets
 from rllava.conditions.attack import Attack, Budget, within
-from rllava.conditions.condition import Setting, read_condition
+from rllava.conditions.condition import Setting, read_conditions
 from rllava.conditions.smallest_budget import SmallestBudget
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.errors import UserError
@@ -188,7 +188,7 @@ def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONDITION, **change)
     with pytest.raises(UserError, match=r"sweeps/budgets\.py"):
-        read_condition("smallest_budget", Setting())
+        read_conditions("smallest_budget", Setting())
 
 
 def test_the_paper_s_rounds_can_be_searched_with() -> None:

@@ -94,14 +94,14 @@ def test_its_versions_are_part_of_what_they_make(packages: Path) -> None:
     program = """
 import json
 from dataclasses import replace
-from rllava.conditions.condition import Setting, read_condition
+from rllava.conditions.condition import Setting, read_conditions
 from rllava.data.benchmarks import BENCHMARKS
 from rllava.fingerprint import fingerprint
 from rllava.metrics.judges.judge import read_judge
 from rllava.metrics.metric import METRICS
 from rllava.attacks.protocols import PROTOCOLS
 
-benchmark, condition = BENCHMARKS.get("easy_yes_no"), read_condition("mirrored", Setting())
+benchmark, condition = BENCHMARKS.get("easy_yes_no"), read_conditions("mirrored", Setting())[0]
 judge, protocol = read_judge("brevity:3"), PROTOCOLS.get("twice")
 things = {"benchmark": benchmark, "condition": condition, "judge": judge, "protocol": protocol}
 before = {name: fingerprint(thing) for name, thing in things.items()}
