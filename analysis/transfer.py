@@ -1,6 +1,7 @@
 """What images found against one candidate do to the others: a matrix of sources and targets."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -100,7 +101,7 @@ def transfer_chart(matrix: pd.DataFrame, order: tuple[str, ...]) -> alt.ConcatCh
     )
     for (benchmark, attack, size), own in shown.groupby(["benchmark", "attack", "epsilon"], sort=False):
         columns = ["source", "target", "mean", "kept", "n", "not_attacked", "resampled", "own"]
-        values = own[columns].astype(object).where(own[columns].notna(), None).to_dict("records")
+        values: Any = own[columns].astype(object).where(own[columns].notna(), None).to_dict("records")
         title = f"{benchmark}, {attack}, ε = {size:g}/255"
         base = alt.Chart(alt.InlineData(values=values), title=title).encode(
             x=alt.X("target:N", sort=list(order), title="shown to", axis=alt.Axis(labelAngle=-30)),

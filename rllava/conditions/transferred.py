@@ -114,8 +114,8 @@ def rows_of_stored(work: Any, found: Sequence[np.ndarray | None], lacking: str) 
         lacking: why there is none, for the record's error.
     """
     samples, side = work.shard.samples, work.victim.image_size
-    there = [b for b, image in enumerate(found) if image is not None]
-    shown = {b: fit(image, side) for b in there if (image := found[b]) is not None}
+    own = {b: image for b, image in enumerate(found) if image is not None}
+    shown, there = {b: fit(image, side) for b, image in own.items()}, list(own)
     texts, scores = work.answer([shown[b] for b in there], there, work.victim.finest) if there else ([], [])
     answered = dict(zip(there, zip(texts, scores, strict=True), strict=True))
     rows = []
@@ -127,6 +127,6 @@ def rows_of_stored(work: Any, found: Sequence[np.ndarray | None], lacking: str) 
         text, score = answered[b]
         change = np.abs(shown[b].astype(np.int16) - sample.pixels_HWC.astype(np.int16)).max()
         row |= {"prediction": text, "score": score, "linf": float(change)}
-        row |= {"findings": [RESAMPLED] if np.shape(found[b]) != shown[b].shape else []}
+        row |= {"findings": [RESAMPLED] if own[b].shape != shown[b].shape else []}
         rows.append(row | ({"shown_png": encode_png(shown[b])} if sample.row < SHOWN else {}))
     return rows

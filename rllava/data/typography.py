@@ -90,7 +90,9 @@ class Lettering:
         return np.array(image, dtype=np.uint8)
 
 
-def _lines(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: float, rim: int) -> list[str]:
+def _lines(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float, rim: int
+) -> list[str]:
     """A text in lines that fit, broken between words alone."""
     lines: list[str] = []
     for word in text.split():

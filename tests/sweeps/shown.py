@@ -4,7 +4,7 @@ import re
 
 TIME = r"\d\d:\d\d:\d\d "
 NAME = r"[\w.+@#:-]+"
-SHOWN = r"(at [\d.]+/255|under \w+)"
+SHOWN = r"(at [\d.]+/255|under [\w-]+|under images of \S+ at [\d.]+/255)"
 LINES = (
     rf"{TIME}\w+: .*shards.*",
     rf"{TIME}[\w.-]+-v\d+: worst case per sample over rounds of .*",
@@ -17,7 +17,7 @@ LINES = (
     rf"{TIME}{NAME} +judging by {NAME}( and {NAME})*: (\d+ parts to do|part \d+ of \d+).*",
     rf"{TIME}{NAME} +started again \([^()]+\); kept: .*",
     rf"{TIME}{NAME} +training goes on from its last checkpoint \([^()]+\).*",
-    rf"{TIME}{NAME} +done: clean [\d.]+, (at the largest budget|under all others) [\d.]+.*",
+    rf"{TIME}{NAME} +done: (clean [\d.]+, at the largest budget|(clean [\d.]+, )?under all others) [\d.]+.*",
     r"cluster of \d+ nodes? with .*",
     r"note: .*",
     r"",

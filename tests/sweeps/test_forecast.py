@@ -105,6 +105,7 @@ def test_a_plan_is_told_as_a_table_and_as_json(nothing_here: str, capsys: pytest
     [
         (corruptions, {"preset": "smoke", "corruptions": ("fog",)}),
         (budgets, {"preset": "smoke"}),
+        (encoder_ablation, {"preset": "smoke", "conditions": ("typographic", "transferred", "prompted:ap")}),
         (seeds, {"preset": "smoke"}),
         (jailbreak, {"restarts": 1, "budgets": ("16",)}),
         (language_models, {"preset": "smoke", "language_models": ("tiny-llama",)}),
