@@ -104,10 +104,8 @@ def analyse_card(results: SweepResults, resampling: Resampling = DEFAULT_RESAMPL
     found = [_completed(row) for row in found_rows(beside, jailbreaks, models, resampling)]
     rows = [*own_card_rows(results, resampling), *found]
     table = as_card(rows, results, resampling)
-    columns = (
-        *columns_of_sweep(results.manifest),
-        *columns_of_rows(table.iloc[len(rows) - len(found) :].to_dict("records")),
-    )
+    others = columns_of_rows(table.tail(len(found)).to_dict("records"))
+    columns = (*columns_of_sweep(results.manifest), *others)
     submitted, signed = read_submitted(results.storage)
     return CardStatistics(
         results=results,

@@ -202,10 +202,8 @@ def read_submitted(storage: str) -> tuple[pd.DataFrame, str]:
         UserError: if one is no card.
     """
     filesystem, root = open_filesystem(storage)
-    paths = (
-        sorted(filesystem.ls(f"{root}/{SUBMITTED}", detail=False)) if filesystem.exists(f"{root}/{SUBMITTED}") else []
-    )
-    contents = {str(path): filesystem.cat_file(path) for path in paths if str(path).endswith((".csv", ".parquet"))}
+    there = [path for ending in ("csv", "parquet") for path in filesystem.glob(f"{root}/{SUBMITTED}/*.{ending}")]
+    contents = {str(path): filesystem.cat_file(path) for path in sorted(there)}
     tables = [checked_card(content, path) for path, content in contents.items()]
     signature = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents.values())).hexdigest()
     if not tables:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.card import ENOUGH, CardStatistics, card_answer, fronts, signed_means
-from analysis.card_columns import Column, columns_of_rows, own_rows
+from analysis.card_columns import Column, own_rows
 from analysis.card_schema import CARD_SCHEMA, CARD_VERSION
 from analysis.condition_page import ShownSample, samples_under
 from analysis.conditions import NO_SEVERITY
@@ -203,7 +203,7 @@ def render_card(statistics: CardStatistics, chart: alt.LayerChart, front: alt.La
 
 
 def _rows(statistics: CardStatistics) -> list[dict[str, Any]]:
-    """A row per candidate of ours, then per candidate of each submitter; a cell per column, None where there is none."""
+    """A row per candidate of ours, then of each submitter; a cell per column, None where there is none."""
     ours, theirs = statistics.table, statistics.submitted
     every = ours if theirs.empty else pd.concat([ours, theirs.astype(ours.dtypes.to_dict(), errors="ignore")])
     best = {}
@@ -225,23 +225,13 @@ def _correlations(statistics: CardStatistics) -> list[dict[str, Any]]:
     rows = statistics.correlations.dropna(subset=["rho"])
     rows = rows.reindex(rows["rho"].abs().sort_values(ascending=False, kind="stable").index)
     alpha = 1 - statistics.resampling.level
-    return [
-        {
-            **row,
-            "verdict": ""
-            if row["n"] < ENOUGH
-            else "related"
-            if row["p_holm"] < alpha
-            else "not told apart from chance",
-        }
-        for row in table_rows(rows)
-    ]
 
+    def verdict(row: dict[str, Any]) -> str:
+        if row["n"] < ENOUGH:
+            return ""
+        return "related" if row["p_holm"] < alpha else "not told apart from chance"
 
-def unmatched(statistics: CardStatistics) -> list[Column]:
-    """Columns of submitted rows that our card does not have."""
-    keys = {column.key for column in statistics.columns}
-    return [c for c in columns_of_rows(statistics.submitted.to_dict("records")) if c.key not in keys]
+    return [{**row, "verdict": verdict(row)} for row in table_rows(rows)]
 
 
 def _known(value: float) -> float | None:

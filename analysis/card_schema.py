@@ -1,7 +1,7 @@
 """The robustness card as data: one row per candidate and column, in a schema that others can fill in too.
 
-A column is a benchmark under a condition, at a budget if it has one, over its severities or at one of them. The keys of a
-card are unique: see CARD_KEY. :mod:`analysis.card_check` says what is wrong with a file. Needs pyarrow alone.
+A column is a benchmark under a condition, at a budget if it has one, over its severities or at one of them. No two rows
+agree in all of CARD_KEY. :mod:`analysis.card_check` says what is wrong with a file.
 """
 
 from dataclasses import dataclass

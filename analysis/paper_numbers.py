@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rllava.fronts import non_dominated
 from rllava.records import CLEAN
 
 PAPER_COLUMNS = ("table", "candidate", "benchmark", "measure", "condition", "epsilon", "value", "unit", "note")
@@ -99,7 +100,7 @@ def claims() -> pd.DataFrame:
     """What the paper claims in words, from its Table 1: how many times as much is left of AdvXL-g's scores.
 
     Returns:
-        Rows ``task, other, epsilon, ratio``; ``epsilon`` NaN: the mean of the ratios over the budgets.
+        Rows ``task, other, epsilon, ratio``; ``epsilon`` NaN: of the means over all budgets.
     """
     numbers = paper_numbers()
     table = numbers[(numbers["table"] == "1") & (numbers["condition"] != CLEAN)]
@@ -109,7 +110,8 @@ def claims() -> pd.DataFrame:
         for other in ("fare4-336@clip-l-336", "simclip4@clip-l-336"):
             ratio = means["advxl-g"] / means[other]
             rows += [(task, other, epsilon, value) for epsilon, value in ratio.items()]
-            rows.append((task, other, np.nan, ratio.mean()))
+            over_all = means["advxl-g"].mean() / means[other].mean()
+            rows.append((task, other, np.nan, over_all))
     return pd.DataFrame(rows, columns=["task", "other", "epsilon", "ratio"])
 
 
@@ -120,6 +122,31 @@ def jailbreak_gap() -> float:
     shares = averages.set_index("candidate")["value"]
     robust = [name for name in shares.index if name.startswith("advxl")]
     return float(shares.drop(robust).min() - shares[robust].min())
+
+
+def paper_fronts(epsilon: float) -> pd.DataFrame:
+    """The tables of clean and robust scores as fronts.
+
+    Args:
+        epsilon: budget of the robust scores, in 1/255.
+
+    Returns:
+        Rows ``panel`` (table and benchmark), ``candidate, clean, robust, on_front``.
+    """
+    numbers = paper_numbers()
+    scores = numbers[(numbers["measure"] == "score") & numbers["table"].isin(("1", "14", "15"))]
+    at = {
+        name: scores[scores["epsilon"] == budget].set_index(["table", "benchmark", "candidate"])["value"]
+        for name, budget in (("clean", 0.0), ("robust", epsilon))
+    }
+    table = pd.DataFrame(at).dropna().reset_index()
+    table["panel"] = "Table " + table["table"] + ", " + table["benchmark"]
+    on_front = [
+        pd.Series(non_dominated(own[["clean", "robust"]].to_numpy()), own.index)
+        for _, own in table.groupby("panel", sort=False)
+    ]
+    table["on_front"] = pd.concat(on_front)
+    return table[["panel", "candidate", "clean", "robust", "on_front"]]
 
 
 def plain_condition(label: str) -> str:

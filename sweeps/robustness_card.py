@@ -1,8 +1,8 @@
 """The row of an encoder, complete: what it keeps under everything that a model can be shown.
 
 Asks the LLaVAs of the encoder ablation about all benchmarks under all conditions: clean images, attacks at some of the
-ablation's budgets (whose records are found where it has run), corruptions, and the others of the preset's card. Writes a
-card of candidates x columns, with what other sweeps of the storage say of the same models, to
+ablation's budgets (whose records are found where it has run), corruptions, and the others of the preset's card. Writes
+a card of candidates x columns, with what other sweeps of the storage say of the same models, to
 STORAGE/reports/robustness_card/. The same command again computes only what is missing.
 """
 
