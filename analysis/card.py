@@ -1,7 +1,7 @@
 """Statistics of a robustness card: candidates x columns, each column a benchmark under a condition."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ from analysis.summary import bootstrap_scores, summarise
 from rllava.errors import UserError
 from rllava.fronts import non_dominated
 from rllava.records import CLEAN
+
+_Row = Mapping[Any, Any]
+_Spent = dict[tuple[str, str, str, float | None], float]
+_Spending = tuple[_Spent, _Spent]
 
 ENOUGH = 10
 """Candidates below which no verdict is given on whether two columns go together."""
@@ -127,70 +131,88 @@ def as_card(rows: Sequence[dict[str, Any]], results: SweepResults, resampling: R
     table = pd.DataFrame(rows, columns=[name for name in CARD_SCHEMA.names if name != "model"])
     table = table.assign(source=OURS, level=resampling.level, model=table["candidate"].map(models))
     table = table.astype({"severity": "Int64", "n": "int64", "errors": "int64", "seeds": "int64", "adaptive": bool})
-    return table[CARD_SCHEMA.names]
+    card: pd.DataFrame = table[CARD_SCHEMA.names]
+    return card
 
 
 def _completed(row: dict[str, Any]) -> dict[str, Any]:
     return {"severity": None, "adaptive": True, "steps": np.nan, "seconds": np.nan} | row
 
 
+_Cells = Sequence[tuple[ConditionEntry, int]]
+"""Conditions, each at its severities: NO_SEVERITY where it has none."""
+
+
 def own_card_rows(results: SweepResults, resampling: Resampling) -> Iterator[dict[str, Any]]:
-    """Rows of the sweep's own answers: every condition, each severity, means over severities and over a kind."""
+    """Rows of the sweep's own answers: every condition, each severity, means over severities and over a kind.
+
+    Raises:
+        UserError: if there are no clean answers.
+    """
     entries = shown(results.manifest)
     cells = [(entry, severity) for entry in entries for severity in entry.severities or (NO_SEVERITY,)]
     cells.sort(key=lambda cell: cell[0].kind != CLEAN)
     if not cells or cells[0][0].kind != CLEAN:
         raise UserError("records: no clean answers to compare with; run the sweep again")
-    scores = arrange_scores(
-        _numbered(results, cells), results.manifest.candidates, results.manifest.benchmarks, range(len(cells))
-    )
+    names = results.manifest.candidates, results.manifest.benchmarks
+    scores = arrange_scores(_numbered(results, cells), *names, range(len(cells)))
     bootstraps = bootstrap_scores(scores, resampling)
-    groups = {
-        entry.label: [e for e, cell in enumerate(cells) if cell[0] is entry] for entry in entries if entry.severities
-    }
-    for kind, own in grouped(entries).items():
-        groups[MEAN_OF + kind] = [e for e, cell in enumerate(cells) if cell[0] in own]
-    about = {entry.label: (entry.kind, is_adaptive(entry)) for entry in entries if entry.severities}
-    for kind, own in grouped(entries).items():
-        about[MEAN_OF + kind] = (kind, all(map(is_adaptive, own)))
-    spent = _spent(results)
     summary = summarise(scores, bootstraps, resampling)
-    known = summary[(summary["benchmark"] != AVERAGE) & (summary["n"] + summary["errors"] > 0)]
-    single = known.set_index(["candidate", "benchmark", "epsilon"])
-    for (candidate, benchmark, number), row in single.iterrows():  # type: ignore[misc]
-        entry, severity = cells[int(number)]
-        key = (candidate, benchmark, entry.label, entry.epsilon)
+    known = summary[(summary["benchmark"] != AVERAGE) & (summary["n"] + summary["errors"] > 0)].to_dict("records")
+    spent = _spent(results)
+    yield from _single_rows(known, cells, spent)
+    groups = {entry.label: [entry] for entry in entries if entry.severities}
+    groups |= {MEAN_OF + kind: own for kind, own in grouped(entries).items()}
+    if groups:
+        numbers = {name: [e for e, cell in enumerate(cells) if cell[0] in own] for name, own in groups.items()}
+        means = group_means(scores, bootstraps, numbers, resampling.level)
+        yield from _mean_rows(means[means["benchmark"] != AVERAGE].to_dict("records"), known, cells, groups, spent)
+
+
+def _single_rows(known: Sequence[_Row], cells: _Cells, spent: _Spending) -> Iterator[dict[str, Any]]:
+    for row in known:
+        entry, severity = cells[int(row["epsilon"])]
+        key = (row["candidate"], row["benchmark"], entry.label, entry.epsilon)
+        steps, seconds = (np.nan, np.nan) if severity else (one.get(key, np.nan) for one in spent)
+        measured = ("candidate", "benchmark", "mean", "low", "high", "n", "errors", "seeds")
         yield {
-            "candidate": candidate, "benchmark": benchmark, "condition": entry.label, "kind": entry.kind,
-            "epsilon": entry.epsilon, "severity": severity or None, "measure": SCORE, "adaptive": is_adaptive(entry),
-            "relative": row["retained"], "relative_low": row["retained_low"], "relative_high": row["retained_high"],
-            "steps": np.nan if severity else spent[0].get(key, np.nan),
-            "seconds": np.nan if severity else spent[1].get(key, np.nan),
-            **{name: row[name] for name in ("mean", "low", "high", "n", "errors", "seeds")},
+            **{name: row[name] for name in measured},
+            "condition": entry.label, "kind": entry.kind, "epsilon": entry.epsilon, "severity": severity or None,
+            "measure": SCORE, "adaptive": is_adaptive(entry), "relative": row["retained"],
+            "relative_low": row["retained_low"], "relative_high": row["retained_high"],
+            "steps": steps, "seconds": seconds,
         }  # fmt: skip
-    if not groups:
-        return
-    means = group_means(scores, bootstraps, groups, resampling.level)
-    seeds = dict(zip(scores.candidates, scores.seeds, strict=True))
-    for mean in means[means["benchmark"] != AVERAGE].to_dict("records"):
-        numbers = [n for n in groups[mean["condition"]] if (mean["candidate"], mean["benchmark"], n) in single.index]
-        if not numbers:
+
+
+def _mean_rows(
+    means: Sequence[_Row],
+    known: Sequence[_Row],
+    cells: _Cells,
+    groups: Mapping[str, Sequence[ConditionEntry]],
+    spent: _Spending,
+) -> Iterator[dict[str, Any]]:
+    for mean in means:
+        entries = groups[mean["condition"]]
+        of = (mean["candidate"], mean["benchmark"])
+        rows = [
+            row for row in known
+            if (row["candidate"], row["benchmark"]) == of and cells[int(row["epsilon"])][0] in entries
+        ]  # fmt: skip
+        if not rows:
             continue
-        kind, adaptive = about[mean["condition"]]
-        labels = {cells[n][0].label for n in numbers}
-        keys = [(mean["candidate"], mean["benchmark"], label, None) for label in labels]
+        steps, seconds = (sum(one.get((*of, e.label, e.epsilon), np.nan) for e in entries) for one in spent)
+        measured = ("candidate", "benchmark", "condition", "mean", "low", "high", "n")
         yield {
-            **{name: mean[name] for name in ("candidate", "benchmark", "condition", "mean", "low", "high", "n")},
-            "kind": kind, "epsilon": None, "severity": None, "measure": SCORE, "adaptive": adaptive,
-            "relative": 1 - mean["drop"], "relative_low": 1 - mean["drop_high"], "relative_high": 1 - mean["drop_low"],
-            "errors": int(sum(single.loc[(mean["candidate"], mean["benchmark"], n), "errors"] for n in numbers)),
-            "seeds": seeds[mean["candidate"]],
-            "steps": sum(spent[0].get(key, np.nan) for key in keys),
-            "seconds": sum(spent[1].get(key, np.nan) for key in keys),
+            **{name: mean[name] for name in measured},
+            "kind": entries[0].kind, "epsilon": None, "severity": None, "measure": SCORE,
+            "adaptive": all(map(is_adaptive, entries)), "relative": 1 - mean["drop"],
+            "relative_low": 1 - mean["drop_high"], "relative_high": 1 - mean["drop_low"],
+            "errors": sum(row["errors"] for row in rows), "seeds": rows[0]["seeds"],
+            "steps": steps, "seconds": seconds,
         }  # fmt: skip
 
 
-def _numbered(results: SweepResults, cells: Sequence[tuple[ConditionEntry, int]]) -> pd.DataFrame:
+def _numbered(results: SweepResults, cells: _Cells) -> pd.DataFrame:
     """Records of the columns, with the number of each where an attack has its budget."""
     numbers = {(entry.label, _budget(entry.epsilon), severity): n for n, (entry, severity) in enumerate(cells)}
     records = results.records
@@ -204,14 +226,15 @@ def _budget(epsilon: Any) -> float | None:
     return None if pd.isna(epsilon) else float(epsilon)
 
 
-_Spent = dict[tuple[str, str, str, float | None], float]
-
-
-def _spent(results: SweepResults) -> tuple[_Spent, _Spent]:
+def _spent(results: SweepResults) -> _Spending:
     """Gradient steps and seconds by candidate, benchmark, condition and budget, over all trainings of a candidate."""
     keys = ["candidate", "benchmark", "condition", "epsilon"]
     sums = results.records.groupby(keys, dropna=False)["steps"].sum(min_count=0)
-    steps = {(*key[:3], _budget(key[3])): float(value) for key, value in sums.items()}  # type: ignore[index,misc]
+    rows = sums.reset_index().to_dict("records")
+    steps: _Spent = {
+        (row["candidate"], row["benchmark"], row["condition"], _budget(row["epsilon"])): float(row["steps"])
+        for row in rows
+    }
     seconds: _Spent = {}
     for entry in results.manifest.records:
         key = (entry.candidate, entry.benchmark, entry.condition, _budget(entry.epsilon))

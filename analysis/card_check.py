@@ -165,7 +165,8 @@ def checked_card(content: bytes, name: str, conditions: Iterable[str] = ()) -> p
     if found:
         more = f" (and {len(found) - 1} more; python -m analysis.card_check {name})" if len(found) > 1 else ""
         raise UserError(f"{name}: {found[0]}{more}")
-    return table[CARD_SCHEMA.names]
+    card: pd.DataFrame = table[CARD_SCHEMA.names]
+    return card
 
 
 def submit(storage: str, file: Path) -> None:

@@ -110,7 +110,7 @@ def own_rows(table: pd.DataFrame, column: Column) -> pd.DataFrame:
 
 def columns_of_rows(rows: Iterable[Mapping[Any, Any]]) -> list[Column]:
     """The columns that some rows of a card are in, each once."""
-    found = {}
+    found: dict[Any, Column] = {}
     for row in rows:
         if pd.isna(row["severity"]):
             epsilon = None if pd.isna(row["epsilon"]) else float(row["epsilon"])

@@ -93,7 +93,8 @@ def _targeted(records: pd.DataFrame, resampling: Resampling) -> Iterator[dict[st
         return
     labels = records.drop_duplicates(["benchmark", "epsilon"]).set_index(["benchmark", "epsilon"])["condition"]
     counts = targeted_success(records, resampling.level).groupby(["candidate", "benchmark", "epsilon"], sort=False)
-    for (candidate, benchmark, epsilon), row in counts[["attacked", "successes"]].sum().iterrows():  # type: ignore[misc]
+    for row in counts[["attacked", "successes"]].sum().reset_index().to_dict("records"):
+        candidate, benchmark, epsilon = row["candidate"], row["benchmark"], row["epsilon"]
         n, said = int(row["attacked"]), int(row["successes"])
         low, high = wilson(said, n, resampling.level)
         yield {

@@ -50,7 +50,7 @@ def paper_numbers() -> pd.DataFrame:
 
     def defects(candidate: str) -> str:
         used = candidate.partition("@")[0].split("+")
-        own = [f"{row.encoder}: {row.defect}" for row in known.itertuples() if row.encoder in used]
+        own = [f"{row['encoder']}: {row['defect']}" for row in known.to_dict("records") if row["encoder"] in used]
         return "; ".join(own)
 
     return table.assign(defects=table["candidate"].map(defects))
@@ -74,26 +74,23 @@ def _averages(numbers: pd.DataFrame) -> Iterator[tuple[object, ...]]:
         "f1: mean": ("f1: ", 1.0),
         "accuracy: mean": ("accuracy: ", 1.0),
     }
-    for row in numbers.itertuples():
-        own = numbers[(numbers["candidate"] == row.candidate) & (numbers["epsilon"].fillna(-1) == _or(row.epsilon, -1))]
-        same = own[(own["table"] == row.table) & (own["condition"] == row.condition)]
-        if str(row.benchmark).startswith(_AVERAGE_OF):
-            table = "14" if row.table == "6" else row.table
-            names = str(row.benchmark).removeprefix(_AVERAGE_OF).split(", ")
-            parts = own[(own["table"] == table) & (own["condition"] == row.condition) & own["benchmark"].isin(names)]
-            found = parts["value"].mean()
-        elif row.measure in of:
-            prefix, factor = of[str(row.measure)]
-            parts = same[same["measure"].str.startswith(prefix) & (same["measure"] != row.measure)]
-            found = factor * parts["value"].mean()
+    of_epsilon = numbers["epsilon"].fillna(-1)
+    for position, row in enumerate(numbers.to_dict("records")):
+        same_budget = of_epsilon == of_epsilon.iloc[position]
+        own = numbers[same_budget & (numbers["candidate"] == row["candidate"])]
+        own = own[own["condition"] == row["condition"]]
+        if row["benchmark"].startswith(_AVERAGE_OF):
+            table = "14" if row["table"] == "6" else row["table"]
+            names = row["benchmark"].removeprefix(_AVERAGE_OF).split(", ")
+            found = own[(own["table"] == table) & own["benchmark"].isin(names)]["value"].mean()
+        elif row["measure"] in of:
+            prefix, factor = of[row["measure"]]
+            parts = own[(own["table"] == row["table"]) & own["measure"].str.startswith(prefix)]
+            found = factor * parts[parts["measure"] != row["measure"]]["value"].mean()
         else:
             continue
-        wrong = str(row.note).startswith(MISPRINT)
-        yield row.table, row.candidate, row.condition, row.epsilon, row.measure, row.value, found, wrong
-
-
-def _or(value: object, otherwise: float) -> float:
-    return otherwise if pd.isna(value) else float(str(value))
+        told = (row[name] for name in ("table", "candidate", "condition", "epsilon", "measure", "value"))
+        yield *told, found, row["note"].startswith(MISPRINT)
 
 
 def claims() -> pd.DataFrame:

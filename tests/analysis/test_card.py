@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -38,7 +39,7 @@ def card(storage: str) -> CardStatistics:
     return analyse_card(load_sweep(storage, CARD), QUICK)
 
 
-def row(table: pd.DataFrame, **wanted: object) -> pd.Series:  # type: ignore[type-arg]
+def row(table: pd.DataFrame, **wanted: object) -> Any:
     for name, value in wanted.items():
         table = table[table[name].isna() if value is None else table[name] == value]
     assert len(table) == 1
@@ -146,7 +147,7 @@ def test_the_terminal_shows_columns_by_candidate(storage: str) -> None:
 def test_what_other_sweeps_left_is_found(tmp_path: Path) -> None:
     write_card_sweep(str(tmp_path), ("a", "b"))
     for name in ("a", "b"):
-        spec = {"benchmark": {"name": "other"}, "condition": {"precision": "float32"}}
+        spec: dict[str, Any] = {"benchmark": {"name": "other"}, "condition": {"precision": "float32"}}
         rows = [
             make_record(name, "other", f"s{index}", 0.0, score=100.0 * (index < 3), side=0) for index in range(4)
         ]  # fmt: skip
