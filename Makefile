@@ -1,4 +1,5 @@
 # make ablation    the sweep on this machine, from nothing
+# make card        the robustness card of the ablation's models: everything they can be shown
 # make search      a search on this machine: what is on the front, within a budget
 # make test        all tests, in two processes;  make lint   style, types
 # make check       make lint, and all tests that start no processes
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.ready-$(basename $(notdir $(CONSTRAINTS)))
 # Operators are compiled with the environment's own ninja.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup ablation search test check lint format clean help
+.PHONY: setup ablation card search test check lint format clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -41,6 +42,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 ablation: setup
 	$(BIN)/python sweeps/encoder_ablation.py $(ARGS)
+
+card: setup
+	$(BIN)/python sweeps/robustness_card.py $(ARGS)
 
 search: setup
 	$(BIN)/python sweeps/search.py $(ARGS)

@@ -8,12 +8,15 @@ nothing, so whoever groups records asks here first.
 
 import pandas as pd
 
-from analysis.manifest import UNIVERSAL
 from rllava.errors import UserError
+from rllava.records import CLEAN, SMALLEST
 
 CELL = ("candidate", "seed", "benchmark", "epsilon", "severity", "restart")
 """Columns that make a cell, beside the label of a condition that has no budget or is universal: of attacks, one
 protocol is shown."""
+
+UNLABELLED = (CLEAN, "attack", SMALLEST)
+"""Kinds of which one label is shown per budget; others may share a budget."""
 
 KEEP_ONE = "keep the rows of one of them"
 
@@ -68,7 +71,7 @@ def require_one_evaluation(records: pd.DataFrame, remedy: str = KEEP_ONE) -> Non
 
 def _with_cells(records: pd.DataFrame) -> pd.DataFrame:
     """Records with what else makes their cell: the label, where it is no attack's or clean image's."""
-    labelled = records["epsilon"].isna() | (records["kind"] == UNIVERSAL)
+    labelled = records["epsilon"].isna() | ~records["kind"].isin(UNLABELLED)
     return records.assign(variety=records["condition"].where(labelled, ""))
 
 

@@ -1,5 +1,6 @@
 """The report of a sweep without attacks, e.g. of corruptions: heat map, tables and gallery on one page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from analysis.conditions import ALL, NO_SEVERITY, ConditionStatistics, conditions_answer
 from analysis.gallery import data_uri
-from analysis.loading import fetch_images, record_keys
+from analysis.loading import SweepResults, fetch_images, record_keys
 from analysis.page import chart_spec, environment, inline_json, judged_parts, table_rows, vega_bundle
 from analysis.scores import AVERAGE, is_error
 from rllava.records import CLEAN
@@ -73,18 +74,26 @@ def heat_map(statistics: ConditionStatistics) -> alt.ConcatChart:
 
 
 def shown_samples(statistics: ConditionStatistics) -> list[ShownSample]:
-    """The gallery: of each benchmark the first sample whose images were kept.
+    """The gallery of a sweep: see :func:`samples_under`.
 
     Args:
         statistics: from ``conditions.analyse_conditions``.
+    """
+    return samples_under(statistics.results, statistics.columns)
+
+
+def samples_under(results: SweepResults, columns: Sequence[tuple[str, int]]) -> list[ShownSample]:
+    """Of each benchmark the first sample whose images were kept.
+
+    Args:
+        columns: label and severity of what was shown; NO_SEVERITY where there is none.
 
     Returns:
         Samples with images of a few severities.
     """
-    results = statistics.results
     records = results.records[~is_error(results.records)]
     severity = records["severity"].fillna(NO_SEVERITY)
-    other = records["condition"].isin([label for label, _ in statistics.columns if label != CLEAN])
+    other = records["condition"].isin([label for label, _ in columns if label != CLEAN])
     found = []
     for benchmark in results.manifest.benchmarks:
         own_rows = other & (records["benchmark"] == benchmark)
@@ -98,12 +107,12 @@ def shown_samples(statistics: ConditionStatistics) -> list[ShownSample]:
                 chosen = (sample_id, own, images)
                 break
         if chosen is not None:
-            found.append(_sample(statistics, records, benchmark, *chosen))
+            found.append(_sample(columns, records, benchmark, *chosen))
     return found
 
 
 def _sample(
-    statistics: ConditionStatistics,
+    columns: Sequence[tuple[str, int]],
     records: pd.DataFrame,
     benchmark: str,
     sample_id: str,
@@ -114,7 +123,7 @@ def _sample(
         (records["benchmark"] == benchmark) & (records["sample_id"] == sample_id) & (records["kind"] == "clean")
     ]
     pictures = []
-    for label, severity in statistics.columns:
+    for label, severity in columns:
         cell = own[(own["condition"] == label) & (own["severity"].fillna(NO_SEVERITY) == severity)]
         shown = [images[key].shown for key in record_keys(cell) if key in images]
         image = data_uri(shown[0]) if shown else None

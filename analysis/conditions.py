@@ -149,9 +149,26 @@ def _means(
     labels = list(dict.fromkeys(label for label, _ in columns if label != CLEAN))
     groups = {label: [e for e, column in enumerate(columns) if column[0] == label] for label in labels}
     groups[ALL] = [e for e, (label, _) in enumerate(columns) if label in (weak or labels)]
+    return group_means(scores, bootstraps, groups, level)
+
+
+def group_means(
+    scores: Scores, bootstraps: Mapping[str, Bootstrap], groups: Mapping[str, Sequence[int]], level: float
+) -> pd.DataFrame:
+    """Averages columns of a sweep with each other, e.g. the severities of a condition.
+
+    Args:
+        scores: whose first column is the clean images.
+        bootstraps: from ``summary.bootstrap_scores``.
+        groups: by name, the columns (E) of each.
+
+    Returns:
+        Rows (candidate, benchmark or AVERAGE, group under ``condition``) with ``mean, low, high``, ``n`` samples, and
+        ``drop, drop_low, drop_high``, the share of the candidate's own clean score that is lost.
+    """
     rows = []
     for benchmark, bootstrap in bootstraps.items():
-        shape = (len(scores.candidates), len(columns))
+        shape = (len(scores.candidates), len(scores.epsilons))
         draws_BCE = bootstrap.draws.reshape(-1, *shape)
         influence_SCE = bootstrap.influence.reshape(-1, *shape)
         mean_CE, n_CE = bootstrap.mean.reshape(shape), bootstrap.n.reshape(shape)

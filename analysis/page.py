@@ -60,6 +60,7 @@ def render_page(statistics: Statistics, charts: Mapping[str, Any], exhibits: Seq
             doubts=_doubts(flags),
             errors=_error_counts(statistics),
             times=_times(statistics),
+            paper=table_rows(statistics.paper),
             average=AVERAGE,
             covers=covers(statistics.summary),
             **judged_parts(statistics.judged),

@@ -15,11 +15,16 @@ from pathlib import Path
 
 import altair as alt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tyro
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.budget_page import render_budgets, survival_chart
 from analysis.budgets import BudgetStatistics, analyse_budgets, budgets_answer, format_budgets, is_about_budgets
+from analysis.card import CardStatistics, analyse_card, card_answer, is_about_cards
+from analysis.card_page import card_map, format_card, front_chart, render_card
+from analysis.card_schema import CARD_SCHEMA
 from analysis.condition_page import heat_map, render_conditions, shown_samples
 from analysis.conditions import (
     ConditionStatistics,
@@ -127,6 +132,8 @@ def write_statistics(statistics: Statistics) -> ReportPaths:
         "index.html": render_page(statistics, charts, exhibits).encode(),
         **_judged_files(statistics.judged),
     }
+    if not statistics.paper.empty:
+        files["paper.csv"] = table_csv(statistics.paper)
     if statistics.others is not None:
         files["conditions.csv"] = table_csv(_by_benchmark(statistics.others.table))
     if matrix is not None:
@@ -156,6 +163,37 @@ def write_conditions(statistics: ConditionStatistics) -> str:
     }
     assert set(files) >= set(_CONDITION_FILES)
     return _write(statistics.results, files)
+
+
+def write_card(statistics: CardStatistics) -> str:
+    """Writes a robustness card, into the storage it comes from.
+
+    Args:
+        statistics: from ``card.analyse_card``.
+
+    Returns:
+        Path or URL of the page.
+    """
+    chart = card_map(statistics)
+    files = {
+        "card.csv": table_csv(statistics.table),
+        "card.parquet": _parquet(statistics.table),
+        "correlations.csv": table_csv(statistics.correlations),
+        "cost.csv": table_csv(statistics.cost),
+        "paper.csv": table_csv(statistics.paper),
+        "heatmap.png": render_png(chart),
+        "heatmap.svg": render_svg(chart),
+        "index.html": render_card(statistics, chart, front_chart(statistics)).encode(),
+        **_judged_files(statistics.judged),
+    }
+    assert set(files) >= set(_CARD_FILES)
+    return _write(statistics.results, files)
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(table, CARD_SCHEMA, preserve_index=False), buffer)
+    return buffer.getvalue()
 
 
 def write_jailbreak(statistics: JailbreakStatistics) -> str:
@@ -283,6 +321,8 @@ class _Report:
 
 def _report_of(results: SweepResults) -> _Report:
     manifest = results.manifest
+    if is_about_cards(manifest):
+        return _about_card(results)
     if is_about_jailbreaks(manifest):
         return _about_jailbreaks(results)
     if is_about_budgets(manifest):
@@ -301,6 +341,17 @@ def _about_jailbreaks(results: SweepResults) -> _Report:
         return format_jailbreak(statistics), statistics.judged
 
     return _Report(_JAILBREAK_FILES, told, statistics.beside.signature)
+
+
+def _about_card(results: SweepResults) -> _Report:
+    statistics = analyse_card(results)
+
+    def told(fresh: bool) -> _Told:
+        if not fresh:
+            write_card(statistics)
+        return format_card(statistics), statistics.judged
+
+    return _Report(_CARD_FILES, told, statistics.beside)
 
 
 def _told_of_budgets(results: SweepResults, fresh: bool) -> _Told:
@@ -341,6 +392,11 @@ _JAILBREAK_FILES = (
     "cost.csv", "rates.png", "rates.svg",
 )  # fmt: skip
 """Of a report of a sweep of jailbreaks."""
+
+_CARD_FILES = (
+    "index.html", "card.csv", "card.parquet", "correlations.csv", "cost.csv", "paper.csv", "heatmap.png", "heatmap.svg",
+)  # fmt: skip
+"""Of a robustness card."""
 
 _BUDGET_FILES = ("index.html", "curve.csv", "smallest.csv", "comparisons.csv", "curve.png", "curve.svg")
 """Of a report of a sweep of smallest budgets."""
@@ -414,7 +470,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         resampling = Resampling(draws=options.draws, seed=options.seed)
         results = load_sweep(options.storage, options.sweep)
-        if is_about_jailbreaks(results.manifest):
+        if is_about_cards(results.manifest):
+            card = analyse_card(results, resampling)
+            said, page = f"{card_answer(card)}\n\n{format_card(card)}", write_card(card)
+        elif is_about_jailbreaks(results.manifest):
             jailbreaks = analyse_jailbreak(results, options.baseline, resampling)
             said = f"{jailbreak_answer(jailbreaks)}\n\n{format_jailbreak(jailbreaks)}"
             page = write_jailbreak(jailbreaks)

@@ -1,6 +1,6 @@
 """All that the analysis finds out about a sweep, computed once and used by the report, the tables and the notebook."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -8,12 +8,15 @@ import pandas as pd
 from analysis.bootstrap import DEFAULT_RESAMPLING, Resampling
 from analysis.comparisons import compare
 from analysis.conditions import ConditionStatistics, analyse_conditions, others
-from analysis.evidence import attack_evidence
+from analysis.evidence import ATTACK, attack_evidence
 from analysis.judgements import JudgementStatistics, analyse_judgements
 from analysis.loading import SweepResults
+from analysis.manifest import Manifest
+from analysis.paper_numbers import beside_paper
 from analysis.pareto import pareto_front
 from analysis.scores import AVERAGE, Scores, default_epsilon, sweep_scores
 from analysis.summary import best_candidate, bootstrap_scores, summarise
+from rllava.records import CLEAN
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Statistics:
         front: see ``pareto.pareto_front``, on average over the benchmarks, at ``epsilon``.
         evidence: see ``evidence.attack_evidence``.
         others: of conditions that are no attacks; None: there are none, see ``conditions.analyse_conditions``.
+        paper: the paper's numbers beside these, see ``paper_numbers.beside_paper``.
         judged: see ``judgements.analyse_judgements``.
     """
 
@@ -43,6 +47,7 @@ class Statistics:
     front: pd.DataFrame
     evidence: pd.DataFrame
     others: ConditionStatistics | None = None
+    paper: pd.DataFrame = field(default_factory=pd.DataFrame)
     judged: JudgementStatistics | None = None
 
 
@@ -79,8 +84,15 @@ def analyse(
         front=pareto_front(scores, bootstraps, summary, chosen),
         evidence=attack_evidence(results.records, scores),
         others=analyse_conditions(results, baseline, resampling) if others(results.manifest) else None,
+        paper=_beside_paper(summary, results.manifest),
         judged=analyse_judgements(results, resampling),
     )
+
+
+def _beside_paper(summary: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    labels = {entry.epsilon: entry.label for entry in manifest.conditions if entry.kind in (CLEAN, ATTACK)}
+    scores = summary[summary["epsilon"].isin(list(labels))]
+    return beside_paper(scores.assign(condition=scores["epsilon"].map(labels)))
 
 
 def answer(statistics: Statistics) -> str:

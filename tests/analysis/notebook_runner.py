@@ -50,7 +50,7 @@ def execute_notebook(
     )
     with tempfile.TemporaryDirectory() as home:
         variables = {
-            "RLLAVA_STORAGE": storage if "://" in storage else os.path.abspath(storage),
+            "RLLAVA_STORAGE": storage if "://" in storage or not storage else os.path.abspath(storage),
             "RLLAVA_SWEEP": sweep,
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
             "IPYTHONDIR": home,
