@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rllava.data.entries import Entry
-from rllava.data.files import FILES, ImageFile, check_layout, data_path, read_json
+from rllava.data.files import FILES, ImageFile, data_path, laid_out, read_json
 from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.errors import UserError
 
@@ -148,7 +148,7 @@ def _captions(
                 entries.append(Entry(sample_id(image), ImageFile(f"{images}/{image['filename']}"), captions))
         except (KeyError, TypeError) as error:
             raise _unlike(path, "images", row, error, "Karpathy's split") from error
-    return _laid_out(entries, path)
+    return laid_out(entries, path)
 
 
 def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[Entry]:
@@ -173,7 +173,7 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
         if number not in answers:
             raise UserError(f"{answers_path} has no answers to question {number} of {path}; fetch both again")
         entries.append(Entry(str(number), image, answers[number], text))
-    return _laid_out(entries, path)
+    return laid_out(entries, path)
 
 
 def _list(content: Any, key: str, path: Path) -> Sequence[Any]:
@@ -186,9 +186,3 @@ def _list(content: Any, key: str, path: Path) -> Sequence[Any]:
 def _unlike(path: Path, key: str, row: int, error: Exception, expected: str) -> UserError:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
     return UserError(f"{path}: entry {row} of '{key}' is not in the format of {expected} ({reason}); fetch it again")
-
-
-def _laid_out(entries: list[Entry], path: Path) -> list[Entry]:
-    files = (entry.load_image for entry in entries)
-    check_layout((file.path for file in files if isinstance(file, ImageFile)), path)
-    return entries

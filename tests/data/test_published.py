@@ -17,7 +17,15 @@ from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.samples import decode_shard
 from rllava.tasks.task import Decoding
-from tests.data.published_files import ROWS, jpeg, write, write_benchmarks, write_jailbreaks, write_training
+from tests.data.published_files import (
+    ROWS,
+    jpeg,
+    write,
+    write_benchmarks,
+    write_jailbreaks,
+    write_questions_with_few_answers,
+    write_training,
+)
 
 SHORT = "Answer the question using a single word or phrase."
 PAPER = {
@@ -50,6 +58,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All data sets, tiny."""
     root = tmp_path / "data sets"
     write_benchmarks(root)
+    write_questions_with_few_answers(root)
     write_training(root)
     write_jailbreaks(root)
     monkeypatch.setenv("RLLAVA_DATA", str(root))
@@ -196,7 +205,7 @@ def test_docs_and_docstring_name_every_file_of_every_source() -> None:
             users[file.path] += 1
             assert f"`{name}`" in rows[file.path], file.path
             assert file.path in docstring
-    assert users["coco/val2014/"] == 3
+    assert users["coco/val2014/"] == 4
 
 
 def test_what_users_fetch_is_what_the_tests_write(root: Path) -> None:
