@@ -1,6 +1,6 @@
 """All that the analysis finds out about a sweep, computed once and used by the report, the tables and the notebook."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from analysis.loading import SweepResults
 from analysis.pareto import pareto_front
 from analysis.scores import AVERAGE, Scores, default_epsilon, sweep_scores
 from analysis.summary import best_candidate, bootstrap_scores, summarise
+from analysis.yes_no import yes_no_table
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Statistics:
         evidence: see ``evidence.attack_evidence``.
         others: of conditions that are no attacks; None: there are none, see ``conditions.analyse_conditions``.
         judged: see ``judgements.analyse_judgements``.
+        yes_no: see ``yes_no.yes_no_table``.
     """
 
     results: SweepResults
@@ -44,6 +46,7 @@ class Statistics:
     evidence: pd.DataFrame
     others: ConditionStatistics | None = None
     judged: JudgementStatistics | None = None
+    yes_no: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def analyse(
@@ -80,6 +83,7 @@ def analyse(
         evidence=attack_evidence(results.records, scores),
         others=analyse_conditions(results, baseline, resampling) if others(results.manifest) else None,
         judged=analyse_judgements(results, resampling),
+        yes_no=yes_no_table(results.records, resampling),
     )
 
 
