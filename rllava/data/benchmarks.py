@@ -134,9 +134,16 @@ def build_benchmark(
     """
     metric = METRICS.get(spec.task.metric)
     listing = list_benchmark(spec)
-    state = metric.prepare([sample.references for sample in listing.entries])
+    state = _state(metric, spec, listing)
     write_whole(filesystem, f"{folder}/metric.json", metric_to_json(metric, state).encode())
     return build_shards(listing, filesystem, folder, tasks, progress)
+
+
+def _state(metric: Metric, spec: BenchmarkSpec, listing: Listing) -> MetricState:
+    if metric.learn is None:
+        return metric.prepare([sample.references for sample in listing.entries])
+    everything = SOURCES.get(spec.source)(spec.split) if spec.file is None else _prompts_of(spec.file)
+    return metric.learn(pair for entry in everything for pair in zip(entry.written, entry.references, strict=False))
 
 
 def list_benchmark(spec: BenchmarkSpec) -> Listing:
@@ -357,6 +364,10 @@ for _spec in (
     _paper("vizwiz", "val", ShortAnswer(VIZWIZ_PROMPT, Decoding(5))),
 ):
     BENCHMARKS.register(_spec.name, _spec)
+
+for _name in ("okvqa_stemmed", "okvqa_learnt"):
+    _stemmed = ShortAnswer(VQA_PROMPT, Decoding(5), metric=_name)
+    BENCHMARKS.register(_name, BenchmarkSpec(_name, "okvqa", "val", samples=500, seed=42, task=_stemmed))
 
 # All questions that there are, as both are published. LLaVA lets answers be 1024 tokens long; its parsers look at their
 # beginning, and what is attacked is answered often.

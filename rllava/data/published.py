@@ -65,8 +65,8 @@ def okvqa_questions(split: str) -> list[Entry]:
     """OK-VQA, about images of COCO val2014.
 
     The annotators' answers are stemmed in the file (``answer``; the words they wrote are ``raw_answer``). The
-    published evaluation stems predictions as well (nltk's tagger and lemmatiser, ``inflection`` and a table by hand);
-    here they are compared as they are, so that "riding" does not match "ride": scores are a little lower.
+    published evaluation stems predictions as well. Benchmark ``okvqa`` compares them as they are, so that "riding" does
+    not match "ride" and scores are a little lower; see :mod:`rllava.metrics.okvqa` for those that stem.
 
     Args:
         split: ``"val"``: 5046 questions.
@@ -157,9 +157,13 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
     path, images = _place(name)
     answers_path = data_path(FILES[name][1].path)
     answers: dict[Any, tuple[str, ...]] = {}
+    written: dict[Any, tuple[str, ...]] = {}
     for row, annotation in enumerate(_list(read_json(answers_path), "annotations", answers_path)):
         try:
-            answers[annotation["question_id"]] = tuple(str(answer["answer"]) for answer in annotation["answers"])
+            number = annotation["question_id"]
+            answers[number] = tuple(str(answer["answer"]) for answer in annotation["answers"])
+            if all("raw_answer" in answer for answer in annotation["answers"]):
+                written[number] = tuple(str(answer["raw_answer"]) for answer in annotation["answers"])
         except (KeyError, TypeError) as error:
             raise _unlike(answers_path, "annotations", row, error, "VQA") from error
     entries = []
@@ -172,7 +176,7 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
             raise _unlike(path, "questions", row, error, "VQA") from error
         if number not in answers:
             raise UserError(f"{answers_path} has no answers to question {number} of {path}; fetch both again")
-        entries.append(Entry(str(number), image, answers[number], text))
+        entries.append(Entry(str(number), image, answers[number], text, written=written.get(number, ())))
     return laid_out(entries, path)
 
 

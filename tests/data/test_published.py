@@ -93,6 +93,27 @@ def test_specs_are_the_papers(name: str, root: Path) -> None:
     assert (spec.samples, spec.seed) == (500, 42)
 
 
+def test_okvqas_stems_are_learnt_from_all_annotations(root: Path, local: Any, folder: str) -> None:
+    spec = dataclasses.replace(BENCHMARKS.get("okvqa_learnt"), samples=1)
+    with pytest.raises(UserError, match="no raw_answer beside the answer"):
+        build_benchmark(spec, local, folder)
+    path = root / "okvqa/mscoco_val2014_annotations.json"
+    annotations = json.loads(path.read_text())
+    for number, annotation in enumerate(annotations["annotations"]):
+        for answer in annotation["answers"]:
+            answer |= {"answer": f"stem {number}", "raw_answer": f"stemming {number}s"}
+    write(root, "okvqa/mscoco_val2014_annotations.json", annotations)
+    build_benchmark(spec, local, folder)
+    metric, state = read_metric(local, folder)
+    assert (metric.name, dict(state.table)) == (
+        "okvqa_learnt",
+        {"stemming": "stem", "0s": "0"} | {f"{number}s": str(number) for number in range(ROWS)},
+    )
+    assert metric.score("Stemming 3s", ["stem 3"] * 10, state) == 100.0
+    plain = dataclasses.replace(spec, name="okvqa", task=BENCHMARKS.get("okvqa").task)
+    assert [sample.references for sample in list_samples(plain)] == [sample.references for sample in list_samples(spec)]
+
+
 def test_500_of_so_many_entries_are_those_of_numpys_global_generator() -> None:
     for entries in (5000, 214_354):
         np.random.seed(42)

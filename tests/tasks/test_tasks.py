@@ -300,6 +300,69 @@ def test_what_is_attacked_as_another_kind_is_a_subclass_of_it(benchmark: Benchma
     assert fingerprint(other) != fingerprint(dataclasses.replace(benchmark, task=plain))
 
 
+@pytest.mark.parametrize("name", ["easy_yes_no", "easy_choice"])
+def test_tasks_of_few_answers_are_attacked_by_every_protocol(name: str) -> None:
+    """Every one has rounds; one of them is run: the label is the right word, the decoys are the wrong ones."""
+    spec = BENCHMARKS.get(name)
+    for protocol in PROTOCOLS:
+        if "short_answer" in PROTOCOLS.get(protocol).kinds:
+            check_grid(
+                dataclasses.replace(
+                    PRESETS.get("smoke"), benchmarks=(spec,), conditions=at_budgets(PROTOCOLS.get(protocol), (0.0, 8.0))
+                )
+            )
+    entries = SOURCES.get(spec.source)("test")[:3]
+    asked = [
+        {
+            "row": row,
+            "sample_id": e.sample_id,
+            "image": e.load_image(),
+            "prompt": spec.task.ask(e.question),
+            "references": list(e.references),
+        }
+        for row, e in enumerate(entries)
+        if e.load_image is not None
+    ]
+    samples = decode_shard(pa.Table.from_pylist(asked, schema=BENCHMARK_SCHEMA), 64, needs=spec.task.needs)
+    metric, bank = METRICS.get(spec.task.metric), spec.task.decoys(e.references for e in entries)
+    rounds = (Round("label0", 1, "float32", CLEAN, reference(0)), Round("decoy0", 1, "float32", CLEAN, decoy(0)))
+    protocol = Protocol("once", 1, (("short_answer", rounds),), drops="never")
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    rows = {}
+    for shown in (samples, *([sample] for sample in samples)):
+        ((_, table),) = evaluate_shard(
+            worker, shown, [of(spec, 8.0, protocol)], metric, metric.prepare([e.references for e in entries]), bank=bank
+        )
+        for row in table.to_pylist():
+            assert row["error"] is None
+            assert set(row["round_scores"]) <= {0.0, 100.0}
+            assert "label0" in row["rounds"]
+            told = {key: row[key] for key in ("prediction", "clean_prediction", "rounds", "round_predictions", "score")}
+            assert rows.setdefault(row["sample_id"], told) == told, "alone as in a batch"
+    assert len(rows) == 3
+
+
+def test_a_question_without_an_image_is_answered_and_not_attacked() -> None:
+    spec = BENCHMARKS.get("scienceqa")
+    row = {
+        "row": 0,
+        "sample_id": "4",
+        "image": None,
+        "prompt": spec.task.ask("Which?\nA. a\nB. b"),
+        "references": ["A"],
+    }
+    samples = decode_shard(pa.Table.from_pylist([row], schema=BENCHMARK_SCHEMA), 64, needs=spec.task.needs)
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    metric = METRICS.get(spec.task.metric)
+    protocol = Protocol("once", 1, (("short_answer", ROUNDS[:1]),))
+    specs = [of(spec, epsilon, protocol) for epsilon in (0.0, 8.0)]
+    clean, attacked = (table.to_pylist()[0] for _, table in evaluate_shard(worker, samples, specs, metric, None))
+    assert clean["error"] is None
+    assert clean["score"] in (0.0, 100.0)
+    assert "<image>" not in clean["prompt"]
+    assert attacked["error"] == "no image, and attack is about a sample's own"
+
+
 def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
     registries: tuple[Registry[Any], ...] = (METRICS, TASKS, SOURCES, BENCHMARKS, PROTOCOLS)
     before = [dict(registry._entries) for registry in registries]
