@@ -160,10 +160,10 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
     written: dict[Any, tuple[str, ...]] = {}
     for row, annotation in enumerate(_list(read_json(answers_path), "annotations", answers_path)):
         try:
-            number = annotation["question_id"]
-            answers[number] = tuple(str(answer["answer"]) for answer in annotation["answers"])
-            if all("raw_answer" in answer for answer in annotation["answers"]):
-                written[number] = tuple(str(answer["raw_answer"]) for answer in annotation["answers"])
+            given = annotation["answers"]
+            answers[annotation["question_id"]] = tuple(str(answer["answer"]) for answer in given)
+            if all("raw_answer" in answer for answer in given):
+                written[annotation["question_id"]] = tuple(str(answer["raw_answer"]) for answer in given)
         except (KeyError, TypeError) as error:
             raise _unlike(answers_path, "annotations", row, error, "VQA") from error
     entries = []

@@ -85,11 +85,11 @@ def problem(**changed: Any) -> dict[str, Any]:
             "line 1 is not in the format of POPE .*'maybe'",
         ),
         ("scienceqa", "scienceqa/problems.json", {"4": {}}, "no choices and answer to question 4"),
-        ("scienceqa", "scienceqa/problems.json", [], "is no object of problems"),
+        ("scienceqa", "scienceqa/problems.json", [], "problems.json is not in the format"),
         ("scienceqa", "scienceqa/problems.json", problem(choices=["a"]), "question 4 has 1 choices"),
         ("scienceqa", "scienceqa/problems.json", problem(choices=["a"] * 6), "question 4 has 6 choices"),
         ("scienceqa", "scienceqa/problems.json", problem(answer=2), "number 2 is right; expected 2 to 5"),
-        ("scienceqa", "scienceqa/llava_test_CQM-A.json", {}, "is no list of questions"),
+        ("scienceqa", "scienceqa/llava_test_CQM-A.json", {}, "CQM-A.json is not in the format"),
         ("scienceqa", "scienceqa/llava_test_CQM-A.json", [{"id": "4"}], "entry 0 is not in LLaVA's .*conversations"),
     ],
 )
