@@ -20,7 +20,7 @@ from analysis.loading import SweepResults
 from analysis.manifest import ConditionEntry, Manifest
 from analysis.scores import AVERAGE, Scores, arrange_scores
 from analysis.summary import bootstrap_scores, summarise
-from analysis.yes_no import yes_no_table
+from analysis.yes_no import analyse_yes_no
 from rllava.errors import UserError
 from rllava.records import CLEAN, SMALLEST
 
@@ -103,7 +103,7 @@ def analyse_conditions(
         means=means,
         comparisons=_named(compare(scores, reference, resampling), columns),
         judged=analyse_judgements(results, resampling),
-        yes_no=yes_no_table(results.records, resampling),
+        yes_no=analyse_yes_no(results, resampling),
     )
 
 

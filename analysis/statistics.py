@@ -14,7 +14,7 @@ from analysis.loading import SweepResults
 from analysis.pareto import pareto_front
 from analysis.scores import AVERAGE, Scores, default_epsilon, sweep_scores
 from analysis.summary import best_candidate, bootstrap_scores, summarise
-from analysis.yes_no import yes_no_table
+from analysis.yes_no import analyse_yes_no
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def analyse(
         evidence=attack_evidence(results.records, scores),
         others=analyse_conditions(results, baseline, resampling) if others(results.manifest) else None,
         judged=analyse_judgements(results, resampling),
-        yes_no=yes_no_table(results.records, resampling),
+        yes_no=analyse_yes_no(results, resampling),
     )
 
 

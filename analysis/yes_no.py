@@ -6,13 +6,14 @@ has one reference, and that is yes or no.
 Shape legend: B bootstrap draws, S samples, 4 shares that the rates are made of: right, hits, said, gold.
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import DEFAULT_RESAMPLING, FloatArray, Resampling, bootstrap_means, column_quantiles
 from analysis.cells import require_one_evaluation
+from analysis.loading import SweepResults
 from analysis.scores import is_error
 from analysis.summary import benchmark_seed
 from rllava.metrics.yes_no import RATES, READERS, YES, rates_of, right_answer
@@ -21,7 +22,8 @@ from rllava.records import SMALLEST
 _CELL = ["candidate", "seed", "benchmark", "condition", "kind", "epsilon", "severity", "restart"]
 
 YES_NO_COLUMNS = (
-    *_CELL, "parser", "n", "errors", *(f"{rate}{bound}" for rate in RATES for bound in ("", "_low", "_high")),
+    *_CELL, "adaptive", "parser", "n", "errors",
+    *(f"{rate}{bound}" for rate in RATES for bound in ("", "_low", "_high")),
 )  # fmt: skip
 """Columns of yes_no.csv."""
 
@@ -38,7 +40,15 @@ def yes_no_benchmarks(records: pd.DataFrame) -> tuple[str, ...]:
     return tuple(str(name) for name, all_are in every.items() if all_are)
 
 
-def yes_no_table(records: pd.DataFrame, resampling: Resampling = DEFAULT_RESAMPLING) -> pd.DataFrame:
+def analyse_yes_no(results: SweepResults, resampling: Resampling = DEFAULT_RESAMPLING) -> pd.DataFrame:
+    """Tabulates the rates of a sweep's yes/no benchmarks; see :func:`yes_no_table`."""
+    fixed = {entry.label for entry in results.manifest.conditions if not getattr(entry, "adaptive", True)}
+    return yes_no_table(results.records, resampling, fixed)
+
+
+def yes_no_table(
+    records: pd.DataFrame, resampling: Resampling = DEFAULT_RESAMPLING, non_adaptive: Collection[str] = ()
+) -> pd.DataFrame:
     """Tabulates the rates of yes/no benchmarks: answers are read both by LLaVA's parser and exactly.
 
     Under an attack the answer is that to the worst image by the benchmark's own metric, so that only the parser of
@@ -47,6 +57,7 @@ def yes_no_table(records: pd.DataFrame, resampling: Resampling = DEFAULT_RESAMPL
     Args:
         records: rows of RECORD_SCHEMA, of any benchmarks.
         resampling: draws, seed and level of the intervals, which cover the choice of samples.
+        non_adaptive: labels of conditions that show what was searched against something else than what answers.
 
     Returns:
         YES_NO_COLUMNS, a row per candidate, training seed, benchmark, condition, budget or severity, and parser; rates
@@ -64,7 +75,9 @@ def yes_no_table(records: pd.DataFrame, resampling: Resampling = DEFAULT_RESAMPL
         failed = is_error(cell)
         for parser in READERS:
             found = _rates(cell[~failed], parser, resampling)
-            rows.append({**dict(zip(_CELL, key, strict=True)), "parser": parser, "errors": int(failed.sum()), **found})
+            of = dict(zip(_CELL, key, strict=True))
+            of |= {"adaptive": of["condition"] not in non_adaptive, "parser": parser, "errors": int(failed.sum())}
+            rows.append({**of, **found})
     return pd.DataFrame(rows)[list(YES_NO_COLUMNS)]
 
 

@@ -1,7 +1,8 @@
 """POPE: whether an object is in an image of COCO (Li et al. 2023, arXiv 2305.10355), from the files that LLaVA uses.
 
-Half of the questions (of ``random`` a little more) are about objects that are there. The others are about absent ones: ``random``, ``popular`` (the
-most frequent in the data set) or ``adversarial`` (those that co-occur most with what is there).
+Half of the questions, of ``random`` a little more, are about objects that are there. The others are about absent ones:
+``random``, ``popular`` (the most frequent in the data set) or ``adversarial`` (those that co-occur most with what is
+there).
 """
 
 from rllava.data.entries import Entry

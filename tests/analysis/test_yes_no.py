@@ -11,6 +11,7 @@ from analysis.bootstrap import Resampling
 from analysis.conditions import analyse_conditions
 from analysis.loading import load_sweep
 from analysis.manifest import ConditionEntry, Manifest, RecordsEntry
+from analysis.page import yes_no_rows
 from analysis.report import refresh_report, write_conditions, write_report
 from analysis.yes_no import YES_NO_COLUMNS, yes_no_benchmarks, yes_no_table
 from rllava.errors import UserError
@@ -106,6 +107,12 @@ def test_a_benchmark_is_one_by_all_its_references(references: list[str], is_one:
     rows = [*rows_of("a", 0.0), make_record("a", "pope", "last", 0.0, score=0.0) | {"references": references}]
     assert yes_no_benchmarks(records_of(*rows)) == (("pope",) if is_one else ())
     assert yes_no_table(records_of(*rows), FEW).empty != is_one
+
+
+def test_what_was_searched_against_something_else_is_marked() -> None:
+    table = yes_no_table(records_of(*rows_of("a", 0.0), *rows_of("a", 8.0)), FEW, non_adaptive={PROTOCOL})
+    assert dict(zip(table["condition"], table["adaptive"], strict=True)) == {"clean": True, PROTOCOL: False}
+    assert [row["adaptive"] for row in yes_no_rows(table)] == [True, True, False, False]
 
 
 def test_records_of_two_evaluations_are_refused() -> None:
