@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.conditions import ALL, NO_SEVERITY, ConditionStatistics, conditions_answer
 from analysis.gallery import data_uri
 from analysis.loading import SweepResults, fetch_images, record_keys
-from analysis.page import chart_spec, environment, inline_json, judged_parts, table_rows, vega_bundle
+from analysis.page import chart_spec, environment, inline_json, judged_parts, table_rows, vega_bundle, yes_no_rows
 from analysis.scores import AVERAGE, is_error
 from rllava.records import CLEAN
 
@@ -174,5 +174,6 @@ def render_conditions(statistics: ConditionStatistics, chart: alt.ConcatChart, s
             samples=samples,
             everything=ALL,
             **judged_parts(statistics.judged),
+            yes_no=yes_no_rows(statistics.yes_no),
         )
     )

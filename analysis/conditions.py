@@ -5,7 +5,7 @@ condition, at each of its severities if it has any).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from analysis.loading import SweepResults
 from analysis.manifest import ConditionEntry, Manifest
 from analysis.scores import AVERAGE, Scores, arrange_scores
 from analysis.summary import bootstrap_scores, summarise
+from analysis.yes_no import analyse_yes_no
 from rllava.errors import UserError
 from rllava.records import CLEAN, SMALLEST
 
@@ -52,6 +53,7 @@ class ConditionStatistics:
         means: the same over the severities of each condition, and over all of them (ALL), severity left out.
         comparisons: see ``comparisons.compare``, with ``condition`` and ``severity`` for the budget.
         judged: see ``judgements.analyse_judgements``.
+        yes_no: see ``yes_no.yes_no_table``.
     """
 
     results: SweepResults
@@ -62,6 +64,7 @@ class ConditionStatistics:
     means: pd.DataFrame
     comparisons: pd.DataFrame
     judged: JudgementStatistics | None = None
+    yes_no: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def others(manifest: Manifest) -> list[ConditionEntry]:
@@ -102,6 +105,7 @@ def analyse_conditions(
         means=means,
         comparisons=_named(compare(scores, reference, resampling), columns),
         judged=analyse_judgements(results, resampling),
+        yes_no=analyse_yes_no(results, resampling),
     )
 
 

@@ -64,6 +64,7 @@ def render_page(statistics: Statistics, charts: Mapping[str, Any], exhibits: Seq
             average=AVERAGE,
             covers=covers(statistics.summary),
             **judged_parts(statistics.judged),
+            yes_no=yes_no_rows(statistics.yes_no),
         )
     )
 
@@ -85,6 +86,18 @@ def judged_parts(judged: JudgementStatistics | None) -> dict[str, Any]:
         "judged_rates": [{**row, "shown": shown(row)} for row in rates],
         "judged_agreement": table_rows(judged.agreement),
     }
+
+
+def yes_no_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What ``yes_no.html`` shows.
+
+    Args:
+        table: from ``yes_no.yes_no_table``.
+    """
+    if table.empty:
+        return []
+    seeds = table.groupby("candidate")["seed"].nunique()
+    return [{**row, "shown": shown(row), "seeds": int(seeds[row["candidate"]])} for row in table_rows(table)]
 
 
 def chart_spec(chart: Any) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from analysis.scores import AVERAGE
 from analysis.statistics import Statistics, analyse, answer
 from analysis.tables import format_table, summary_csv, table_csv
 from analysis.transfer import format_transfer, shows_images_of_others, transfer_chart, transfer_matrix
+from analysis.yes_no import yes_no_benchmarks
 from rllava.errors import UserError
 from rllava.filesystem import open_filesystem, write_whole
 
@@ -131,6 +132,7 @@ def write_statistics(statistics: Statistics) -> ReportPaths:
         **{f"{name}.svg": render_svg(chart) for name, chart in charts.items()},
         "index.html": render_page(statistics, charts, exhibits).encode(),
         **_judged_files(statistics.judged),
+        **_yes_no_files(statistics.yes_no),
     }
     if not statistics.paper.empty:
         files["paper.csv"] = table_csv(statistics.paper)
@@ -160,6 +162,7 @@ def write_conditions(statistics: ConditionStatistics) -> str:
         "heatmap.svg": render_svg(chart),
         "index.html": render_conditions(statistics, chart, shown_samples(statistics)).encode(),
         **_judged_files(statistics.judged),
+        **_yes_no_files(statistics.yes_no),
     }
     assert set(files) >= set(_CONDITION_FILES)
     return _write(statistics.results, files)
@@ -258,6 +261,10 @@ def _judged_files(judged: JudgementStatistics | None) -> dict[str, bytes]:
     return {"judgements.csv": table_csv(judged.rates), "agreement.csv": table_csv(judged.agreement)}
 
 
+def _yes_no_files(table: pd.DataFrame) -> dict[str, bytes]:
+    return {} if table.empty else {_YES_NO_FILE: table_csv(table)}
+
+
 def _write(results: SweepResults, files: Mapping[str, bytes]) -> str:
     """Writes the files of a report.
 
@@ -292,6 +299,8 @@ def refresh_report(storage: str, sweep: str) -> tuple[str, str]:
     report = _report_of(results)
     made_from = _made_from(results, report.beside)
     names = {*report.files, *(_JUDGED_FILES if results.manifest.judgements else ())}
+    if report.rates_yes_no and yes_no_benchmarks(results.records):
+        names.add(_YES_NO_FILE)
     fresh = {*names, _MADE_FROM} <= there and filesystem.cat_file(f"{folder}/{_MADE_FROM}") == made_from
     table, judged = report.told(fresh)
     if judged is not None:
@@ -312,11 +321,13 @@ class _Report:
         files: its names, those about judges left out.
         told: writes it unless it is fresh; gives its table for a terminal, and what judges say.
         beside: signature of what it shows of other sweeps.
+        rates_yes_no: whether it has a table of yes/no benchmarks.
     """
 
     files: tuple[str, ...]
     told: Callable[[bool], _Told]
     beside: str = ""
+    rates_yes_no: bool = False
 
 
 def _report_of(results: SweepResults) -> _Report:
@@ -328,8 +339,8 @@ def _report_of(results: SweepResults) -> _Report:
     if is_about_budgets(manifest):
         return _Report(_BUDGET_FILES, lambda fresh: _told_of_budgets(results, fresh))
     if is_about_conditions(manifest):
-        return _Report(_CONDITION_FILES, lambda fresh: _told_of_conditions(results, fresh))
-    return _Report(_FILES, lambda fresh: _told_of_attacks(results, fresh))
+        return _Report(_CONDITION_FILES, lambda fresh: _told_of_conditions(results, fresh), rates_yes_no=True)
+    return _Report(_FILES, lambda fresh: _told_of_attacks(results, fresh), rates_yes_no=True)
 
 
 def _about_jailbreaks(results: SweepResults) -> _Report:
@@ -415,6 +426,9 @@ _FILES = (
 
 _JUDGED_FILES = ("judgements.csv", "agreement.csv")
 """Of a report of a sweep with judges, beside the others."""
+
+_YES_NO_FILE = "yes_no.csv"
+"""Of a report of a sweep with benchmarks of yes/no questions, beside the others."""
 
 _MADE_FROM = "made-from.json"
 """File of a report that says what it was made from."""

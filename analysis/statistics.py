@@ -16,6 +16,7 @@ from analysis.paper_numbers import beside_paper
 from analysis.pareto import pareto_front
 from analysis.scores import AVERAGE, Scores, default_epsilon, sweep_scores
 from analysis.summary import best_candidate, bootstrap_scores, summarise
+from analysis.yes_no import analyse_yes_no
 from rllava.records import CLEAN
 
 
@@ -35,6 +36,7 @@ class Statistics:
         others: of conditions that are no attacks; None: there are none, see ``conditions.analyse_conditions``.
         paper: the paper's numbers beside these, see ``paper_numbers.beside_paper``.
         judged: see ``judgements.analyse_judgements``.
+        yes_no: see ``yes_no.yes_no_table``.
     """
 
     results: SweepResults
@@ -49,6 +51,7 @@ class Statistics:
     others: ConditionStatistics | None = None
     paper: pd.DataFrame = field(default_factory=pd.DataFrame)
     judged: JudgementStatistics | None = None
+    yes_no: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def analyse(
@@ -86,6 +89,7 @@ def analyse(
         others=analyse_conditions(results, baseline, resampling) if others(results.manifest) else None,
         paper=_beside_paper(summary, results.manifest),
         judged=analyse_judgements(results, resampling),
+        yes_no=analyse_yes_no(results, resampling),
     )
 
 

@@ -54,9 +54,11 @@ def make_plan(options: Options) -> "Plan":
 
     preset, card = PRESETS.get(options.preset), CARDS.get(options.preset)
     named = options.benchmarks or tuple(dict.fromkeys((*(spec.name for spec in preset.benchmarks), *card.benchmarks)))
-    asked = replace(options, benchmarks=named, conditions=tuple(dict.fromkeys((*card.conditions, *options.conditions))))
+    candidates = candidates_of(options, preset)
+    others = (*card.conditions, *((f"transferred:{candidates[0].name}",) if card.transferred else ()))
+    asked = replace(options, benchmarks=named, conditions=tuple(dict.fromkeys((*others, *options.conditions))))
     grid = grid_of(asked, preset, _conditions(options, preset, card))
-    return plan_of(options, SWEEP, replace(grid, candidates=candidates_of(options, preset)))
+    return plan_of(options, SWEEP, replace(grid, candidates=candidates))
 
 
 def _conditions(options: Options, preset: "Grid", card: "Card") -> "Sequence[Condition]":

@@ -47,6 +47,7 @@ LIGHT = (
     "rllava.faults",
     "rllava.errors",
     "rllava.data.hades",
+    "rllava.metrics.yes_no",
 )
 """What the analysis shares with what writes records."""
 

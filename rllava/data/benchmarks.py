@@ -14,12 +14,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from rllava.data.easy_questions import easy_choices, easy_yes_no, easy_yes_no_popular
 from rllava.data.easy_vqa_source import KINDS, EasyImage, Question, draw, easy_images
 from rllava.data.entries import Entry
 from rllava.data.files import seen_image
 from rllava.data.hades import hades_instructions
 from rllava.data.manners import allowed_requests, forbidden_requests
 from rllava.data.pairs import captions_of, labelled_images
+from rllava.data.pope import SAMPLES as POPE_SAMPLES
+from rllava.data.pope import pope_questions
 from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.data.published import (
     coco_captions,
@@ -31,6 +34,7 @@ from rllava.data.published import (
     vqav2_questions,
 )
 from rllava.data.sampling import check_unique, sample_list
+from rllava.data.science_qa import science_qa_questions
 from rllava.data.shards import Listing, Tasks, build_shards, in_this_process
 from rllava.errors import UserError
 from rllava.filesystem import write_whole
@@ -39,8 +43,10 @@ from rllava.pinned import Pinned
 from rllava.registry import Registry
 from rllava.tasks.captioning import CAPTION_PROMPT, Captioning
 from rllava.tasks.continuation import EXTEND_PROMPT, INSTRUCTION_PROMPT, PUBLISHED_DECODING, Continuation
+from rllava.tasks.multiple_choice import CHOICE_PROMPT, MultipleChoice
 from rllava.tasks.short_answer import VIZWIZ_PROMPT, VQA_PROMPT, ShortAnswer
 from rllava.tasks.task import Decoding, Task
+from rllava.tasks.yes_no import YesNo
 
 ANNOTATORS = 10
 """Answers per question in VQAv2; the VQA accuracy compares each with the others."""
@@ -128,9 +134,16 @@ def build_benchmark(
     """
     metric = METRICS.get(spec.task.metric)
     listing = list_benchmark(spec)
-    state = metric.prepare([sample.references for sample in listing.entries])
+    state = _state(metric, spec, listing)
     write_whole(filesystem, f"{folder}/metric.json", metric_to_json(metric, state).encode())
     return build_shards(listing, filesystem, folder, tasks, progress)
+
+
+def _state(metric: Metric, spec: BenchmarkSpec, listing: Listing) -> MetricState:
+    if metric.learn is None:
+        return metric.prepare([sample.references for sample in listing.entries])
+    everything = SOURCES.get(spec.source)(spec.split) if spec.file is None else _prompts_of(spec.file)
+    return metric.learn(pair for entry in everything for pair in zip(entry.written, entry.references, strict=False))
 
 
 def list_benchmark(spec: BenchmarkSpec) -> Listing:
@@ -272,6 +285,9 @@ def easy_caption_samples(split: str) -> list[Entry]:
 
 SOURCES.register("easy_vqa", easy_vqa_samples)
 SOURCES.register("easy_captions", easy_caption_samples)
+SOURCES.register("easy_yes_no", easy_yes_no)
+SOURCES.register("easy_yes_no_popular", easy_yes_no_popular)
+SOURCES.register("easy_choice", easy_choices)
 SOURCES.register("easy_forbidden", forbidden_requests)
 SOURCES.register("easy_allowed", allowed_requests)
 
@@ -298,6 +314,13 @@ BENCHMARKS.register(
     ),
 )
 
+for _name, _task in {
+    "easy_yes_no": YesNo(VQA_PROMPT, Decoding(5)),
+    "easy_yes_no_popular": YesNo(VQA_PROMPT, Decoding(5)),
+    "easy_choice": MultipleChoice(CHOICE_PROMPT, Decoding(5)),
+}.items():
+    BENCHMARKS.register(_name, BenchmarkSpec(_name, _name, "test", samples=888, seed=42, task=_task))
+
 for _name, _read in {
     "coco": coco_captions,
     "flickr30k": flickr30k_captions,
@@ -305,6 +328,8 @@ for _name, _read in {
     "okvqa": okvqa_questions,
     "textvqa": textvqa_questions,
     "vizwiz": vizwiz_questions,
+    "pope": pope_questions,
+    "scienceqa": science_qa_questions,
     "real_toxicity_prompts": real_toxicity_prompts,
     "hades": hades_instructions,
 }.items():
@@ -339,6 +364,19 @@ for _spec in (
     _paper("vizwiz", "val", ShortAnswer(VIZWIZ_PROMPT, Decoding(5))),
 ):
     BENCHMARKS.register(_spec.name, _spec)
+
+for _name in ("okvqa_stemmed", "okvqa_learnt"):
+    _stemmed = ShortAnswer(VQA_PROMPT, Decoding(5), metric=_name)
+    BENCHMARKS.register(_name, BenchmarkSpec(_name, "okvqa", "val", samples=500, seed=42, task=_stemmed))
+
+# All questions that there are, as both are published. LLaVA lets answers be 1024 tokens long; its parsers look at their
+# beginning, and what is attacked is answered often.
+for _split, _count in POPE_SAMPLES.items():
+    _spec = BenchmarkSpec(f"pope_{_split}", "pope", _split, _count, seed=42, task=YesNo(VQA_PROMPT, Decoding(16)))
+    BENCHMARKS.register(_spec.name, _spec)
+for _name, _split, _count in (("scienceqa", "test", 4241), ("scienceqa_image", "test_image", 2017)):
+    _choice = MultipleChoice(CHOICE_PROMPT, Decoding(16))
+    BENCHMARKS.register(_name, BenchmarkSpec(_name, "scienceqa", _split, _count, seed=42, task=_choice))
 
 
 def _jailbreak(name: str, split: str, samples: int, prompt: str) -> BenchmarkSpec:

@@ -15,6 +15,7 @@ class Entry:
             unless its task needs none).
         question: what replaces ``{question}`` in the prompt; empty for captioning.
         judged_as: what judges are told was asked; None: the prompt.
+        written: the references as they were written, where those are normalised, in the same order; else empty.
     """
 
     sample_id: str
@@ -22,6 +23,7 @@ class Entry:
     references: tuple[str, ...]
     question: str = ""
     judged_as: str | None = None
+    written: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

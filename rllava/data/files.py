@@ -1,7 +1,7 @@
 """Published data sets on disk: one root folder, named by ``$RLLAVA_DATA``, and what lies where below it.
 
     coco/annotations/karpathy_coco.json                 coco
-    coco/val2014/                                       coco, vqav2, okvqa
+    coco/val2014/                                       coco, vqav2, okvqa, pope
     flickr30k/karpathy_flickr30k.json                   flickr30k
     flickr30k/flickr30k-images/                         flickr30k
     VQAv2/v2_OpenEnded_mscoco_val2014_questions.json    vqav2
@@ -14,6 +14,12 @@
     vizwiz/val_questions_vqa_format.json                vizwiz
     vizwiz/val_annotations_vqa_format.json              vizwiz
     vizwiz/val/                                         vizwiz
+    pope/coco/coco_pope_random.json                     pope
+    pope/coco/coco_pope_popular.json                    pope
+    pope/coco/coco_pope_adversarial.json                pope
+    scienceqa/llava_test_CQM-A.json                     scienceqa
+    scienceqa/problems.json                             scienceqa
+    scienceqa/images/test/                              scienceqa
     LLaVA-Pretrain/blip_laion_cc_sbu_558k.json          llava_pretrain_558k
     LLaVA-Pretrain/images/                              llava_pretrain_558k
     llava_v1_5_mix665k.json                             llava_instruct_665k
@@ -39,6 +45,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rllava.data.entries import Entry
 from rllava.errors import UserError
 from rllava.missing import Missing
 
@@ -74,6 +81,7 @@ def _questions(folder: str, questions: str, annotations: str, name: str, source:
     )
 
 
+_SCIENCE_QA = "ScienceQA, github.com/lupantech/ScienceQA"
 _VQA_FORMAT = ("val_questions_vqa_format.json", "val_annotations_vqa_format.json")
 
 FILES: dict[str, tuple[DataFile, ...]] = {
@@ -111,6 +119,22 @@ FILES: dict[str, tuple[DataFile, ...]] = {
     "vizwiz": (
         *_questions("vizwiz", *_VQA_FORMAT, "VizWiz validation", _OPENFLAMINGO),
         DataFile("vizwiz/val/", "VizWiz validation images", "VizWiz-VQA, vizwiz.org"),
+    ),
+    "pope": (
+        *(
+            DataFile(
+                f"pope/coco/coco_pope_{strategy}.json", f"POPE questions, {strategy}", "POPE, github.com/AoiDragon/POPE"
+            )
+            for strategy in ("random", "popular", "adversarial")
+        ),
+        _VAL2014,
+    ),
+    "scienceqa": (
+        DataFile(
+            "scienceqa/llava_test_CQM-A.json", "ScienceQA test questions as LLaVA asks them", "LLaVA 1.5's eval.zip"
+        ),
+        DataFile("scienceqa/problems.json", "ScienceQA choices and answers", _SCIENCE_QA),
+        DataFile("scienceqa/images/test/", "ScienceQA test images, ID/image.png", _SCIENCE_QA),
     ),
     "llava_pretrain_558k": (
         DataFile(
@@ -211,13 +235,38 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: if it is missing, cannot be read, or is no JSON.
     """
+    content = _read(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); fetch it again") from error
+
+
+def read_json_lines(path: Path) -> list[tuple[int, Any]]:
+    """Reads a data set's file of a JSON value per line; blank lines are passed over.
+
+    Returns:
+        Numbers of the lines, from 1, with their values.
+
+    Raises:
+        UserError: if it is missing, cannot be read, or a line is no JSON.
+    """
+    found = []
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        if line.strip():
+            try:
+                found.append((number, json.loads(line)))
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is no JSON ({error}); fetch it again") from error
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); docs/data.md says where it comes from") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); fetch it again") from error
 
 
 def check_layout(images: Iterable[str], named_by: Path) -> None:
@@ -286,6 +335,13 @@ class ImageInParquet:
         if content is None:
             raise FileNotFoundError(f"{self.path} has no image in row {self.row} of row group {self.group}")
         return bytes(content)
+
+
+def laid_out(entries: list[Entry], named_by: Path) -> list[Entry]:
+    """Entries, the images of which lie where they should; see :func:`check_layout`."""
+    files = (entry.load_image for entry in entries)
+    check_layout((file.path for file in files if isinstance(file, ImageFile)), named_by)
+    return entries
 
 
 def seen_image(loaders: Iterable[Callable[[], bytes] | None]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rllava.data.entries import Entry
-from rllava.data.files import FILES, ImageFile, check_layout, data_path, read_json
+from rllava.data.files import FILES, ImageFile, data_path, laid_out, read_json
 from rllava.data.prompt_files import parse_prompts, read_content
 from rllava.errors import UserError
 
@@ -65,8 +65,8 @@ def okvqa_questions(split: str) -> list[Entry]:
     """OK-VQA, about images of COCO val2014.
 
     The annotators' answers are stemmed in the file (``answer``; the words they wrote are ``raw_answer``). The
-    published evaluation stems predictions as well (nltk's tagger and lemmatiser, ``inflection`` and a table by hand);
-    here they are compared as they are, so that "riding" does not match "ride": scores are a little lower.
+    published evaluation stems predictions as well. Benchmark ``okvqa`` compares them as they are, so that "riding" does
+    not match "ride" and scores are a little lower; see :mod:`rllava.metrics.okvqa` for those that stem.
 
     Args:
         split: ``"val"``: 5046 questions.
@@ -148,7 +148,7 @@ def _captions(
                 entries.append(Entry(sample_id(image), ImageFile(f"{images}/{image['filename']}"), captions))
         except (KeyError, TypeError) as error:
             raise _unlike(path, "images", row, error, "Karpathy's split") from error
-    return _laid_out(entries, path)
+    return laid_out(entries, path)
 
 
 def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[Entry]:
@@ -157,9 +157,13 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
     path, images = _place(name)
     answers_path = data_path(FILES[name][1].path)
     answers: dict[Any, tuple[str, ...]] = {}
+    written: dict[Any, tuple[str, ...]] = {}
     for row, annotation in enumerate(_list(read_json(answers_path), "annotations", answers_path)):
         try:
-            answers[annotation["question_id"]] = tuple(str(answer["answer"]) for answer in annotation["answers"])
+            given = annotation["answers"]
+            answers[annotation["question_id"]] = tuple(str(answer["answer"]) for answer in given)
+            if all("raw_answer" in answer for answer in given):
+                written[annotation["question_id"]] = tuple(str(answer["raw_answer"]) for answer in given)
         except (KeyError, TypeError) as error:
             raise _unlike(answers_path, "annotations", row, error, "VQA") from error
     entries = []
@@ -172,8 +176,8 @@ def _questions(name: str, split: str, image_name: Callable[[Any], str]) -> list[
             raise _unlike(path, "questions", row, error, "VQA") from error
         if number not in answers:
             raise UserError(f"{answers_path} has no answers to question {number} of {path}; fetch both again")
-        entries.append(Entry(str(number), image, answers[number], text))
-    return _laid_out(entries, path)
+        entries.append(Entry(str(number), image, answers[number], text, written=written.get(number, ())))
+    return laid_out(entries, path)
 
 
 def _list(content: Any, key: str, path: Path) -> Sequence[Any]:
@@ -186,9 +190,3 @@ def _list(content: Any, key: str, path: Path) -> Sequence[Any]:
 def _unlike(path: Path, key: str, row: int, error: Exception, expected: str) -> UserError:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
     return UserError(f"{path}: entry {row} of '{key}' is not in the format of {expected} ({reason}); fetch it again")
-
-
-def _laid_out(entries: list[Entry], path: Path) -> list[Entry]:
-    files = (entry.load_image for entry in entries)
-    check_layout((file.path for file in files if isinstance(file, ImageFile)), path)
-    return entries

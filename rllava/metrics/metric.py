@@ -1,7 +1,7 @@
 """What a metric is: how it is prepared, scores one sample, and cleans text before; and the registry of metrics."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ class Metric:
         version: raised when any answer gets another score, or is cleaned otherwise.
         higher_is_better: whether a larger score is a better answer.
         needs_references: whether a sample without references has no score.
+        learn: takes the place of ``prepare``: from all references of the data set, in and beyond the sample list, each
+            as it was written and as it stands; raises ``UserError`` if there are none. None: ``prepare`` it is.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Metric:
     version: int = 1
     higher_is_better: bool = True
     needs_references: bool = True
+    learn: Callable[[Iterable[tuple[str, str]]], MetricState] | None = None
 
 
 METRICS: Registry[Metric] = Registry("metric", "rllava.metrics")

@@ -14,12 +14,14 @@ class Card:
         budgets: of the preset's own attacks, in 1/255, which are found where its ablation has run; none: all of them.
         corruptions: by name.
         conditions: others, as a command line names them.
+        transferred: whether the stored images of the first candidate are shown to all.
     """
 
     benchmarks: tuple[str, ...] = ()
     budgets: tuple[float, ...] = ()
     corruptions: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    transferred: bool = True
 
 
 CARDS: Registry[Card] = Registry("preset of cards", "rllava.cards")
@@ -27,14 +29,14 @@ CARDS: Registry[Card] = Registry("preset of cards", "rllava.cards")
 FAMILIES = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")
 """One corruption of each family, so that the embedded card takes minutes: noise, blur, weather, digital."""
 
-EMBEDDED_BENCHMARKS: tuple[str, ...] = ()
+EMBEDDED_BENCHMARKS = ("easy_yes_no",)
 """Of the embedded data, beside the preset's own."""
 
-EMBEDDED_CONDITIONS: tuple[str, ...] = ()
+EMBEDDED_CONDITIONS = ("typographic", "prompted:ac")
 """Of the embedded models, beside clean images, attacks and corruptions."""
 
-PAPER_BENCHMARKS: tuple[str, ...] = ()
-PAPER_CONDITIONS: tuple[str, ...] = ()
+PAPER_BENCHMARKS = ("pope_random", "pope_popular", "pope_adversarial", "scienceqa_image")
+PAPER_CONDITIONS = ("typographic", "prompted:ap", "prompted:ac", "prompted:rand_str", "prompted:rand_sent")
 """The same at full size."""
 
 ALL = (

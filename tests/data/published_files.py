@@ -42,6 +42,36 @@ def write_benchmarks(root: Path) -> None:
     _write_questions(root, "vizwiz", "val", "val", vizwiz, 0, suffix="_vqa_format")
 
 
+def write_questions_with_few_answers(root: Path) -> None:
+    """POPE's three files, and ScienceQA as LLaVA ships it; every other question of the latter has an image."""
+    for number in range(ROWS):
+        write(root, f"coco/val2014/COCO_val2014_{391895 + number:012d}.jpg", jpeg(number))
+        if number % 2:
+            write(root, f"scienceqa/images/test/{number + 4}/image.png", jpeg(number))
+    for strategy in ("random", "popular", "adversarial"):
+        lines = [
+            {
+                "question_id": number + 1,
+                "image": f"COCO_val2014_{391895 + number:012d}.jpg",
+                "text": f"Is there a {strategy} {number} in the image?",
+                "label": ("yes", "no")[number % 2],
+            }
+            for number in range(ROWS)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write(root, f"pope/coco/coco_pope_{strategy}.json", text.encode())
+    questions, problems = [], {"1": {"choices": ["x"], "answer": 0, "split": "train"}}
+    for number in range(ROWS):
+        name, marker = str(number + 4), "<image>\n" if number % 2 else ""
+        asked = f"{marker}Context: {number}.\nWhich one?\nA. this\nB. that\nC. none"
+        image = {"image": f"{name}/image.png"} if number % 2 else {}
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "ABC"[number % 3]}]
+        questions.append({"id": name, **image, "conversations": turns})
+        problems[name] = {"choices": ["this", "that", "none"], "answer": number % 3, "split": "test"}
+    write(root, "scienceqa/llava_test_CQM-A.json", questions)
+    write(root, "scienceqa/problems.json", problems)
+
+
 def _write_captions(root: Path) -> None:
     coco, flickr = [], []
     for number in range(2 * ROWS):  # every other one is of another split

@@ -17,7 +17,15 @@ from rllava.data.shards import read_shard
 from rllava.errors import UserError
 from rllava.evaluation.samples import decode_shard
 from rllava.tasks.task import Decoding
-from tests.data.published_files import ROWS, jpeg, write, write_benchmarks, write_jailbreaks, write_training
+from tests.data.published_files import (
+    ROWS,
+    jpeg,
+    write,
+    write_benchmarks,
+    write_jailbreaks,
+    write_questions_with_few_answers,
+    write_training,
+)
 
 SHORT = "Answer the question using a single word or phrase."
 PAPER = {
@@ -50,6 +58,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All data sets, tiny."""
     root = tmp_path / "data sets"
     write_benchmarks(root)
+    write_questions_with_few_answers(root)
     write_training(root)
     write_jailbreaks(root)
     monkeypatch.setenv("RLLAVA_DATA", str(root))
@@ -82,6 +91,27 @@ def test_specs_are_the_papers(name: str, root: Path) -> None:
     assert spec.task.ask(SOURCES.get(name)(spec.split)[3].question) == prompt
     assert (spec.task.decoding, spec.task.drop_threshold) == (Decoding(tokens), threshold)
     assert (spec.samples, spec.seed) == (500, 42)
+
+
+def test_okvqas_stems_are_learnt_from_all_annotations(root: Path, local: Any, folder: str) -> None:
+    spec = dataclasses.replace(BENCHMARKS.get("okvqa_learnt"), samples=1)
+    with pytest.raises(UserError, match="no raw_answer beside the answer"):
+        build_benchmark(spec, local, folder)
+    path = root / "okvqa/mscoco_val2014_annotations.json"
+    annotations = json.loads(path.read_text())
+    for number, annotation in enumerate(annotations["annotations"]):
+        for answer in annotation["answers"]:
+            answer |= {"answer": f"stem {number}", "raw_answer": f"stemming {number}s"}
+    write(root, "okvqa/mscoco_val2014_annotations.json", annotations)
+    build_benchmark(spec, local, folder)
+    metric, state = read_metric(local, folder)
+    assert (metric.name, dict(state.table)) == (
+        "okvqa_learnt",
+        {"stemming": "stem", "0s": "0"} | {f"{number}s": str(number) for number in range(ROWS)},
+    )
+    assert metric.score("Stemming 3s", ["stem 3"] * 10, state) == 100.0
+    plain = dataclasses.replace(spec, name="okvqa", task=BENCHMARKS.get("okvqa").task)
+    assert [sample.references for sample in list_samples(plain)] == [sample.references for sample in list_samples(spec)]
 
 
 def test_500_of_so_many_entries_are_those_of_numpys_global_generator() -> None:
@@ -196,7 +226,7 @@ def test_docs_and_docstring_name_every_file_of_every_source() -> None:
             users[file.path] += 1
             assert f"`{name}`" in rows[file.path], file.path
             assert file.path in docstring
-    assert users["coco/val2014/"] == 3
+    assert users["coco/val2014/"] == 4
 
 
 def test_what_users_fetch_is_what_the_tests_write(root: Path) -> None:

@@ -15,7 +15,16 @@ REFERENCES = {"cider": CAPTIONS, "vqa_accuracy": ANSWERS}
 
 
 def test_metrics_are_registered_under_their_names() -> None:
-    assert list(METRICS) == ["answered", "cider", "vqa_accuracy"]
+    assert list(METRICS) == [
+        "answered",
+        "choice_letter",
+        "cider",
+        "okvqa_learnt",
+        "okvqa_stemmed",
+        "vqa_accuracy",
+        "yes_no",
+        "yes_no_exact",
+    ]
     assert all(METRICS.get(name).name == name for name in METRICS)
     with pytest.raises(UserError, match="did you mean cider"):
         METRICS.get("ciderr")

@@ -209,7 +209,18 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(
     making = Making(strong, corpus, 16.0, picture, held_out=EMBEDDED.held_out)
     shown = (Shown("picture", picture), Universal(making), ImageSpec(answers.model, answers.encoders, making))
     searched = SmallestBudget(PROTOCOLS.get("fast"), 16.0)
-    held = (snapshot.checkpoint, continued, captions.benchmark, judged, Clean(), Corruption("fog"), searched, *shown)
+    few = (BENCHMARKS.get("pope_random"), BENCHMARKS.get("scienceqa"))
+    held = (
+        snapshot.checkpoint,
+        continued,
+        *few,
+        captions.benchmark,
+        judged,
+        Clean(),
+        Corruption("fog"),
+        searched,
+        *shown,
+    )
     specs = {type(spec).__name__: spec for spec in all_specs(held)}
     assert specs.keys() == snapshot.kinds.keys()
     found = {(name, f.name) for name, spec in specs.items() for f in fields_of(type(spec)) if not moves(spec, f)}

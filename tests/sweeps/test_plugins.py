@@ -37,7 +37,7 @@ def test_a_sweep_uses_them_all_and_a_killed_judge_loses_no_part(
     words.write_text("# what is answered to most\nyes\nno\nred\n")
     shutil.copytree(unbroken.storage, storage)
     options = (
-        *("--encoders", "tiny-clip", "--benchmarks", "easy_yes_no", "--protocol", "twice", "--budgets", "0", "8"),
+        *("--encoders", "tiny-clip", "--benchmarks", "example_yes_no", "--protocol", "twice", "--budgets", "0", "8"),
         *("--conditions", "mirrored"),
         *("--judges", f"lexicon:{words}", f"gate:{gate}", "brevity:1"),
     )
@@ -101,7 +101,7 @@ from rllava.metrics.judges.judge import read_judge
 from rllava.metrics.metric import METRICS
 from rllava.attacks.protocols import PROTOCOLS
 
-benchmark, condition = BENCHMARKS.get("easy_yes_no"), read_conditions("mirrored", Setting())[0]
+benchmark, condition = BENCHMARKS.get("example_yes_no"), read_conditions("mirrored", Setting())[0]
 judge, protocol = read_judge("brevity:3"), PROTOCOLS.get("twice")
 things = {"benchmark": benchmark, "condition": condition, "judge": judge, "protocol": protocol}
 before = {name: fingerprint(thing) for name, thing in things.items()}

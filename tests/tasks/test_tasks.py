@@ -47,10 +47,10 @@ PROMPT = "<image>\n{question}\nYes or no?"
 
 
 @dataclasses.dataclass(frozen=True)
-class YesNo(Task):
+class SaySo(Task):
     """What would be one file: labels and decoys of its own."""
 
-    kind: ClassVar[str] = "yes_no"
+    kind: ClassVar[str] = "say_so"
 
     metric: str = "said"
 
@@ -92,19 +92,19 @@ ROUNDS = (
     Round("maybe", 2, "float32", CLEAN, target("maybe")),
     Round("decoy0", 2, "float32", BEST, decoy(0)),
 )
-PROTOCOL = Protocol("asked", 1, (("yes_no", ROUNDS),), drops="never")
+PROTOCOL = Protocol("asked", 1, (("say_so", ROUNDS),), drops="never")
 
 
 @pytest.fixture
 def registered() -> Iterator[None]:
     """What the files of a package would do when they are imported."""
-    TASKS.register(YesNo.kind, YesNo)
+    TASKS.register(SaySo.kind, SaySo)
     METRICS.register("said", SAID)
     METRICS.register("errors", ERRORS)
     PROTOCOLS.register(PROTOCOL.name, PROTOCOL)
     yield
     del PROTOCOLS._entries[PROTOCOL.name]
-    del TASKS._entries["yes_no"], METRICS._entries["said"], METRICS._entries["errors"]
+    del TASKS._entries["say_so"], METRICS._entries["said"], METRICS._entries["errors"]
 
 
 def gone() -> bytes:
@@ -123,7 +123,7 @@ def benchmark(registered: None) -> Iterator[BenchmarkSpec]:
         Entry("unreadable", gone, ("no",), "Is it?"),
     ]
     SOURCES.register("asked", lambda split: samples)
-    yield BenchmarkSpec("asked", "asked", "test", len(samples), 0, YesNo(PROMPT, Decoding(3)))
+    yield BenchmarkSpec("asked", "asked", "test", len(samples), 0, SaySo(PROMPT, Decoding(3)))
     del SOURCES._entries["asked"]
 
 
@@ -145,11 +145,12 @@ def test_labels_are_captions_in_order_or_answers_by_frequency() -> None:
 
 
 def test_kinds_are_registered_under_their_names_and_those_of_all_protocols_and_benchmarks_are() -> None:
-    assert list(TASKS) == ["captioning", "continuation", "short_answer"]
-    assert all(TASKS.get(kind).kind == kind for kind in TASKS)
+    assert list(TASKS) == ["captioning", "continuation", "multiple_choice", "short_answer", "yes_no"]
+    attacked_as = {name: TASKS.get(name).kind for name in TASKS}
+    assert attacked_as == {name: name for name in TASKS} | {"multiple_choice": "short_answer", "yes_no": "short_answer"}
     aimed_at = {kind for name in PROTOCOLS for kind in PROTOCOLS.get(name).kinds}
-    assert aimed_at == set(TASKS) - {"continuation"}, "which has no label"
-    assert {BENCHMARKS.get(name).task.kind for name in BENCHMARKS} == set(TASKS)
+    assert aimed_at == set(attacked_as.values()) - {"continuation"}, "which has no label"
+    assert {type(BENCHMARKS.get(name).task) for name in BENCHMARKS} == {TASKS.get(name) for name in TASKS}
     with pytest.raises(UserError, match="unknown kind of task 'captionning'; did you mean captioning"):
         TASKS.get("captionning")
 
@@ -204,7 +205,7 @@ def test_a_row_needs_what_its_task_and_metric_need(benchmark: BenchmarkSpec, tmp
 def test_a_row_without_image_that_its_task_allows_is_no_error(
     benchmark: BenchmarkSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(YesNo, "needs_image", False)
+    monkeypatch.setattr(SaySo, "needs_image", False)
     assert benchmark.task.needs == Needs(references=False, image=False)
     assert errors_of(benchmark, tmp_path)["no image"] is None
 
@@ -231,7 +232,7 @@ def test_a_new_kind_is_attacked_at_its_own_labels_and_decoys(benchmark: Benchmar
         assert 0.0 < attacked[name]["linf"] <= 8.0 or attacked[name]["best_round"] == "clean"
     whole = by_name["whole"]
     assert whole.prompt == "<image>\nIs it red?\nYes or no?"
-    only = dataclasses.replace(PROTOCOL, rounds_by_kind=(("yes_no", ROUNDS[:1]),))
+    only = dataclasses.replace(PROTOCOL, rounds_by_kind=(("say_so", ROUNDS[:1]),))
     ((_, table),) = evaluate_shard(worker, [whole], [of(benchmark, 8.0, only)], metric, state)
     assert whole.pixels_HWC is not None
     pixels_1CHW = torch.from_numpy(whole.pixels_HWC).permute(2, 0, 1)[None].float() * PIXEL
@@ -265,7 +266,7 @@ def refused(benchmark: BenchmarkSpec, message: str, protocol: Protocol = PROTOCO
 
 def test_a_protocol_without_rounds_for_a_kind_refuses_it_in_one_line(benchmark: BenchmarkSpec) -> None:
     message = (
-        "^protocol paper_ensemble_3steps is for captioning and short_answer benchmarks only, not for yes_no; give "
+        "^protocol paper_ensemble_3steps is for captioning and short_answer benchmarks only, not for say_so; give "
         "--benchmarks of that kind, or another --protocol$"
     )
     refused(benchmark, message, PROTOCOLS.get("paper_ensemble_3steps"))
@@ -273,14 +274,14 @@ def test_a_protocol_without_rounds_for_a_kind_refuses_it_in_one_line(benchmark: 
 
 def test_a_metric_that_is_better_the_lower_it_is_is_asked_but_not_attacked(benchmark: BenchmarkSpec) -> None:
     lower = dataclasses.replace(benchmark, task=dataclasses.replace(benchmark.task, metric="errors"))
-    refused(lower, "^task yes_no: metric errors is better the lower it is, and an attack looks for the lowest score; ")
+    refused(lower, "^task say_so: metric errors is better the lower it is, and an attack looks for the lowest score; ")
     (clean,) = evaluated(lower, (0.0,))
     assert clean.column("error").to_pylist() == [None]
 
 
 def test_drawn_answers_are_not_attacked(benchmark: BenchmarkSpec) -> None:
     drawn = dataclasses.replace(benchmark.task, decoding=Decoding(3, temperature=0.7, draws=2))
-    message = r"^task yes_no: an attack keeps .* drawn answers \(temperature 0.7\) .*; give a temperature of 0"
+    message = r"^task say_so: an attack keeps .* drawn answers \(temperature 0.7\) .*; give a temperature of 0"
     refused(dataclasses.replace(benchmark, task=drawn), message)
     (clean,) = evaluated(dataclasses.replace(benchmark, task=drawn), (0.0,))
     assert clean.column("draw").to_pylist() == [0, 1]
@@ -299,6 +300,69 @@ def test_what_is_attacked_as_another_kind_is_a_subclass_of_it(benchmark: Benchma
     assert fingerprint(other) != fingerprint(dataclasses.replace(benchmark, task=plain))
 
 
+@pytest.mark.parametrize("name", ["easy_yes_no", "easy_choice"])
+def test_tasks_of_few_answers_are_attacked_by_every_protocol(name: str) -> None:
+    """Every one has rounds; one of them is run: the label is the right word, the decoys are the wrong ones."""
+    spec = BENCHMARKS.get(name)
+    for protocol in PROTOCOLS:
+        if "short_answer" in PROTOCOLS.get(protocol).kinds:
+            check_grid(
+                dataclasses.replace(
+                    PRESETS.get("smoke"), benchmarks=(spec,), conditions=at_budgets(PROTOCOLS.get(protocol), (0.0, 8.0))
+                )
+            )
+    entries = SOURCES.get(spec.source)("test")[:3]
+    asked = [
+        {
+            "row": row,
+            "sample_id": e.sample_id,
+            "image": e.load_image(),
+            "prompt": spec.task.ask(e.question),
+            "references": list(e.references),
+        }
+        for row, e in enumerate(entries)
+        if e.load_image is not None
+    ]
+    samples = decode_shard(pa.Table.from_pylist(asked, schema=BENCHMARK_SCHEMA), 64, needs=spec.task.needs)
+    metric, bank = METRICS.get(spec.task.metric), spec.task.decoys(e.references for e in entries)
+    rounds = (Round("label0", 1, "float32", CLEAN, reference(0)), Round("decoy0", 1, "float32", CLEAN, decoy(0)))
+    protocol = Protocol("once", 1, (("short_answer", rounds),), drops="never")
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    rows = {}
+    for shown in (samples, *([sample] for sample in samples)):
+        ((_, table),) = evaluate_shard(
+            worker, shown, [of(spec, 8.0, protocol)], metric, metric.prepare([e.references for e in entries]), bank=bank
+        )
+        for row in table.to_pylist():
+            assert row["error"] is None
+            assert set(row["round_scores"]) <= {0.0, 100.0}
+            assert "label0" in row["rounds"]
+            told = {key: row[key] for key in ("prediction", "clean_prediction", "rounds", "round_predictions", "score")}
+            assert rows.setdefault(row["sample_id"], told) == told, "alone as in a batch"
+    assert len(rows) == 3
+
+
+def test_a_question_without_an_image_is_answered_and_not_attacked() -> None:
+    spec = BENCHMARKS.get("scienceqa")
+    row = {
+        "row": 0,
+        "sample_id": "4",
+        "image": None,
+        "prompt": spec.task.ask("Which?\nA. a\nB. b"),
+        "references": ["A"],
+    }
+    samples = decode_shard(pa.Table.from_pylist([row], schema=BENCHMARK_SCHEMA), 64, needs=spec.task.needs)
+    worker = Victim(make("tiny-clip", dtype=torch.float32), torch.device("cpu"))
+    metric = METRICS.get(spec.task.metric)
+    protocol = Protocol("once", 1, (("short_answer", ROUNDS[:1]),))
+    specs = [of(spec, epsilon, protocol) for epsilon in (0.0, 8.0)]
+    clean, attacked = (table.to_pylist()[0] for _, table in evaluate_shard(worker, samples, specs, metric, None))
+    assert clean["error"] is None
+    assert clean["score"] in (0.0, 100.0)
+    assert "<image>" not in clean["prompt"]
+    assert attacked["error"] == "no image, and attack is about a sample's own"
+
+
 def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
     registries: tuple[Registry[Any], ...] = (METRICS, TASKS, SOURCES, BENCHMARKS, PROTOCOLS)
     before = [dict(registry._entries) for registry in registries]
@@ -306,7 +370,7 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
     try:
         exec(code, {"__name__": "the_example"})
         added = [set(registry) - set(old) for registry, old in zip(registries, before, strict=True)]
-        assert added == [{"right"}, {"yes_no"}, {"is_it_red"}, {"is_it_red"}, {"once"}]
+        assert added == [{"right"}, {"red_or_not"}, {"is_it_red"}, {"is_it_red"}, {"once"}]
         spec = BENCHMARKS.get("is_it_red")
         local, folder = open_filesystem(str(tmp_path))
         paths = build_benchmark(spec, local, folder)

@@ -22,9 +22,11 @@ def samples(split: str) -> list[Entry]:
 
 
 def add_source(register: Callable[[str, Source], Source]) -> None:
-    register("easy_yes_no", samples)
+    register("example_yes_no", samples)
 
 
 def add(register: Callable[[str, BenchmarkSpec], BenchmarkSpec]) -> None:
     task = YesNo(PROMPT, Decoding(5))
-    register("easy_yes_no", BenchmarkSpec("easy_yes_no", "easy_yes_no", "test", samples=500, seed=0, task=task))
+    register(
+        "example_yes_no", BenchmarkSpec("example_yes_no", "example_yes_no", "test", samples=500, seed=0, task=task)
+    )

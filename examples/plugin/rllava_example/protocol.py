@@ -6,7 +6,7 @@ from rllava.attacks.protocols import Protocol
 from rllava.attacks.rounds import BEST, CLEAN, SAME, Round, reference
 
 ROUNDS = (Round("label0", 5, "float32", CLEAN, reference(0)), Round("again", 5, "float32", BEST, SAME))
-TWICE = Protocol("twice", 1, (("yes_no", ROUNDS), ("short_answer", ROUNDS)))
+TWICE = Protocol("twice", 1, (("example_yes_no", ROUNDS), ("short_answer", ROUNDS)))
 
 
 def add(register: Callable[[str, Protocol], Protocol]) -> None:

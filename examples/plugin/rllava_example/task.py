@@ -9,7 +9,7 @@ from rllava.tasks.task import Task
 
 @dataclass(frozen=True)
 class YesNo(Task):
-    kind: ClassVar[str] = "yes_no"
+    kind: ClassVar[str] = "example_yes_no"
     version: ClassVar[int] = 1
 
     metric: str = "exact"
