@@ -7,6 +7,7 @@ Shape legend: B bootstrap draws, S samples, 4 shares that the rates are made of:
 """
 
 from collections.abc import Collection, Hashable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,8 @@ def yes_no_table(
         failed = is_error(cell)
         for parser in READERS:
             found = _rates(cell[~failed], parser, resampling)
-            of = dict(zip(_CELL, key, strict=True))
+            values: Any = key
+            of: dict[str, Any] = dict(zip(_CELL, values, strict=True))
             of |= {"adaptive": of["condition"] not in non_adaptive, "parser": parser, "errors": int(failed.sum())}
             rows.append({**of, **found})
     return pd.DataFrame(rows)[list(YES_NO_COLUMNS)]
