@@ -76,8 +76,7 @@ def yes_no_table(
         failed = is_error(cell)
         for parser in READERS:
             found = _rates(cell[~failed], parser, resampling)
-            values: Any = key
-            of: dict[str, Any] = dict(zip(_CELL, values, strict=True))
+            of: dict[Hashable, Any] = dict(zip(_CELL, key, strict=True))
             of |= {"adaptive": of["condition"] not in non_adaptive, "parser": parser, "errors": int(failed.sum())}
             rows.append({**of, **found})
     return pd.DataFrame(rows)[list(YES_NO_COLUMNS)]
