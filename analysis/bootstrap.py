@@ -42,12 +42,16 @@ class Bootstrap:
         draws: (B, K) the means of the bootstrap draws. All columns of a draw use the same samples.
         influence: (S, K) each sample's influence on the mean (zero where it has no value); NaN columns where there are
             fewer than two values, which tell nothing about their spread.
+        beside: (K) what the means are shares of: those of the clean column over the same samples; None: nothing is.
+        beside_draws: (B, K) the same in the draws.
     """
 
     mean: FloatArray
     draws: FloatArray
     influence: FloatArray
     n: npt.NDArray[np.int64]
+    beside: FloatArray | None = None
+    beside_draws: FloatArray | None = None
 
 
 def bootstrap_means(values_SK: FloatArray, draws: int, seed: Sequence[int]) -> Bootstrap:
@@ -90,7 +94,14 @@ def average_bootstraps(parts: Sequence[Bootstrap]) -> Bootstrap:
         draws=np.mean([part.draws for part in parts], axis=0),
         influence=np.concatenate([part.influence / len(parts) for part in parts]),
         n=np.sum([part.n for part in parts], axis=0),
+        beside=_averaged([part.beside for part in parts]),
+        beside_draws=_averaged([part.beside_draws for part in parts]),
     )
+
+
+def _averaged(parts: Sequence[FloatArray | None]) -> FloatArray | None:
+    known = [part for part in parts if part is not None]
+    return np.asarray(np.mean(known, axis=0)) if len(known) == len(parts) else None
 
 
 def bca_interval(bootstrap: Bootstrap, level: float = 0.95) -> tuple[FloatArray, FloatArray]:

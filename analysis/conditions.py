@@ -168,7 +168,7 @@ def group_means(
 
     Returns:
         Rows (candidate, benchmark or AVERAGE, group under ``condition``) with ``mean, low, high``, ``n`` samples, and
-        ``drop, drop_low, drop_high``, the share of the candidate's own clean score that is lost.
+        ``drop, drop_low, drop_high``, the share of the candidate's own clean score, on the same samples, that is lost.
     """
     rows = []
     for benchmark, bootstrap in bootstraps.items():
@@ -176,13 +176,17 @@ def group_means(
         draws_BCE = bootstrap.draws.reshape(-1, *shape)
         influence_SCE = bootstrap.influence.reshape(-1, *shape)
         mean_CE, n_CE = bootstrap.mean.reshape(shape), bootstrap.n.reshape(shape)
+        assert bootstrap.beside is not None
+        assert bootstrap.beside_draws is not None
+        clean_CE, clean_BCE = bootstrap.beside.reshape(shape), bootstrap.beside_draws.reshape(-1, *shape)
         for label, own in groups.items():
             over = Bootstrap(
                 mean_CE[:, own].mean(1), draws_BCE[:, :, own].mean(2), influence_SCE[:, :, own].mean(2), n_CE[:, own[0]]
             )
             low_C, high_C = bca_interval(over, level)
             with np.errstate(invalid="ignore", divide="ignore"):
-                drop_C, drops_BC = 1 - over.mean / mean_CE[:, 0], 1 - over.draws / draws_BCE[:, :, 0]
+                drop_C = 1 - over.mean / clean_CE[:, own].mean(1)
+                drops_BC = 1 - over.draws / clean_BCE[:, :, own].mean(2)
             usable_C = np.isfinite(drop_C) & np.isfinite(over.influence).all(axis=0)
             tails = [column_quantiles(drops_BC, np.where(usable_C, tail, np.nan)) for tail in _tails(level)]
             rows += [

@@ -5,6 +5,7 @@ Shape legend: B bootstrap draws, S samples of one benchmark, C candidates, E bud
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ def bootstrap_scores(scores: Scores, resampling: Resampling = DEFAULT_RESAMPLING
 
     Returns:
         Per benchmark, and for AVERAGE, a bootstrap whose columns are candidate x budget (K = C*E, budgets fastest).
+        Where there are clean scores, each column has their mean over its own samples beside it: not every sample has a
+        score everywhere, and a share of what other samples score would be none.
     """
     picks = draw_trainings(scores, resampling)
     parts = {name: _bootstrap_benchmark(scores, name, picks, resampling) for name in scores.benchmarks}
@@ -64,17 +67,44 @@ def _bootstrap_benchmark(
     scores: Scores, name: str, share_BTC: npt.NDArray[np.float64] | None, resampling: Resampling
 ) -> Bootstrap:
     seed = benchmark_seed(resampling, name)
-    own = bootstrap_means(flatten_cells(scores.values[name]), resampling.draws, seed)
-    if share_BTC is None or scores.trainings is None:
-        return own
-    # The same seed draws the same samples for all trainings.
+    trainings = None if share_BTC is None else scores.trainings
+    values_SCE, clean = scores.values[name], scores.clean if scores.has_clean else None
+    own = bootstrap_means(flatten_cells(values_SCE), resampling.draws, seed)
+    draws_BK = own.draws
+    if trainings is not None and share_BTC is not None:
+        draws_BK = _over_trainings(trainings[name], share_BTC, resampling.draws, seed)
+    if clean is None:
+        return replace(own, draws=draws_BK)
     shape = (len(scores.candidates), len(scores.epsilons))
-    draws_BCE = np.zeros((resampling.draws, *shape))
-    for t, values_SCE in enumerate(scores.trainings[name]):
-        drawn_BCE = bootstrap_means(flatten_cells(values_SCE), resampling.draws, seed).draws.reshape(-1, *shape)
+    if np.array_equal(np.isfinite(values_SCE), np.isfinite(values_SCE[:, :, [clean]]) & np.ones(shape, bool)):
+        beside_K = np.repeat(own.mean.reshape(shape)[:, clean], shape[1])
+        beside_BK = np.repeat(draws_BK.reshape(-1, *shape)[:, :, clean], shape[1], axis=1)
+        return replace(own, draws=draws_BK, beside=beside_K, beside_draws=beside_BK)
+    beside = bootstrap_means(flatten_cells(_clean_beside(values_SCE, clean)), resampling.draws, seed)
+    beside_BK = beside.draws
+    if trainings is not None and share_BTC is not None:
+        shown = [_clean_beside(own_SCE, clean) for own_SCE in trainings[name]]
+        beside_BK = _over_trainings(np.stack(shown), share_BTC, resampling.draws, seed)
+    return replace(own, draws=draws_BK, beside=beside.mean, beside_draws=beside_BK)
+
+
+def _over_trainings(
+    values_TSCE: FloatArray, share_BTC: npt.NDArray[np.float64], draws: int, seed: tuple[int, int]
+) -> FloatArray:
+    """Draws [B, K] of means over trainings, each of which has its share in a draw."""
+    # The same seed draws the same samples for all trainings.
+    shape = values_TSCE.shape[2:]
+    draws_BCE = np.zeros((draws, *shape))
+    for t, values_SCE in enumerate(values_TSCE):
+        drawn_BCE = bootstrap_means(flatten_cells(values_SCE), draws, seed).draws.reshape(-1, *shape)
         share_BC1 = share_BTC[:, t, :, np.newaxis]
         draws_BCE += np.where(share_BC1 > 0, share_BC1 * drawn_BCE, 0.0)
-    return Bootstrap(own.mean, draws_BCE.reshape(resampling.draws, -1), own.influence, own.n)
+    return draws_BCE.reshape(draws, -1)
+
+
+def _clean_beside(values_SCE: FloatArray, clean: int) -> FloatArray:
+    """Clean scores in every column, of the samples alone that have a score there."""
+    return np.where(np.isfinite(values_SCE), values_SCE[:, :, [clean]], np.nan)
 
 
 def training_spread(scores: Scores, benchmark: str) -> FloatArray:
@@ -114,8 +144,8 @@ def summarise(
 
     Returns:
         Rows (candidate, benchmark or AVERAGE, epsilon) with ``mean, low, high`` in the paper's units, ``n`` scores,
-        ``errors``, and ``retained, retained_low, retained_high``: the score as a share of the clean one (budget 0),
-        with its percentile interval; ``seeds``, trainings of the candidate, and ``training_sd``, see
+        ``errors``, and ``retained, retained_low, retained_high``: the score as a share of the clean one (budget 0) of
+        the same samples, with its percentile interval; ``seeds``, trainings of the candidate, and ``training_sd``, see
         :func:`training_spread`.
     """
     cells = [(candidate, epsilon) for candidate in scores.candidates for epsilon in scores.epsilons]
@@ -164,16 +194,13 @@ def benchmark_seed(resampling: Resampling, name: str) -> tuple[int, int]:
 def _retained(scores: Scores, bootstrap: Bootstrap, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Score over clean score, with its percentile interval; NaN without clean scores or where they are 0."""
     shape = (len(scores.candidates), len(scores.epsilons))
-    if not scores.has_clean:
+    if bootstrap.beside is None or bootstrap.beside_draws is None:
         missing_K = np.full(shape[0] * shape[1], np.nan)
         return missing_K, missing_K, missing_K
-    clean = scores.clean
-    means_CE = bootstrap.mean.reshape(shape)
-    draws_BCE = bootstrap.draws.reshape(-1, *shape)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share_CE = means_CE / means_CE[:, [clean]]
-        share_BK = (draws_BCE / draws_BCE[:, :, [clean]]).reshape(len(draws_BCE), -1)
-    share_K = np.where(np.isfinite(share_CE), share_CE, np.nan).ravel()
+        share_K = bootstrap.mean / bootstrap.beside
+        share_BK = bootstrap.draws / bootstrap.beside_draws
+    share_K = np.where(np.isfinite(share_K), share_K, np.nan)
     usable_K = np.isfinite(share_K) & np.isfinite(bootstrap.influence).all(axis=0)
     low_K = column_quantiles(share_BK, np.where(usable_K, (1 - level) / 2, np.nan))
     high_K = column_quantiles(share_BK, np.where(usable_K, (1 + level) / 2, np.nan))

@@ -99,6 +99,24 @@ def test_means_over_severities_stand_beside_them_with_intervals(results: SweepRe
     )
 
 
+def test_a_share_of_the_clean_score_is_one_of_the_same_samples(results: SweepResults) -> None:
+    """Half of the samples have no score in the fog; they score nothing clean, the others lose nothing."""
+    records = results.records.copy()
+    lacking = records["sample_id"] >= f"s{SAMPLES // 2:02d}"
+    clean, fog = records["kind"] == "clean", records["condition"] == FOG
+    records.loc[clean & lacking, "score"] = 0.0
+    records.loc[fog, "score"] = 100.0
+    records.loc[fog & lacking, ["score", "error"]] = [np.nan, "not attacked"]
+    statistics = analyse_conditions(SweepResults(results.storage, results.manifest, records))
+    for benchmark in ("easy_vqa", AVERAGE):
+        cells = [
+            cell(statistics.table, candidate="a", benchmark=benchmark, condition=FOG, severity=s) for s in SEVERITIES
+        ]
+        assert [(row["mean"], row["drop"]) for row in cells] == [(100.0, 0.0)] * len(SEVERITIES)
+        assert cell(statistics.means, candidate="a", benchmark=benchmark, condition=FOG)["drop"] == 0.0
+        assert cell(statistics.table, candidate="a", benchmark=benchmark, condition="clean", severity=0)["mean"] == 50.0
+
+
 def test_candidates_are_compared_on_the_same_samples(results: SweepResults) -> None:
     statistics = analyse_conditions(results)
     assert statistics.baseline == "b", "the best over everything"
