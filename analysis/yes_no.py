@@ -6,8 +6,7 @@ has one reference, and that is yes or no.
 Shape legend: B bootstrap draws, S samples, 4 shares that the rates are made of: right, hits, said, gold.
 """
 
-from collections.abc import Collection, Hashable
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
@@ -43,7 +42,7 @@ def yes_no_benchmarks(records: pd.DataFrame) -> tuple[str, ...]:
 
 def analyse_yes_no(results: SweepResults, resampling: Resampling = DEFAULT_RESAMPLING) -> pd.DataFrame:
     """Tabulates the rates of a sweep's yes/no benchmarks; see :func:`yes_no_table`."""
-    fixed = {entry.label for entry in results.manifest.conditions if not getattr(entry, "adaptive", True)}
+    fixed = {entry.label for entry in results.manifest.conditions if not entry.adaptive}
     return yes_no_table(results.records, resampling, fixed)
 
 
@@ -71,31 +70,43 @@ def yes_no_table(
     if own.empty:
         return pd.DataFrame(columns=list(YES_NO_COLUMNS))
     require_one_evaluation(own)
+    tables = [_of_benchmark(rows, resampling) for _, rows in own.groupby("benchmark", sort=False)]
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(adaptive=~table["condition"].isin(list(non_adaptive)))[list(YES_NO_COLUMNS)]
+
+
+def _of_benchmark(records: pd.DataFrame, resampling: Resampling) -> pd.DataFrame:
+    """The rows of one benchmark: in a draw of the bootstrap, all cells see the same samples."""
+    cells = [
+        (dict(zip(_CELL, key, strict=True)), parser, cell)
+        for key, cell in records.groupby(_CELL, sort=False, dropna=False)
+        for parser in READERS
+    ]
+    samples = sorted(set(records["sample_id"]))
+    shares_SK = np.concatenate(
+        [_shares(cell[~is_error(cell)], parser).reindex(samples).to_numpy(np.float64) for _, parser, cell in cells],
+        axis=1,
+    )
+    seed = benchmark_seed(resampling, str(records["benchmark"].iloc[0]))
+    bootstrap = bootstrap_means(shares_SK, resampling.draws, seed)
     rows = []
-    for key, cell in own.groupby(_CELL, sort=False, dropna=False):
-        failed = is_error(cell)
-        for parser in READERS:
-            found = _rates(cell[~failed], parser, resampling)
-            of: dict[Hashable, Any] = dict(zip(_CELL, key, strict=True))
-            of |= {"adaptive": of["condition"] not in non_adaptive, "parser": parser, "errors": int(failed.sum())}
-            rows.append({**of, **found})
-    return pd.DataFrame(rows)[list(YES_NO_COLUMNS)]
+    for number, (of, parser, cell) in enumerate(cells):
+        own = slice(4 * number, 4 * number + 4)
+        n = int(bootstrap.n[own.start])
+        rates = _rates(bootstrap.mean[own], bootstrap.draws[:, own], n, resampling.level)
+        rows.append({**of, "parser": parser, "n": n, "errors": int(is_error(cell).sum()), **rates})
+    return pd.DataFrame(rows)
 
 
-def _rates(records: pd.DataFrame, parser: str, resampling: Resampling) -> dict[Hashable, float]:
+def _rates(mean_4: FloatArray, draws_B4: FloatArray, n: int, level: float) -> dict[str, float]:
     """Rates of one cell, and their bounds."""
-    shares_S4 = _shares(records, parser)
-    seed = benchmark_seed(resampling, "" if records.empty else str(records["benchmark"].iloc[0]))
-    found: dict[Hashable, float] = {"n": len(shares_S4)}
-    if not len(shares_S4):
-        return found | {f"{rate}{bound}": np.nan for rate in RATES for bound in ("", "_low", "_high")}
-    bootstrap = bootstrap_means(shares_S4, resampling.draws, seed)
-    point, drawn = _of(bootstrap.mean[np.newaxis]), _of(bootstrap.draws)
+    point, drawn = _of(mean_4[np.newaxis]), _of(draws_B4)
+    found = {}
     for rate in RATES:
         found[rate] = float(point[rate][0])
-        usable = np.isfinite(point[rate]) & (len(shares_S4) > 1)
-        for bound, tail in (("_low", (1 - resampling.level) / 2), ("_high", (1 + resampling.level) / 2)):
-            share_1 = np.where(usable, tail, np.nan)
+        usable_1 = np.isfinite(point[rate]) & (n > 1)
+        for bound, tail in (("_low", (1 - level) / 2), ("_high", (1 + level) / 2)):
+            share_1 = np.where(usable_1, tail, np.nan)
             found[f"{rate}{bound}"] = float(column_quantiles(drawn[rate][:, np.newaxis], share_1)[0])
     return found
 
@@ -105,7 +116,7 @@ def _of(shares_B4: FloatArray) -> dict[str, FloatArray]:
     return rates_of(right_B, hits_B, said_B, gold_B, np.ones_like(right_B))
 
 
-def _shares(records: pd.DataFrame, parser: str) -> FloatArray:
+def _shares(records: pd.DataFrame, parser: str) -> pd.DataFrame:
     """Per sample, over its draws: right, said "yes" rightly, said "yes", and that it is right."""
     said = [READERS[parser](str(answer)) for answer in records["prediction"]]
     gold = [right_answer(list(texts)) for texts in records["references"]]
@@ -116,4 +127,4 @@ def _shares(records: pd.DataFrame, parser: str) -> FloatArray:
         "gold": [right == YES for right in gold],
     }
     table = pd.DataFrame(columns, dtype=float, index=records["sample_id"])
-    return np.asarray(table.groupby(level=0).mean().to_numpy(np.float64))
+    return table.groupby(level=0).mean()
