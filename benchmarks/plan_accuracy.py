@@ -23,6 +23,8 @@ import ray
 import tyro
 from ray.cluster_utils import Cluster
 
+from cluster.placement import logical_cpus
+
 
 @dataclass(frozen=True)
 class Options:
@@ -70,14 +72,15 @@ def main(options: Options) -> None:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[str | None]:
-    """A head without CPUs and some nodes of two trials' room each; None: no cluster."""
+    """A head without CPUs and some nodes with room for one trial each: on a host that has a core for each of them, they
+    go as fast as machines of their own would. None: no cluster."""
     if not nodes:
         yield None
         return
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     try:
         for _ in range(nodes):
-            made.add_node(num_cpus=6, num_gpus=0)
+            made.add_node(num_cpus=logical_cpus(trials=1, workers=1, attack_workers=1), num_gpus=0)
         yield made.address
     finally:
         ray.shutdown()
@@ -122,9 +125,9 @@ def sheet(
     lines = [
         f"# Plans of the preset {options.preset}, and what came",
         "",
-        f"`python -m benchmarks.plan_accuracy --preset {options.preset}`, {os.cpu_count()} cores, load average "
-        f"{load:.1f} (above the number of cores: other work took its share). "
-        "Seconds of workers, start-up of groups included.",
+        f"`python -m benchmarks.plan_accuracy --preset {options.preset}"
+        f"{f' --nodes {options.nodes}' if options.nodes else ''}`, {os.cpu_count()} cores, load average {load:.1f} at "
+        "its end, its own part included. Seconds of workers, start-up of groups included.",
         "",
         "| plan | phase | steps | predicted, s | took, s | off by, % |",
         "| --- | --- | --- | --- | --- | --- |",
