@@ -109,12 +109,12 @@ def test_a_share_of_the_clean_score_is_one_of_the_same_samples(results: SweepRes
     records.loc[fog & lacking, ["score", "error"]] = [np.nan, "not attacked"]
     statistics = analyse_conditions(SweepResults(results.storage, results.manifest, records))
     for benchmark in ("easy_vqa", AVERAGE):
-        cells = [
-            cell(statistics.table, candidate="a", benchmark=benchmark, condition=FOG, severity=s) for s in SEVERITIES
-        ]
+        own = {"candidate": "a", "benchmark": benchmark, "condition": FOG}
+        cells = [cell(statistics.table, **own, severity=severity) for severity in SEVERITIES]
         assert [(row["mean"], row["drop"]) for row in cells] == [(100.0, 0.0)] * len(SEVERITIES)
         assert cell(statistics.means, **own)["drop"] == 0.0
-        assert cell(statistics.table, candidate="a", benchmark=benchmark, condition="clean", severity=0)["mean"] == 50.0
+        clean = cell(statistics.table, candidate="a", benchmark=benchmark, condition="clean", severity=0)
+        assert clean["mean"] == 50.0
 
 
 def test_candidates_are_compared_on_the_same_samples(results: SweepResults) -> None:
