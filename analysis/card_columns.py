@@ -84,13 +84,15 @@ def columns_of_sweep(manifest: Manifest) -> list[Column]:
 
 def headings(columns: Sequence[Column]) -> dict[Column, str]:
     """What stands above each column; an attack's protocol is named where there are several."""
-    protocols = {column.condition for column in columns if column.kind == ATTACK}
-    return {column: f"{column.benchmark} · {_condition(column, len(protocols) > 1)}" for column in columns}
+    protocols = sorted({column.condition for column in columns if column.kind == ATTACK})
+    only = protocols[0] if len(protocols) == 1 else ""
+    return {column: f"{column.benchmark} · {_condition(column, only)}" for column in columns}
 
 
-def _condition(column: Column, several: bool) -> str:
+def _condition(column: Column, only: str) -> str:
     budget = "" if column.epsilon is None or column.kind == CLEAN else f"ε = {column.epsilon:g}"
-    name = "" if column.kind == ATTACK and budget and not several and column.measure == SCORE else column.condition
+    plain = column.kind == ATTACK and budget and only and column.measure == SCORE
+    name = "" if plain else column.condition.replace(f"{only},", "") if only else column.condition
     what = "" if column.measure == SCORE else column.measure
     said = " ".join(filter(None, (what, name, budget)))
     return said if column.adaptive or "non-adaptive" in said else f"{said} (non-adaptive)"

@@ -39,7 +39,7 @@ def card_map(statistics: CardStatistics) -> alt.LayerChart:
     order = [names[column] for column in columns]
     candidates = list(dict.fromkeys(statistics.table["candidate"]))
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("column:N", sort=order, title=None, axis=alt.Axis(labelAngle=-50, labelLimit=260)),
+        x=alt.X("column:N", sort=order, title=None, axis=alt.Axis(labelAngle=-50, labelLimit=400)),
         y=alt.Y("candidate:N", sort=candidates, title=None, axis=alt.Axis(labelLimit=260)),
     )
     tiles = base.mark_rect().encode(

@@ -91,6 +91,11 @@ def test_a_card_beside_one_that_was_submitted(unbroken: Run, tmp_path: Path, tra
     assert "submitted: a lab" in (folder / "index.html").read_text()
     card = pd.read_csv(folder / "card.csv")
     # clean, one budget, fog at five severities and over them
-    assert len(card) == 2 * (1 + 1 + 5 + 1)
+    kinds = card[card["benchmark"] == "easy_yes_no"]["kind"].value_counts().to_dict()
+    assert kinds == {
+        "clean": 1, "attack": 1, "corruption": 5 + 1, "typographic": 1, "prompted": 2, "prompted_attack": 1,
+        "transferred": 1,
+    }  # fmt: skip
+    assert len(card) == 3 * sum(kinds.values())
     assert card["mean"].notna().all()
     assert pd.read_csv(folder / "cost.csv")["reused"].tolist() == [1, 1, 0, 1, 1, 0]
