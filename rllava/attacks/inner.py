@@ -1,8 +1,8 @@
 """The attack within adversarial fine-tuning as FARE, TeCoA and Sim-CLIP were published with it (``pgd_train.py``).
 
 :func:`rllava.attacks.pgd.pgd` is the same rule for evaluations, where every point is an image. Here the start is not:
-the first pass sees ``clean + delta`` wherever that lies. Sums are taken in the published order, so that in float32 every
-point is the published one to the bit.
+the first pass sees ``clean + delta`` wherever that lies. Sums are taken in the published order, so that in float32 too
+every point is the published one to the bit.
 
 Shapes: B batch, C channel, H/W image.
 """
