@@ -34,9 +34,9 @@ from rllava.training.tower_training import TowerProgress, frozen_copy, train_tow
 ROBUSTVLM, SIMCLIP = "train/adversarial_training_clip.py", "train/adversarial_training_simclip.py"
 
 REPLACED = (
-    "the data sets (`train.datasets`, `train.sam_data`), `load_clip_model`, `unwrap_model` and the class names, none of "
-    "which it calls here; `wandb.log`, which gathers the losses; `Tensor.cuda`, which does nothing; `Tensor.uniform_`, "
-    "which gives the injected starts; and the prints, which are not shown"
+    "the data sets (`train.datasets`, `train.sam_data`), `load_clip_model`, `unwrap_model` and the class names, none "
+    "of which it calls here; `wandb.log`, which gathers the losses; `Tensor.cuda`, which does nothing; "
+    "`Tensor.uniform_`, which gives the injected starts; and the prints, which are not shown"
 )
 """What of the published code's surroundings is another thing here."""
 
