@@ -20,7 +20,6 @@ from unittest import mock
 import open_clip_train.scheduler
 import torch
 from torch import Tensor
-from torchvision import transforms
 
 from rllava.attacks.inner import uniform_delta
 from rllava.encoders.base import EncoderSpec
@@ -135,6 +134,8 @@ class Published:
             first: updates that count as done; from 1 on, no evaluation comes before the next 1000th.
             keep: whether weights and images are.
         """
+        from torchvision import transforms  # after rllava, which declares the operators that a build may lack
+
         trace, training, module = Trace(), case.training, self.module
         starts, pgd = iter(start.starts), module.pgd
 
@@ -201,12 +202,29 @@ class Published:
         }  # fmt: skip
         same: Callable[..., Tensor] = lambda tensor, *_, **__: tensor  # noqa: E731
         with (
-            mock.patch.dict(sys.modules, modules),
+            _in_place(modules),
             mock.patch.object(sys, "path", list(sys.path)),
             mock.patch.object(Tensor, "cuda", same),
             mock.patch.object(getattr(self, "module", wandb), "wandb", wandb),
         ):
             yield wandb
+
+
+@contextlib.contextmanager
+def _in_place(modules: dict[str, Any]) -> Iterator[None]:
+    """Puts modules in the place of others, and takes them and what was imported below them away again.
+
+    ``mock.patch.dict`` would forget whatever PyTorch imports meanwhile, which cannot be imported twice.
+    """
+    roots = {name.partition(".")[0] for name in modules}
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in roots}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] in roots]:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def _imported(checkout: Path, script: str) -> Any:
