@@ -11,10 +11,10 @@ import itertools
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -209,7 +209,7 @@ def main(options: Options) -> None:
     text = (
         f"`python -m benchmarks.published_robust_clip --robustvlm CHECKOUT --simclip CHECKOUT`: RobustVLM "
         f"{_commit(options.robustvlm)}, SimCLIP {_commit(options.simclip)}, PyTorch {torch.__version__}, open_clip "
-        f"{open_clip.__version__}, {options.threads} threads. The published `train_one_epoch` runs unchanged, with "
+        f"{version('open_clip_torch')}, {options.threads} threads. The published `train_one_epoch` runs unchanged, with "
         f"`ClipVisionModel`, `pgd_train.py`, and the evaluation of its first step; replaced are {REPLACED}.\n\n"
         f"Losses and weights: {options.same_steps} updates of {options.batch} images by PGD-10 at 4/255 on a vision "
         f"transformer of {SMALL.layers} blocks of width {SMALL.width}, learning rate 1e-3, from the same weights, "
