@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +113,8 @@ def check_swap(used: Sequence[EncoderSpec], trained: Sequence[EncoderSpec], what
         )
 
 
-class Encoder(nn.Module):
-    """Base class of encoders: normalises, then calls :meth:`features`."""
+class Normalising(nn.Module):
+    """What takes pixels in [0, 1] and normalises them inside."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -122,18 +122,15 @@ class Encoder(nn.Module):
         # No buffers: those would be rounded with the weights when the encoder goes to half precision.
         self._statistics: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Encodes images.
+    def normalised(self, pixels_BCHW: Tensor) -> Tensor:
+        """Images as the tower takes them.
 
         Args:
-            pixels_BCHW: RGB in [0, 1], of side ``spec.image_size``. Normalised in their own precision, then cast to
-                that of the weights, so that a float32 perturbation is not rounded before the division.
-
-        Returns:
-            Visual tokens, [B, P, D], in the precision of the weights.
+            pixels_BCHW: RGB in [0, 1]. Normalised in their own precision, then cast to that of the weights, so that a
+                float32 perturbation is not rounded before the division.
         """
         mean_1C11, std_1C11 = self.statistics(pixels_BCHW)
-        return self.features(((pixels_BCHW - mean_1C11) / std_1C11).to(next(self.parameters()).dtype))
+        return ((pixels_BCHW - mean_1C11) / std_1C11).to(next(self.parameters()).dtype)
 
     def statistics(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the encoder's training, whatever the precision of its weights.
@@ -147,6 +144,21 @@ class Encoder(nn.Module):
             mean, std = (torch.tensor(values, **like) for values in (self.spec.mean, self.spec.std))  # type: ignore[arg-type]
             self._statistics = cached = (mean[None, :, None, None], std[None, :, None, None])
         return cached
+
+
+class Encoder(Normalising):
+    """Base class of encoders: normalises, then calls :meth:`features`."""
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Encodes images.
+
+        Args:
+            pixels_BCHW: RGB in [0, 1], of side ``spec.image_size``; see :meth:`normalised`.
+
+        Returns:
+            Visual tokens, [B, P, D], in the precision of the weights.
+        """
+        return self.features(self.normalised(pixels_BCHW))
 
     def features(self, normalised_BCHW: Tensor) -> Tensor:
         """Visual tokens of normalised images; what a family implements.
@@ -208,12 +220,17 @@ def bare_encoder(spec: EncoderSpec) -> Encoder:
         The encoder with the library's initial weights from ``spec.seed``; on the meta device within
         ``with torch.device("meta")``.
     """
-    module_name, _, function_name = spec.builder.partition(":")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        encoder = getattr(importlib.import_module(module_name), function_name)(spec)
+    encoder = constructed(spec.builder, spec)
     assert isinstance(encoder, Encoder)
     return encoder
+
+
+def constructed(builder: str, spec: EncoderSpec) -> Any:
+    """What a function named by its import path builds of a spec, with initial weights from ``spec.seed``."""
+    module_name, _, function_name = builder.partition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        return getattr(importlib.import_module(module_name), function_name)(spec)
 
 
 def build_encoder(spec: EncoderSpec) -> Encoder:

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from rllava.attacks import apgd
 from rllava.data.pairs import Pairs
 from rllava.encoders.base import Encoder
-from rllava.encoders.tiny import TinyConvEncoder, tiny_spec
-
-EMBEDDING = 64
+from rllava.encoders.tiny import EMBEDDING, TinyConvEncoder, tiny_spec
 
 TEMPERATURE = "text.log_scale"
 """What a file of weights calls it."""

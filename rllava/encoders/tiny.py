@@ -8,16 +8,23 @@ Shapes: B batch, C channel, H/W image, P visual tokens, D width.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rllava.encoders.base import Encoder, EncoderSpec
+from rllava.encoders.whole import WholeTower, on_cpu
 from rllava.pinned import Pinned, Weights
-from rllava.weights import weights_path
+from rllava.weights import fitting, read_weights, weights_path
 
 CHANNELS = (32, 64, 64, 128)
 STRIDES = (4, 2, 1, 2)
+EMBEDDING = 64
+"""Width of the space that they share with the texts of their training."""
+
+WHOLE_TOWER = "rllava.encoders.tiny:WholeTiny"
+
 CARD = "asset:tiny_encoders.json"
 """What made the shipped weights: spec, seed, hash, measured accuracies."""
 
@@ -73,6 +80,31 @@ class TinyConvEncoder(Encoder):
         tokens_BPD: Tensor = maps_BDHW.flatten(2).transpose(1, 2)
         normed_BPD: Tensor = self.norm(tokens_BPD)
         return normed_BPD
+
+
+class WholeTiny(WholeTower):
+    """The encoder with the head of its training: the embedding is that of :class:`rllava.encoders.dual.DualEncoder`."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__(spec)
+        self.tower = TinyConvEncoder(spec)
+        self.head = nn.Linear(spec.width, EMBEDDING)
+
+    def pooled(self, normalised_BCHW: Tensor) -> Tensor:
+        """See the base class."""
+        embedding_BE: Tensor = self.head(self.tower.features(normalised_BCHW).mean(1))
+        return embedding_BE
+
+    def load_weights(self, path: Path) -> None:
+        """Loads the encoder and its head; the text tower is left out."""
+        state = read_weights(path, self.spec.label)
+        dropped = [key for key in state if key.startswith("text.")]
+        mine = fitting(self.weights(), state, f"{self.spec.label}: {path}", dropped)
+        self.load_state_dict({key if key.startswith("head.") else f"tower.{key}": value for key, value in mine.items()})
+
+    def weights(self) -> dict[str, Tensor]:
+        """See the base class."""
+        return {key.removeprefix("tower."): value for key, value in on_cpu(self.state_dict()).items()}
 
 
 def build(spec: EncoderSpec) -> TinyConvEncoder:

@@ -222,10 +222,10 @@ def train_encoder(
     dual.eval()
 
 
-def state_of(dual: DualEncoder, optimiser: torch.optim.Optimizer, step: int) -> bytes:
+def state_of(model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> bytes:
     """All that a training needs to go on."""
     buffer = io.BytesIO()
-    state: dict[str, Any] = {"model": dual.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+    state: dict[str, Any] = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
     torch.save(state, buffer)
     return buffer.getvalue()
 

@@ -32,7 +32,9 @@ MODELS = {
 VARIANTS = frozenset({"activation", "layer"})
 """What of a spec this family honours beside its size and statistics."""
 
-_UNUSED: dict[str, dict[str, bool]] = {"vit": {"add_pooling_layer": False}}
+WHOLE_TOWER = "rllava.encoders.towers.whole_hugging_face:WholeHuggingFace"
+
+UNUSED: dict[str, dict[str, bool]] = {"vit": {"add_pooling_layer": False}}
 """Parts of a tower that its class builds only on demand and that no token depends on."""
 
 _NOT_THE_TOWER = re.compile(
@@ -53,20 +55,14 @@ class HuggingFaceEncoder(Encoder):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__(spec)
-        kind = getattr(transformers, MODELS[spec.architecture])
-        arguments: dict[str, Any] = {**dict(spec.arguments), "image_size": spec.image_size}
-        if spec.activation:
-            if arguments.get("use_swiglu_ffn"):
-                raise UserError(f"encoder '{spec.name}': its gated MLPs have an activation of their own")
-            arguments["hidden_act"] = spec.activation
-        config = kind.config_class(**arguments)
+        kind, config = described_model(spec)
         if not -config.num_hidden_layers <= spec.layer < 0:
             raise UserError(
                 f"encoder '{spec.name}': there is no layer {spec.layer}; its tower has {config.num_hidden_layers}, "
                 "counted from -1"
             )
         # Class token and patches alone are taken; classifiers come without the pooling layer.
-        self.tower = self._cut(kind(config, **_UNUSED.get(spec.architecture, {})))
+        self.tower = self._cut(kind(config, **UNUSED.get(spec.architecture, {})))
 
     def _cut(self, tower: nn.Module) -> Any:
         (layers,) = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
@@ -86,24 +82,8 @@ class HuggingFaceEncoder(Encoder):
 
     def load_weights(self, path: Path) -> None:
         """Loads a folder in Hugging Face format, of the image tower or of a whole CLIP."""
-        self._check_described(path)
+        check_described(self.spec, path)
         self.read(path, read_weights(path, self.spec.label))
-
-    def _check_described(self, folder: Path) -> None:
-        """Compares a registered architecture with the folder's: shapes do not tell an activation or a head's width."""
-        file = folder / "config.json"
-        if not file.exists():
-            return
-        with readable(file, self.spec.label):
-            described = json.loads(file.read_text())
-        vision, usual = described.get("vision_config", described), type(self.tower).config_class()
-        given = {key: vision.get(key, getattr(usual, key, value)) for key, value in self.spec.arguments}
-        wrong = [f"{key} {value}, not {given[key]}" for key, value in self.spec.arguments if given[key] != value]
-        if wrong:
-            raise UserError(
-                f"{self.spec.label}: {file} describes another tower (expected {'; '.join(wrong)}); name the folder, or "
-                "hub:ORG/NAME, to take it as it is"
-            )
 
     def read(self, path: Path, state: Mapping[str, Tensor]) -> None:
         """Takes over weights, all of which have to fit; names of older releases are understood.
@@ -113,10 +93,52 @@ class HuggingFaceEncoder(Encoder):
             state: of the tower, or of a whole CLIP or classifier.
         """
         kind, config = type(self.tower), self.tower.config
-        whole = {key: value.float() for key, value in state.items() if not _NOT_THE_TOWER.match(key)}
-        unused = _UNUSED.get(self.spec.architecture, {})
+        whole = image_tower(state)
+        unused = UNUSED.get(self.spec.architecture, {})
         read = read_pretrained(kind, self.spec.label, path, whole, config=config, dtype=torch.float32, **unused)
         self.tower = self._cut(read)
+
+
+def image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image tower's part of a checkpoint, in float32."""
+    return {key: value.float() for key, value in state.items() if not _NOT_THE_TOWER.match(key)}
+
+
+def described_model(spec: EncoderSpec) -> tuple[Any, Any]:
+    """Class and configuration of a spec's image tower.
+
+    Raises:
+        UserError: if it takes no other activation.
+    """
+    kind = getattr(transformers, MODELS[spec.architecture])
+    arguments: dict[str, Any] = {**dict(spec.arguments), "image_size": spec.image_size}
+    if spec.activation:
+        if arguments.get("use_swiglu_ffn"):
+            raise UserError(f"encoder '{spec.name}': its gated MLPs have an activation of their own")
+        arguments["hidden_act"] = spec.activation
+    return kind, kind.config_class(**arguments)
+
+
+def check_described(spec: EncoderSpec, folder: Path) -> None:
+    """Compares a registered architecture with the folder's: shapes do not tell an activation or a head's width.
+
+    Raises:
+        UserError: if the folder's configuration is of another tower, or not readable.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        return
+    with readable(file, spec.label):
+        described = json.loads(file.read_text())
+    vision = described.get("vision_config", described)
+    usual = getattr(transformers, MODELS[spec.architecture]).config_class()
+    given = {key: vision.get(key, getattr(usual, key, value)) for key, value in spec.arguments}
+    wrong = [f"{key} {value}, not {given[key]}" for key, value in spec.arguments if given[key] != value]
+    if wrong:
+        raise UserError(
+            f"{spec.label}: {file} describes another tower (expected {'; '.join(wrong)}); name the folder, or "
+            "hub:ORG/NAME, to take it as it is"
+        )
 
 
 def build(spec: EncoderSpec) -> HuggingFaceEncoder:

@@ -34,6 +34,8 @@ VISUAL = "visual."
 VARIANTS = frozenset({"activation", "layer", "resized", "ema"})
 """What of a spec this family honours beside its size and statistics."""
 
+WHOLE_TOWER = "rllava.encoders.towers.whole_open_clip:WholeOpenClip"
+
 
 class OpenClipEncoder(Encoder):
     """The image tower of an open_clip model up to one of its blocks.
@@ -72,15 +74,25 @@ class OpenClipEncoder(Encoder):
 
     def load_weights(self, path: Path) -> None:
         """Loads a checkpoint of the image tower, or of both towers."""
-        what = f"encoder '{self.spec.name}'"
         with torch.device("meta"):
             expected = tower(self.spec).state_dict()  # every key is checked, those of unused blocks too
-        state = image_tower(read_weights(path, what, self.spec.ema))
-        if self.spec.resized:
-            state = _resized(state, expected)
-        kept = fitting(expected, state, f"{what}: {path}")
-        mine = self.tower.state_dict()
+        kept, mine = read_tower(self.spec, expected, path), self.tower.state_dict()
         self.tower.load_state_dict({key: value for key, value in kept.items() if key in mine})
+
+
+def read_tower(spec: EncoderSpec, expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """All weights of an image tower, from a checkpoint of it or of both towers.
+
+    Args:
+        expected: of the whole tower.
+
+    Raises:
+        UserError: if the file is damaged, or a key does not fit.
+    """
+    state = image_tower(read_weights(path, spec.label, spec.ema))
+    if spec.resized:
+        state = _resized(state, expected)
+    return fitting(expected, state, f"{spec.label}: {path}")
 
 
 def image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

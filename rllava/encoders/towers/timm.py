@@ -36,6 +36,8 @@ QUICK_GELU = frozenset({"vit_base_patch16_clip_224.dfn2b"})
 VARIANTS = frozenset({"activation", "layer", "resized", "ema"})
 """What of a spec this family honours beside its size and statistics."""
 
+WHOLE_TOWER = "rllava.encoders.towers.whole_timm:WholeTimm"
+
 
 class TimmEncoder(Encoder):
     """A timm model up to one of its blocks.
@@ -68,15 +70,30 @@ class TimmEncoder(Encoder):
 
     def load_weights(self, path: Path) -> None:
         """Loads a checkpoint of timm or of a training script; only the classifier is left out."""
-        what = f"encoder '{self.spec.name}'"
         with torch.device("meta"):
             whole = tower(self.spec)  # every key is checked, those of unused blocks too: a wrong file must not pass
-        expected = whole.state_dict()
-        state = native(read_weights(path, what, self.spec.ema), whole, self.spec.resized, f"{what}: {path}")
-        dropped = [key for key in state if key.split(".")[0] in CLASSIFIERS and key not in expected]
-        kept = fitting(expected, state, f"{what}: {path}", dropped)
-        mine = self.tower.state_dict()
+        kept, mine = tower_weights(self.spec, whole, read_native(self.spec, whole, path), path), self.tower.state_dict()
         self.tower.load_state_dict({key: value for key, value in kept.items() if key in mine})
+
+
+def read_native(spec: EncoderSpec, whole: nn.Module, path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights under timm's present names, those of a classifier too.
+
+    Raises:
+        UserError: if the file is damaged, or its patches or position embeddings are of another size.
+    """
+    return native(read_weights(path, spec.label, spec.ema), whole, spec.resized, f"{spec.label}: {path}")
+
+
+def tower_weights(spec: EncoderSpec, whole: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """What of a checkpoint the tower takes: everything but a classifier.
+
+    Raises:
+        UserError: if a key does not fit.
+    """
+    expected = whole.state_dict()
+    dropped = [key for key in state if key.split(".")[0] in CLASSIFIERS and key not in expected]
+    return fitting(expected, state, f"{spec.label}: {path}", dropped)
 
 
 def tower(spec: EncoderSpec) -> Any:
