@@ -209,8 +209,8 @@ def main(options: Options) -> None:
     text = (
         f"`python -m benchmarks.published_robust_clip --robustvlm CHECKOUT --simclip CHECKOUT`: RobustVLM "
         f"{_commit(options.robustvlm)}, SimCLIP {_commit(options.simclip)}, PyTorch {torch.__version__}, open_clip "
-        f"{version('open_clip_torch')}, {options.threads} threads. The published `train_one_epoch` runs unchanged, with "
-        f"`ClipVisionModel`, `pgd_train.py`, and the evaluation of its first step; replaced are {REPLACED}.\n\n"
+        f"{version('open_clip_torch')}, {options.threads} threads. The published `train_one_epoch` runs unchanged, "
+        f"with `ClipVisionModel`, `pgd_train.py`, and the evaluation of its first step; replaced are {REPLACED}.\n\n"
         f"Losses and weights: {options.same_steps} updates of {options.batch} images by PGD-10 at 4/255 on a vision "
         f"transformer of {SMALL.layers} blocks of width {SMALL.width}, learning rate 1e-3, from the same weights, "
         "starts and data order; the largest difference at any update, of losses relative, of weights beside the "

@@ -21,7 +21,7 @@ import open_clip_train.scheduler
 import torch
 from torch import Tensor
 
-from rllava.attacks.inner import uniform_delta
+from rllava.attacks.inner import inner_pgd, uniform_delta
 from rllava.encoders.base import EncoderSpec
 from rllava.encoders.whole import WholeTower, build_whole
 from rllava.errors import UserError
@@ -266,7 +266,7 @@ def _published_optimiser(visual: Any, training: TowerTraining) -> torch.optim.Op
 
 def run_ours(case: Case, start: Given, *, keep: bool = True) -> Trace:
     """Trains a copy of the tower by our loop, from the same starts in the same order."""
-    trace, tower, attack = Trace(), copy.deepcopy(start.tower), tower_training.inner_pgd
+    trace, tower, attack = Trace(), copy.deepcopy(start.tower), inner_pgd
 
     def recorded(*arguments: Any) -> Tensor:
         images_BCHW = attack(*arguments)
