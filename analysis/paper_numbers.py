@@ -36,6 +36,9 @@ ROUNDING = 0.011
 MISPRINT = "misprint"
 """What the note of a number begins with that contradicts others of its table."""
 
+_STORED = re.compile(r"prompted\[(\w+),stored,non-adaptive,paper_ensemble-v\d+,([\d.]+)/255\]-v\d+")
+"""Label of stored images of the paper's attack in another wording (``rllava.conditions.prompted``): its Table 20."""
+
 _FOLDER = Path(__file__).parent / "paper"
 _AVERAGE_OF = "average of "
 
@@ -151,6 +154,17 @@ def plain_condition(label: str) -> str:
     return re.sub(r"-v\d+(\[.*\])?$", "", label)
 
 
+def plain_cell(label: str, epsilon: float) -> tuple[str, float]:
+    """Condition and budget as the tables have them: of another wording on stored images, the label says both.
+
+    Args:
+        label: as of records.
+        epsilon: budget in 1/255; NaN where the records have none.
+    """
+    found = _STORED.fullmatch(label)
+    return (plain_condition(label), epsilon) if found is None else (f"prompted:{found[1]}", float(found[2]))
+
+
 def plain_candidate(name: str) -> str:
     """A candidate's name without its encoders' variants: ``fare4-336[activation=gelu]@a`` is ``fare4-336@a``."""
     return re.sub(r"\[[^\]]*\]", "", name)
@@ -171,10 +185,11 @@ def beside_paper(ours: pd.DataFrame) -> pd.DataFrame:
     scores = numbers[numbers["measure"] == "score"].rename(columns={"value": "paper"})
     keys = ["plain", "benchmark", "named", "epsilon"]
     scores = scores.rename(columns={"candidate": "plain", "condition": "named"})
+    cells = [plain_cell(*cell) for cell in zip(ours["condition"], ours["epsilon"].astype(float), strict=True)]
     own = ours.assign(
         plain=ours["candidate"].map(plain_candidate),
-        named=ours["condition"].map(plain_condition),
-        epsilon=ours["epsilon"].astype(float),
+        named=[named for named, _ in cells],
+        epsilon=[epsilon for _, epsilon in cells],
     )
     own = own.rename(columns={"mean": "ours"}).drop(columns=["note", "defects", "table"], errors="ignore")
     if "adaptive" not in own:

@@ -13,6 +13,7 @@ from analysis.paper_numbers import (
     paper_fronts,
     paper_numbers,
     plain_candidate,
+    plain_cell,
     plain_condition,
     recomputed_averages,
 )
@@ -129,3 +130,14 @@ def test_names_without_what_tells_variants_apart() -> None:
     assert plain_condition("fog-v1[64px]") == "fog"
     assert plain_condition("clean") == "clean"
     assert plain_candidate("fare4-336[activation=gelu]@clip-l-336") == "fare4-336@clip-l-336"
+
+
+def test_another_wording_on_stored_images_stands_beside_the_papers() -> None:
+    label = "prompted[ap,stored,non-adaptive,paper_ensemble-v1,4/255]-v1"
+    assert plain_cell(label, float("nan")) == ("prompted:ap", 4.0)
+    row = {"candidate": "clip-l-336", "benchmark": "coco", "condition": label, "epsilon": np.nan, "adaptive": False}
+    row |= {"mean": 5.0, "low": 4.0, "high": 6.0, "n": 500}
+    (found,) = beside_paper(pd.DataFrame([row])).to_dict("records")
+    assert (found["paper"], found["table"], found["within"], found["adaptive"]) == (4.99, "20", True, False)
+    through = label.replace("stored,non-adaptive", "attacked")
+    assert beside_paper(pd.DataFrame([row | {"condition": through}])).empty
