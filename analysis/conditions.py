@@ -93,7 +93,7 @@ def analyse_conditions(
     columns = columns_of(results)
     scores = _arranged(results, columns)
     bootstraps = bootstrap_scores(scores, resampling)
-    weak = [entry.label for entry in others(results.manifest) if entry.size is None]
+    weak = [entry.label for entry in others(results.manifest) if entry.label_budget is None]
     means = _means(scores, bootstraps, columns, weak, resampling.level)
     reference = _best(means, scores.candidates) if baseline is None else baseline
     return ConditionStatistics(

@@ -34,7 +34,7 @@ class ConditionEntry:
             one that was not bounds no robustness; its label says non-adaptive.
         source: candidate whose stored images were shown; empty: no other one's.
         stored: label of the attack that found the stored images which were shown; empty: none were.
-        size: budget of the images that were shown or looked for, where ``epsilon`` is None; None: there is none.
+        label_budget: budget of the images that were shown or looked for, in 1/255, where the label alone has it.
     """
 
     label: str
@@ -45,7 +45,7 @@ class ConditionEntry:
     adaptive: bool = True
     source: str = ""
     stored: str = ""
-    size: float | None = None
+    label_budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _condition_entry(raw: Mapping[str, Any]) -> ConditionEntry:
         adaptive=bool(raw.get("adaptive", True)),
         source=str(raw.get("source", "")),
         stored=str(raw.get("stored", "")),
-        size=_number(raw, "size"),
+        label_budget=_number(raw, "label_budget"),
     )
 
 

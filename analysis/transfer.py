@@ -61,7 +61,7 @@ def transfer_matrix(results: SweepResults, resampling: Resampling = DEFAULT_RESA
         resampled = sum(RESAMPLED in (found if found is not None else ()) for found in scored["findings"])
         rows.append(
             (
-                cell.benchmark, cell.entry.stored, cell.entry.size, cell.entry.source, cell.target,
+                cell.benchmark, cell.entry.stored, cell.entry.label_budget, cell.entry.source, cell.target,
                 float(bootstrap.mean[0]), float(low_1[0]), float(high_1[0]), len(scored),
                 float(scored["clean_score"].mean()) if len(scored) else np.nan, int(failed.sum()), resampled,
             )

@@ -80,7 +80,7 @@ class _Entries:
                 adaptive=condition.adaptive,
                 source=condition.source,
                 stored="" if stored is None else stored.label,
-                size=condition.size,
+                label_budget=condition.label_budget,
             )
 
     def records(self) -> Iterator[RecordsEntry]:

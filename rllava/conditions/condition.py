@@ -160,9 +160,9 @@ class Condition(ABC):
         return None
 
     @property
-    def size(self) -> float | None:
-        """Budget of the images that it shows or looks for, in 1/255, where :attr:`epsilon` is None, so that its records
-        stand in no cell of a plain attack."""
+    def label_budget(self) -> float | None:
+        """Budget of the images that it shows or looks for, in 1/255, where that stands in the label alone: without an
+        :attr:`epsilon`, its records stand in no cell of a plain attack."""
         return None if self.stored_under is None else self.stored_under.epsilon
 
     @property

@@ -166,7 +166,7 @@ class PromptedAttack(ByProtocol):
         return f"{self.wording}-attacked-{self.attack.short}"
 
     @property
-    def size(self) -> float:
+    def label_budget(self) -> float:
         """The budget."""
         return self.budget.size
 

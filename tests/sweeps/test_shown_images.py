@@ -36,6 +36,8 @@ def test_images_of_the_ablation_are_shown_again_without_a_new_step(
     assert [entry["reused"] for entry in found["records"] if entry["epsilon"] is not None] == [True] * 4
     entries = {entry["label"]: entry for entry in found["conditions"]}
     assert [entry["adaptive"] for entry in entries.values() if entry["kind"] == "transferred"] == [False, False]
+    budgets = {entry["kind"]: entry["label_budget"] for entry in found["conditions"]}
+    assert (budgets["typographic"], budgets["transferred"], budgets["prompted_attack"]) == (None, 8.0, 8.0)
     records = results.records
     stepless = records[~records["kind"].isin(["attack", "prompted_attack"])]
     assert stepless["steps"].fillna(0).max() == 0
