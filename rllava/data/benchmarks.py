@@ -20,6 +20,8 @@ from rllava.data.entries import Entry
 from rllava.data.files import seen_image
 from rllava.data.hades import hades_instructions
 from rllava.data.manners import allowed_requests, forbidden_requests
+from rllava.data.multitrust import BENCHMARKS_OF as MULTITRUST
+from rllava.data.multitrust import multitrust_images
 from rllava.data.pairs import captions_of, labelled_images
 from rllava.data.pope import SAMPLES as POPE_SAMPLES
 from rllava.data.pope import pope_questions
@@ -43,6 +45,7 @@ from rllava.pinned import Pinned
 from rllava.registry import Registry
 from rllava.tasks.captioning import CAPTION_PROMPT, Captioning
 from rllava.tasks.continuation import EXTEND_PROMPT, INSTRUCTION_PROMPT, PUBLISHED_DECODING, Continuation
+from rllava.tasks.description import DESCRIBE_PROMPT, Description
 from rllava.tasks.multiple_choice import CHOICE_PROMPT, MultipleChoice
 from rllava.tasks.short_answer import VIZWIZ_PROMPT, VQA_PROMPT, ShortAnswer
 from rllava.tasks.task import Decoding, Task
@@ -332,6 +335,7 @@ for _name, _read in {
     "scienceqa": science_qa_questions,
     "real_toxicity_prompts": real_toxicity_prompts,
     "hades": hades_instructions,
+    **dict.fromkeys(MULTITRUST.values(), multitrust_images),
 }.items():
     SOURCES.register(_name, _read)
 
@@ -377,6 +381,13 @@ for _split, _count in POPE_SAMPLES.items():
 for _name, _split, _count in (("scienceqa", "test", 4241), ("scienceqa_image", "test_image", 2017)):
     _choice = MultipleChoice(CHOICE_PROMPT, Decoding(16))
     BENCHMARKS.register(_name, BenchmarkSpec(_name, "scienceqa", _split, _count, seed=42, task=_choice))
+
+
+for _split, _name in MULTITRUST.items():
+    BENCHMARKS.register(
+        _name,
+        BenchmarkSpec(_name, _name, _split, samples=100, seed=42, task=Description(DESCRIBE_PROMPT, Decoding(300))),
+    )
 
 
 def _jailbreak(name: str, split: str, samples: int, prompt: str) -> BenchmarkSpec:

@@ -27,6 +27,10 @@
     gqa/images/                                         llava_instruct_665k
     ocr_vqa/images/                                     llava_instruct_665k
     vg/VG_100K/, vg/VG_100K_2/                          llava_instruct_665k
+    multitrust/label.json                               multitrust_clean and the two below
+    multitrust/source/clean/                            multitrust_clean
+    multitrust/source/untarget/                         multitrust_untarget_nonadaptive
+    multitrust/source/target/                           multitrust_target_nonadaptive
     RealToxicityPrompts/prompts.jsonl                   real_toxicity_prompts
     HADES/                                              hades
 
@@ -70,6 +74,7 @@ class DataFile:
 
 
 _OPENFLAMINGO = "Hugging Face data set openflamingo/eval_benchmark"
+_MULTITRUST = "Hugging Face data set thu-ml/MultiTrust (on request), robustness/adv_nips"
 _VAL2014 = DataFile("coco/val2014/", "COCO validation images 2014", "COCO 2014, cocodataset.org")
 _TEXTVQA = DataFile("textvqa/train_images/", "TextVQA train_val images", "TextVQA 0.5.1, textvqa.org")
 
@@ -136,6 +141,13 @@ FILES: dict[str, tuple[DataFile, ...]] = {
         DataFile("scienceqa/problems.json", "ScienceQA choices and answers", _SCIENCE_QA),
         DataFile("scienceqa/images/test/", "ScienceQA test images, ID/image.png", _SCIENCE_QA),
     ),
+    **{
+        f"multitrust_{split}{'' if split == 'clean' else '_nonadaptive'}": (
+            DataFile("multitrust/label.json", "MultiTrust's labels of adversarial images", _MULTITRUST),
+            DataFile(f"multitrust/source/{split}/", f"MultiTrust's images, {split}", _MULTITRUST),
+        )
+        for split in ("clean", "untarget", "target")
+    },
     "llava_pretrain_558k": (
         DataFile(
             "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",

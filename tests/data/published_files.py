@@ -139,6 +139,21 @@ def write_jailbreaks(root: Path) -> None:
     write_hades_folders(root / "HADES")
 
 
+def write_multitrust(root: Path, count: int = 4) -> None:
+    """Labels of some images, and each of them clean and attacked both ways."""
+    rows = [
+        {
+            "image_name": f"{number}.png", "image_id": f"id{number}", "untarget": [f"thing {number}", "else"],
+            "target": [f"other {number}"],
+        }
+        for number in range(count)
+    ]  # fmt: skip
+    write(root, "multitrust/label.json", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    for place, split in enumerate(("clean", "untarget", "target")):
+        for number in range(count):
+            write(root, f"multitrust/source/{split}/{number}.png", jpeg(10 * place + number))
+
+
 def toxicity_line(text: str, challenging: bool) -> str:
     """A row of RealToxicityPrompts, with all that it has beside the prompt's text."""
     scores = {"toxicity": 0.9, "profanity": None}

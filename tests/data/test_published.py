@@ -23,6 +23,7 @@ from tests.data.published_files import (
     write,
     write_benchmarks,
     write_jailbreaks,
+    write_multitrust,
     write_questions_with_few_answers,
     write_training,
 )
@@ -59,6 +60,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "data sets"
     write_benchmarks(root)
     write_questions_with_few_answers(root)
+    write_multitrust(root)
     write_training(root)
     write_jailbreaks(root)
     monkeypatch.setenv("RLLAVA_DATA", str(root))

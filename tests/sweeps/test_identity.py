@@ -209,7 +209,7 @@ def test_every_field_of_every_spec_is_in_the_identity_or_declared_not_to_be(
     making = Making(strong, corpus, 16.0, picture, held_out=EMBEDDED.held_out)
     shown = (Shown("picture", picture), Universal(making), ImageSpec(answers.model, answers.encoders, making))
     searched = SmallestBudget(PROTOCOLS.get("fast"), 16.0)
-    few = (BENCHMARKS.get("pope_random"), BENCHMARKS.get("scienceqa"))
+    few = map(BENCHMARKS.get, ("pope_random", "scienceqa", "multitrust_clean"))
     held = (
         snapshot.checkpoint,
         continued,

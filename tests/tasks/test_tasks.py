@@ -145,11 +145,11 @@ def test_labels_are_captions_in_order_or_answers_by_frequency() -> None:
 
 
 def test_kinds_are_registered_under_their_names_and_those_of_all_protocols_and_benchmarks_are() -> None:
-    assert list(TASKS) == ["captioning", "continuation", "multiple_choice", "short_answer", "yes_no"]
+    assert list(TASKS) == ["captioning", "continuation", "description", "multiple_choice", "short_answer", "yes_no"]
     attacked_as = {name: TASKS.get(name).kind for name in TASKS}
     assert attacked_as == {name: name for name in TASKS} | {"multiple_choice": "short_answer", "yes_no": "short_answer"}
     aimed_at = {kind for name in PROTOCOLS for kind in PROTOCOLS.get(name).kinds}
-    assert aimed_at == set(attacked_as.values()) - {"continuation"}, "which has no label"
+    assert aimed_at == set(attacked_as.values()) - {"continuation", "description"}, "which have no labels"
     assert {type(BENCHMARKS.get(name).task) for name in BENCHMARKS} == {TASKS.get(name) for name in TASKS}
     with pytest.raises(UserError, match="unknown kind of task 'captionning'; did you mean captioning"):
         TASKS.get("captionning")
