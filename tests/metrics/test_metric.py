@@ -19,6 +19,7 @@ def test_metrics_are_registered_under_their_names() -> None:
         "answered",
         "choice_letter",
         "cider",
+        "names_object",
         "okvqa_learnt",
         "okvqa_stemmed",
         "vqa_accuracy",
