@@ -244,9 +244,11 @@ def format_conditions(statistics: ConditionStatistics) -> str:
     lines.append("-" * len(lines[0]))
     for label in labels:
         lines.append(f"{label:<{first}}" + "".join(f"  {_lost(cells[label, name]):>{width}}" for name in candidates))
+    searched = any(entry.label_budget is not None for entry in others(statistics.results.manifest))
     legend = (
         "percent of the candidate's own clean score that is lost, mean over severities and benchmarks; ± half the "
         f"width of the {statistics.resampling.level:.0%} bootstrap interval; every severity is in the report"
+        + (f"; {ALL}: those in which nothing was searched for" if searched else "")
     )
     return "\n".join([*lines, "", legend])
 
