@@ -203,7 +203,8 @@ def read_submitted(storage: str) -> tuple[pd.DataFrame, str]:
         UserError: if one is no card.
     """
     filesystem, root = open_filesystem(storage)
-    there = [path for ending in ("csv", "parquet") for path in filesystem.glob(f"{root}/{SUBMITTED}/*.{ending}")]
+    files = filesystem.find(f"{root}/{SUBMITTED}", maxdepth=1)
+    there = [path for path in files if path.endswith((".csv", ".parquet"))]
     contents = {str(path): filesystem.cat_file(path) for path in sorted(there)}
     tables = [checked_card(content, path) for path, content in contents.items()]
     signature = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents.values())).hexdigest()

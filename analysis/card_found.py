@@ -41,7 +41,9 @@ def jailbreaks_beside(results: SweepResults) -> list[SweepResults]:
 
 def _jailbreak_sweeps(results: SweepResults) -> Iterator[str]:
     filesystem, root = open_filesystem(results.storage)
-    for path in sorted(filesystem.glob(f"{root}/reports/*/sweep.json")):
+    # Not by a pattern: a storage's path may hold brackets.
+    reports = filesystem.find(f"{root}/reports", maxdepth=2)
+    for path in sorted(path for path in reports if path.endswith("/sweep.json")):
         try:
             manifest = Manifest.from_json(filesystem.cat_file(path).decode(), path)
         except UserError:
