@@ -81,5 +81,5 @@ def learning_rate(training: TowerTraining, step: int) -> float:
         return training.learning_rate
     if step < training.warmup:
         return training.learning_rate * (step + 1) / training.warmup
-    share = (step - training.warmup) / (training.steps - training.warmup)
-    return 0.5 * (1 + math.cos(math.pi * share)) * training.learning_rate
+    done, rest = step - training.warmup, training.steps - training.warmup
+    return 0.5 * (1 + math.cos(math.pi * done / rest)) * training.learning_rate

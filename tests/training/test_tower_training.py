@@ -8,10 +8,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from open_clip_train.scheduler import cosine_lr
 from torch import Tensor, nn
 
 from benchmarks.robust_clip_scripts import Case, Given, run_ours
@@ -44,6 +46,16 @@ def test_the_first_update_is_at_the_full_rate_and_the_second_at_two_steps_of_war
     assert learning_rate(training, 1400) == 1e-5
     assert learning_rate(training, 10_700) == pytest.approx(0.5e-5)
     assert learning_rate(training, 19_999) < 1e-12
+
+
+def test_every_rate_is_open_clips_to_the_bit() -> None:
+    training, set_to = replace(FARE, steps=97, warmup=13), [FARE.learning_rate]
+    group = {"lr": FARE.learning_rate}
+    schedule = cosine_lr(SimpleNamespace(param_groups=[group]), training.learning_rate, 13, 97)
+    for step in range(1, 97):  # behind each update, as the published scripts call it
+        schedule(step)
+        set_to.append(group["lr"])
+    assert [learning_rate(training, step) for step in range(97)] == set_to
 
 
 def test_the_published_recipes_are_those_of_their_readmes() -> None:
